@@ -1,4 +1,4 @@
-"""Files that callers store: their bytes are blobs, the rest is a document of their owner. Both end at `expires_at`."""
+"""Store callers' files: a blob for the bytes and a document for the record, both until `expires_at`; and resolve file ids in requests."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ from schemas.jobs import Upload
 
 KIND = "file"
 FORM_MARGIN = 64 * 1024
-"""Bytes of a form beside its file."""
+"""Bytes of an upload's form beside its file."""
 MAX_NAME = 255
 """Bytes of a filename."""
 CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Unicode's categories of what would break a line or a terminal."""
+"""Unicode's categories of characters that would break a line or a terminal."""
 
 _INNER = re.compile(r"([^\[\]]+)\[([^\[\]]+)\]")
 
 
 class FileNotFound(NotFound):
-    """There is no such file, or its time has ended."""
+    """There is no such file, or it has expired."""
 
     code = "file_not_found"
 
 
 def new_file_id() -> str:
-    """`file-` and a UUIDv7 in hex."""
+    """Return a new file id: `file-` and a UUIDv7 in hex."""
     return "file-" + new_job_id().removeprefix("job_")
 
 
 @dataclass(frozen=True, slots=True)
 class FileStore:
-    """Everybody's files. Every call raises Unavailable where what it needs is away."""
+    """Uploads, reads, lists and deletes files. Every method raises Unavailable while NATS or Redis is unavailable."""
 
     documents: DocumentStore
     blobs: BlobStore
     max_bytes: int
     keep_s: float
-    """How long a file is kept at most."""
+    """Longest lifetime of a file."""
     memory: BodyMemory
     timeout_s: float
     """For an upload's first bytes; the others get time at `parsing.SLOWEST`."""
 
     async def upload(self, owner: str, headers: Headers, receive: Receive, key: str = "") -> FileRecord:
-        """Store what comes as a form; never whole in memory. `key`: whose memory it takes meanwhile.
+        """Store the file of a multipart form, which is never whole in memory. `key`: id of the key whose memory it takes.
 
-        Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable; nothing is stored then.
+        Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable; no file is stored then.
         """
         form = MultipartForm()
         with self.memory.share(key) as share:
@@ -73,21 +73,21 @@ class FileStore:
         pieces = stream_body(headers, receive, self.max_bytes + FORM_MARGIN, self.timeout_s, share)
 
         def writer() -> BlobWriter:
-            # A lifetime that comes behind the file is not its bytes' any more, only its record's.
-            return self.writer(owner, _lifetime(form.fields, self.keep_s))
+            # A lifetime that comes behind the file in the form applies to the record alone, not to the bytes.
+            return self.writer(owner, _requested_keep_s(form.fields, self.keep_s))
 
         try:
             await read_form(content_type, pieces, ("file",), writer, form, inline_limit=0, share=share)
-            return await self._keep(owner, form)
+            return await self._store(owner, form)
         except BaseException as error:
             for blob in form.blobs:
                 await blob.abort()
             if isinstance(error, CallerDisconnected):
-                raise InvalidRequest("the upload broke off") from None  # nobody hears it
+                raise InvalidRequest("the upload ended early: the connection was closed") from None
             raise
 
-    async def _keep(self, owner: str, form: MultipartForm) -> FileRecord:
-        fields = validate_body(_nested(form.fields), UploadFields)
+    async def _store(self, owner: str, form: MultipartForm) -> FileRecord:
+        fields = validate_body(_nest_fields(form.fields), UploadFields)
         if fields.purpose not in UPLOAD_PURPOSES:
             raise InvalidRequest(
                 f"'{fields.purpose[:100]}' is no purpose of an upload; it is one of {', '.join(UPLOAD_PURPOSES)}",
@@ -98,7 +98,7 @@ class FileStore:
         upload = form.uploads[0]
         if upload.size > self.max_bytes:
             raise RequestTooLarge(f"the file is larger than the limit of {self.max_bytes} bytes", param="file")
-        keep_s = self.bounded(fields.expires_after)
+        keep_s = self.granted_keep_s(fields.expires_after)
         return await self.add(
             owner,
             blob=upload.blob or "",
@@ -109,12 +109,12 @@ class FileStore:
             keep_s=keep_s,
         )
 
-    def bounded(self, wanted: ExpiresAfter | None) -> float:
-        """How long a file is kept of which this was wanted."""
+    def granted_keep_s(self, wanted: ExpiresAfter | None) -> float:
+        """Return the lifetime of a file in seconds: the requested one, up to the longest."""
         return min(self.keep_s, wanted.seconds) if wanted is not None else self.keep_s
 
     def writer(self, owner: str, keep_s: float) -> BlobWriter:
-        """Begin the bytes of a file."""
+        """Return the writer of a file's bytes."""
         return self.blobs.writer(ttl_s=keep_s, owner=owner)
 
     async def add(
@@ -129,7 +129,7 @@ class FileStore:
         content_type: str = "application/octet-stream",
         file_id: str = "",
     ) -> FileRecord:
-        """Make a written blob a file. One of this `file_id` that is there is replaced, and its bytes are removed."""
+        """Make a written blob a file. An existing file with this `file_id` is replaced, and its bytes are removed."""
         now = int(clock.now())
         record = FileRecord(
             id=file_id or new_file_id(),
@@ -148,20 +148,20 @@ class FileStore:
         return record
 
     async def open(self, owner: str, file_id: str, *, param: str | None = None) -> FileRecord:
-        """What is known of a file. Its blob is the file's: hand it to a job only as `Upload.kept`. Raises FileNotFound."""
+        """Return a file's record. The file owns its blob: pass it to a job only as `Upload.kept`. Raises FileNotFound."""
         found = await self.documents.get(KIND, owner, file_id)
         if found is None:
             raise FileNotFound(f"there is no file '{file_id[:100]}'", param=param)
         return FileRecord.model_validate_json(found)
 
     def read(self, record: FileRecord) -> AsyncGenerator[bytes, None]:
-        """Its bytes; as `BlobStore.read`."""
+        """Yield a file's bytes, as `BlobStore.read` does."""
         return self.blobs.read(record.blob)
 
     async def page(
         self, owner: str, *, after: str, limit: int, newest_first: bool, purpose: str
     ) -> tuple[list[FileRecord], bool]:
-        """Up to `limit` files behind the id `after`, of this purpose or (empty) any; whether there are more."""
+        """Return up to `limit` files after the id `after`, and whether there are more. `purpose`: empty for any."""
         return await read_page(
             self.documents,
             KIND,
@@ -181,8 +181,8 @@ class FileStore:
         self.blobs.remove(record.blob)
 
 
-def _nested(fields: dict[str, Any]) -> dict[str, Any]:
-    """A form's `a[b]` as `{"a": {"b": …}}`."""
+def _nest_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a form's fields with `a[b]` as `{"a": {"b": …}}`. Raises InvalidRequest."""
     found: dict[str, Any] = {}
     for name, value in fields.items():
         match = _INNER.fullmatch(name)
@@ -196,7 +196,7 @@ def _nested(fields: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _lifetime(fields: dict[str, Any], longest: float) -> float:
+def _requested_keep_s(fields: dict[str, Any], longest: float) -> float:
     seconds = fields.get("expires_after[seconds]")
     if isinstance(seconds, str) and seconds.isascii() and seconds.isdigit() and len(seconds) < 10:
         return max(60.0, min(longest, float(seconds)))
@@ -204,12 +204,12 @@ def _lifetime(fields: dict[str, Any], longest: float) -> float:
 
 
 def _filename(upload: Upload) -> str:
-    """The last part of what the uploader's path was. Raises InvalidRequest."""
+    """Return the last segment of the uploaded file's path. Raises InvalidRequest."""
     name = re.split(r"[/\\]", upload.filename)[-1].strip()
     if not name and not upload.filename:
         return "upload"
-    strange = any(unicodedata.category(character) in CONTROL for character in name)
-    if name in ("", ".", "..") or strange or len(name.encode()) > MAX_NAME:
+    has_control = any(unicodedata.category(character) in CONTROL for character in name)
+    if name in ("", ".", "..") or has_control or len(name.encode()) > MAX_NAME:
         raise InvalidRequest(
             f"a file's name is 1 to {MAX_NAME} bytes without control characters, not {upload.filename[:100]!r}",
             param="file",
@@ -218,43 +218,43 @@ def _filename(upload: Upload) -> str:
 
 
 MAX_FILES = 16
-"""Of one field: as many as OpenAI takes pictures for an edit."""
+"""Files of one field: as many as OpenAI accepts images for an edit."""
 
 
 class StoredFile(Protocol):
-    """What is needed of an uploaded file."""
+    """The part of an uploaded file that a job needs."""
 
     @property
     def filename(self) -> str:
-        """As it was uploaded."""
+        """Name of the uploaded file."""
 
     @property
     def content_type(self) -> str:
-        """The same."""
+        """Content type of the uploaded file."""
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
 
     @property
     def blob(self) -> str:
-        """Where its bytes are."""
+        """Name of the blob with the file's bytes."""
 
 
-Open = Callable[[str, str], Awaitable[StoredFile]]
-"""(owner, file id) to the file. Raises NotFound."""
+OpenFile = Callable[[str, str], Awaitable[StoredFile]]
+"""Returns the file with an id that an owner has: `(owner, file_id)`. Raises NotFound."""
 
 
 class FileReferences:
-    """See the module's docstring."""
+    """Replaces file ids in a request's JSON body by the files' blobs, for endpoints that take forms."""
 
-    def __init__(self, open_file: Open) -> None:
+    def __init__(self, open_file: OpenFile) -> None:
         self._open = open_file
 
     async def resolve(
         self, owner: str, endpoint: EndpointSpec, body: dict[str, Any]
     ) -> tuple[dict[str, Any], tuple[Upload, ...]]:
-        """The body without its files, and the files. Raises InvalidRequest, NotFound."""
+        """Return the body without its file fields, and the files as uploads. Raises InvalidRequest, NotFound."""
         fields = {name: value for name, value in body.items() if name not in endpoint.files}
         uploads: list[Upload] = []
         for name in endpoint.files:

@@ -74,7 +74,7 @@ class BatchService:
             max_queued=caller.max_queued,
             max_running=caller.max_running,
             blob=file.blob,
-            output_keep_s=self._files.bounded(request.output_expires_after),
+            output_keep_s=self._files.granted_keep_s(request.output_expires_after),
             base_url=base_url,
         )
         await self._enqueue(batch)

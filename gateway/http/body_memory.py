@@ -1,12 +1,12 @@
-"""Memory for request bodies, shared by all callers so that no caller's slowness holds up another.
+"""Share the memory for request bodies among all callers, so that no slow caller blocks another.
 
-Bytes that have arrived are charged to the arrival pool, whatever the caller announced. A large JSON body takes its share of the
-check pool while it is parsed. Guarantees:
+Received bytes are charged to the arrival pool, whatever length the caller announced. A large JSON body is also charged to the check
+pool while it is validated. Guarantees:
 
-- A key gets at most as much of a pool as it leaves free, so that another key's body always finds room.
-- A body that waits longer than `MAX_WAIT_S` in all is refused with 503.
-- While a body waits, bodies that arrive more slowly than `MIN_RATE` end with 408 until there is room.
-- Where bodies wait for each other's end, the newest of the keys that hold most are refused with 503.
+- A key gets at most as much of a pool as it leaves free, so that another key's body always fits.
+- A body that waits longer than `MAX_WAIT_S` in total is refused with 503.
+- While a body waits, bodies that arrive more slowly than `MIN_RATE` end with 408 until there is enough memory.
+- If bodies wait for each other to end, the newest bodies of the keys that hold most are refused with 503.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from schemas.errors import BodyMemoryFull, RequestTimeout
 
 MAX_WAIT_S = 10.0
 SWEEP_INTERVAL_S = 0.25
-"""Between two looks at the bodies, while one of them waits."""
-OBSERVED_S = 1.0
-"""Seconds over which a body's rate is taken."""
+"""Between two checks of all bodies' rates, while one of them waits."""
+RATE_WINDOW_S = 1.0
+"""Time over which a body's rate is measured."""
 MIN_RATE = 64 * 1024
-"""Bytes a second below which a body counts as slow while others wait."""
-MIN_EVICTED = 4096
-"""Ending a body that holds less than this many bytes would gain nothing."""
+"""Bytes per second below which a body counts as slow while others wait."""
+MIN_EVICTED_BYTES = 4096
+"""Bodies that hold less are not evicted: it would free too little."""
 
 
 class BodyMemory:
-    """Both pools. `largest`: bytes of the largest body, which always fits into the empty arrival pool."""
+    """Holds both pools."""
 
     def __init__(self, total: int, largest: int = 0) -> None:
+        """`total`: bytes of both pools. `largest`: bytes of the largest body, which always fits into the empty arrival pool."""
         self.arrivals = ArrivalPool(max(total // 2, largest))
         self.checks = CheckPool(max(1, total // 2))
 
     def share(self, owner: str) -> BodyShare:
-        """Begin the share of one body of this key. Close it, with `with`."""
+        """Open the share of one body of a key; a context manager."""
         return BodyShare(self, owner)
 
     @property
@@ -49,24 +50,34 @@ class BodyMemory:
         return self.arrivals.total - self.arrivals.free + self.checks.total - self.checks.free
 
 
-class _Mark(NamedTuple):
-    """How much of a body had come at a time."""
+class _ArrivalMark(NamedTuple):
+    """How much of a body had arrived at a time."""
 
     clock: float
-    """Seconds, without those in which the body waited for memory."""
+    """Seconds, without the time in which the body waited for memory."""
     size: int
 
-    def is_slow(self, now: _Mark, least_s: float) -> bool:
-        """Whether less than `MIN_RATE` came since, over at least this long."""
+    def is_slow(self, now: _ArrivalMark, least_s: float) -> bool:
+        """Return whether the rate since this mark was below `MIN_RATE`, over at least `least_s`."""
         since = now.clock - self.clock
         return since >= least_s and now.size - self.size < MIN_RATE * since
 
 
 class BodyShare:
-    """What one body holds."""
+    """The memory of one body."""
 
     __slots__ = (
-        "_checked", "_is_quiet", "_marked", "_memory", "_received", "_seen", "_timer", "evicted", "held", "owner", "waited_s",
+        "_checked",
+        "_is_quiet",
+        "_last_mark",
+        "_memory",
+        "_received",
+        "_timer",
+        "_window_start",
+        "evicted",
+        "held",
+        "owner",
+        "waited_s",
         "waiter",
     )  # fmt: skip
 
@@ -79,11 +90,11 @@ class BodyShare:
         """Seconds that the body waited for memory; they do not count against the caller."""
         self.evicted = False
         self._received = 0
-        """Bytes that were ever charged to it."""
-        self._marked: _Mark | None = None
-        self._seen: _Mark | None = None
+        """Bytes that were charged to the share in total."""
+        self._window_start: _ArrivalMark | None = None
+        self._last_mark: _ArrivalMark | None = None
         self._is_quiet = False
-        self.waiter: _Waiter | None = None
+        self.waiter: _WaitingBody | None = None
         self._checked = 0
         self._timer: asyncio.Timeout | None = None
 
@@ -94,32 +105,32 @@ class BodyShare:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.held:
-            self._memory.arrivals.give(self, self.held)
+            self._memory.arrivals.release(self, self.held)
         if self._checked:
-            self._memory.checks.give(self, self._checked)
+            self._memory.checks.release(self, self._checked)
             self._checked = 0
 
     async def add(self, size: int) -> None:
-        """Charge bytes that arrived. Raises BodyMemoryFull."""
-        if size and not self._memory.arrivals.take(self, size):
+        """Charge received bytes, and wait until they fit. Raises BodyMemoryFull."""
+        if size and not self._memory.arrivals.try_charge(self, size):
             await self._memory.arrivals.wait(self, size)
 
     def remove(self, size: int) -> None:
-        """Give back bytes that are in memory no longer."""
+        """Return bytes that are no longer in memory."""
         if size:
-            self._memory.arrivals.give(self, size)
+            self._memory.arrivals.release(self, size)
 
     async def check(self, size: int) -> None:
-        """Charge a body that is complete and will be parsed, until the share is closed. Raises BodyMemoryFull."""
+        """Charge a complete body for its validation, until the share is closed. Raises BodyMemoryFull."""
         checks = self._memory.checks
         size = min(size, checks.largest)
-        if not checks.take(self, size):
+        if not checks.try_charge(self, size):
             await checks.wait(self, size)
         self._checked += size
 
     @contextlib.contextmanager
     def reading(self, timer: asyncio.Timeout) -> Iterator[None]:
-        """Mark the body as waiting for its caller inside; eviction lets `timer` run out."""
+        """Mark the body as waiting for its caller within the block; an eviction expires `timer`."""
         self._timer = timer
         try:
             yield
@@ -133,25 +144,27 @@ class BodyShare:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether the body waits for its caller, who sent little since the last look."""
+        """Whether the body waits for its caller, which sent little since the last check."""
         return self._timer is not None and self._is_quiet
 
-    def look(self, now: float) -> bool:
-        """Return whether the body waits for its caller, who has sent less than `MIN_RATE` over `OBSERVED_S`.
+    def check_rate(self, now: float) -> bool:
+        """Update the measured rate. Returns whether the caller has sent less than `MIN_RATE` over `RATE_WINDOW_S` while the body waited for it.
 
-        Seconds in which the body waited for memory do not count.
+        The time in which the body waited for memory does not count.
         """
         clock = now - self.waited_s
         is_reading = self._timer is not None
-        seen, self._seen = self._seen, _Mark(clock, self._received)
-        self._is_quiet = is_reading and seen is not None and seen.is_slow(self._seen, SWEEP_INTERVAL_S / 2)
-        if self._marked is None or not is_reading:
-            self._marked = self._seen
+        last_mark, self._last_mark = self._last_mark, _ArrivalMark(clock, self._received)
+        self._is_quiet = (
+            is_reading and last_mark is not None and last_mark.is_slow(self._last_mark, SWEEP_INTERVAL_S / 2)
+        )
+        if self._window_start is None or not is_reading:
+            self._window_start = self._last_mark
             return False
-        if clock - self._marked.clock < OBSERVED_S:
+        if clock - self._window_start.clock < RATE_WINDOW_S:
             return False
-        marked, self._marked = self._marked, self._seen
-        return marked.is_slow(self._seen, OBSERVED_S)
+        window_start, self._window_start = self._window_start, self._last_mark
+        return window_start.is_slow(self._last_mark, RATE_WINDOW_S)
 
     def charge(self, size: int) -> None:
         """Count bytes of the arrival pool."""
@@ -177,40 +190,40 @@ class BodyShare:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiter:
+class _WaitingBody:
     share: BodyShare
     size: int
     turn: asyncio.Future[None]
 
 
-class _Pool:
-    """Bytes that keys share. Waiting bodies are served in order within a key; the key that holds least comes first."""
+class _MemoryPool:
+    """Memory that keys share. Waiting bodies of a key are served in order; the key that holds least comes first."""
 
     def __init__(self, total: int) -> None:
         self.total = self.free = total
         self.held: dict[str, int] = {}
-        self._queues: dict[str, deque[_Waiter]] = {}
+        self._queues: dict[str, deque[_WaitingBody]] = {}
 
-    def take(self, share: BodyShare, size: int) -> bool:
-        """Charge at once, or return False."""
+    def try_charge(self, share: BodyShare, size: int) -> bool:
+        """Charge at once. Returns False if the bytes do not fit."""
         if share.owner in self._queues or not self._fits(share, size):
             return False
         self._charge(share, size)
         return True
 
     async def wait(self, share: BodyShare, size: int) -> None:
-        """Charge when there is room. Raises BodyMemoryFull."""
+        """Charge as soon as the bytes fit. Raises BodyMemoryFull."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        waiter = share.waiter = _Waiter(share, size, loop.create_future())
+        waiter = share.waiter = _WaitingBody(share, size, loop.create_future())
         self._queues.setdefault(share.owner, deque()).append(waiter)
         try:
             async with asyncio.timeout_at(began + MAX_WAIT_S - share.waited_s):
-                self._serve()
+                self._serve_waiters()
                 await waiter.turn
         except BaseException as error:
             if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
-                self.give(share, size)
+                self.release(share, size)
             self._forget(waiter)
             if isinstance(error, TimeoutError):
                 raise BodyMemoryFull from None
@@ -219,8 +232,8 @@ class _Pool:
             share.waiter = None
             share.waited_s += loop.time() - began
 
-    def give(self, share: BodyShare, size: int) -> None:
-        """Take a charge back."""
+    def release(self, share: BodyShare, size: int) -> None:
+        """Return charged bytes to the pool, and serve waiting bodies."""
         self.free += size
         left = self.held[share.owner] - size
         if left:
@@ -228,17 +241,17 @@ class _Pool:
         else:
             del self.held[share.owner]
         if self._queues:
-            self._serve()
+            self._serve_waiters()
 
     def _charge(self, share: BodyShare, size: int) -> None:
         self.free -= size
         self.held[share.owner] = self.held.get(share.owner, 0) + size
 
     def _fits(self, share: BodyShare, size: int) -> bool:
-        """A key may hold what it leaves free: alone half, of n busy keys one part in n + 1."""
+        """Return whether the key would hold at most what it leaves free: half alone, one part in n + 1 of n busy keys."""
         return self.held.get(share.owner, 0) + size <= self.free - size
 
-    def _serve(self) -> None:
+    def _serve_waiters(self) -> None:
         served = True
         while served and self._queues:
             served = False
@@ -249,16 +262,16 @@ class _Pool:
                     served = True
                     break
                 if waiter.size > self.free:
-                    break  # smaller bodies must not pass it again and again
+                    break  # smaller bodies must not overtake it forever
 
-    def _grant(self, waiter: _Waiter) -> None:
+    def _grant(self, waiter: _WaitingBody) -> None:
         self._forget(waiter)
         waiter.share.waiter = None
         if not waiter.turn.done():
             self._charge(waiter.share, waiter.size)
             waiter.turn.set_result(None)
 
-    def _forget(self, waiter: _Waiter) -> None:
+    def _forget(self, waiter: _WaitingBody) -> None:
         queue = self._queues.get(waiter.share.owner)
         if queue is not None and waiter in queue:
             queue.remove(waiter)
@@ -266,55 +279,55 @@ class _Pool:
                 del self._queues[waiter.share.owner]
 
 
-class CheckPool(_Pool):
-    """For bodies that are complete: each ends by itself, so that waiting for all of it at once is safe."""
+class CheckPool(_MemoryPool):
+    """Memory for complete bodies. Each is released without its caller's help, so that a body may wait for all its bytes at once."""
 
     @property
     def largest(self) -> int:
-        """Bytes that one body takes at most: two fit."""
+        """Most bytes that one body takes; two such bodies fit."""
         return self.total // 2
 
     def _fits(self, share: BodyShare, size: int) -> bool:
         return size <= self.free if share.owner not in self.held else super()._fits(share, size)
 
 
-class ArrivalPool(_Pool):
-    """For bodies that arrive: they take memory piece by piece, and depend on their callers."""
+class ArrivalPool(_MemoryPool):
+    """Memory for arriving bodies, which take it piece by piece and depend on their callers."""
 
     def __init__(self, total: int) -> None:
         super().__init__(total)
         self._shares: dict[BodyShare, None] = {}
-        """Those that hold something, oldest first."""
+        """Shares that hold bytes, oldest first."""
         self._favored: BodyShare | None = None
-        """The one body that may take more than its key's part, so that bodies end one after another when memory is short."""
+        """The body that may exceed its key's part, so that bodies complete one after another when memory is short."""
         self._reserve = total // 8
-        """Bytes that the favored body leaves to keys that hold nothing."""
+        """Bytes that the favored body leaves to other keys."""
         self._sweeping = False
         self._blocked = 0
-        """Looks in a row at which the favored body waited."""
+        """Successive sweeps at which the favored body waited."""
 
     def _charge(self, share: BodyShare, size: int) -> None:
         super()._charge(share, size)
         share.charge(size)
         self._shares[share] = None
 
-    def give(self, share: BodyShare, size: int) -> None:
+    def release(self, share: BodyShare, size: int) -> None:
         share.held -= size
         if not share.held:
             self._shares.pop(share, None)
             if self._favored is share:
                 self._favored = None
-        super().give(share, size)
+        super().release(share, size)
 
-    def _serve(self) -> None:
-        super()._serve()
+    def _serve_waiters(self) -> None:
+        super()._serve_waiters()
         if not self._queues:
             return
         if self._favored is None or self._favored.is_stalled:
             self._favored = next((one for one in self._shares if one.waiter is not None), None)
         if self._favored is not None and (favored := self._favored.waiter) is not None and self._has_room(favored):
             self._grant(favored)
-            self._serve()
+            self._serve_waiters()
             return
         if all(share.waiter is not None for share in self._shares):
             self._shed(1)
@@ -322,12 +335,12 @@ class ArrivalPool(_Pool):
             self._sweeping = True
             asyncio.get_running_loop().call_later(SWEEP_INTERVAL_S, self._sweep)
 
-    def _has_room(self, favored: _Waiter) -> bool:
+    def _has_room(self, favored: _WaitingBody) -> bool:
         alone = favored.share.held == self.total - self.free
         return favored.size <= self.free - (0 if alone else self._reserve)
 
     def _shed(self, wanted: int) -> None:
-        """Refuse bodies that wait for each other, the newest of the keys that hold most, until `wanted` bytes will be free."""
+        """Refuse waiting bodies, the newest of the keys that hold most first, until `wanted` bytes will be free."""
         newest_first = [one for one in reversed(self._shares) if one.waiter is not None and one is not self._favored]
         for share in sorted(newest_first, key=lambda one: -self.held[one.owner]):
             waiter = share.waiter
@@ -340,12 +353,12 @@ class ArrivalPool(_Pool):
                 waiter.turn.set_exception(BodyMemoryFull())
 
     def _sweep(self) -> None:
-        """Serve again, as time has passed; end the slow bodies of the keys that hold most, until half of the pool is free."""
+        """Evict slow bodies, of the keys that hold most first, until half of the pool is free; then serve waiting bodies."""
         self._sweeping = False
         if not self._queues:
             return
         now = asyncio.get_running_loop().time()
-        slow = [share for share in list(self._shares) if share.look(now) and share.held >= MIN_EVICTED]
+        slow = [share for share in list(self._shares) if share.check_rate(now) and share.held >= MIN_EVICTED_BYTES]
         wanted = self.total // 2 - self.free
         for share in sorted(slow, key=lambda one: (-self.held[one.owner], -one.held)):
             if wanted <= 0 and share is not self._favored:
@@ -353,7 +366,7 @@ class ArrivalPool(_Pool):
             share.evict()
             wanted -= share.held
         self._blocked = self._blocked + 1 if self._favored is not None and self._favored.waiter is not None else 0
-        if self._blocked * SWEEP_INTERVAL_S >= OBSERVED_S:
+        if self._blocked * SWEEP_INTERVAL_S >= RATE_WINDOW_S:
             self._blocked = 0
             self._shed(self.total // 4)
-        self._serve()
+        self._serve_waiters()

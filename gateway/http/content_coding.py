@@ -1,12 +1,12 @@
-"""Content-Encodings of request bodies, decoded as they arrive and within bounds.
+"""Decode the Content-Encodings of request bodies as they arrive, within bounds.
 
 | bound | protects |
 |---|---|
-| the output is made in slices of `SLICE` bytes | memory: a bomb is never whole |
-| each coding's output is at most the body's limit | memory and time, also where one coding is inside another |
-| beyond `FREE_OUTPUT` bytes each coding grows its input at most `MAX_RATIO` times | time |
+| output is produced in slices of `SLICE_BYTES` | memory: a decompression bomb is never whole in it |
+| each coding's output is at most the body's limit | memory and time, also of nested codings |
+| beyond `FREE_OUTPUT_BYTES` each coding expands its input at most `MAX_RATIO` times | time |
 | at most `MAX_CODINGS` codings, `MAX_MEMBERS` gzip members or zstd frames | time |
-| a zstd window is at most `WINDOW` bytes, as RFC 9659 wants it | memory |
+| a zstd window is at most `ZSTD_WINDOW_BYTES`, as RFC 9659 requires | memory |
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-SLICE = 64 * 1024
-FREE_OUTPUT = 1024 * 1024
+SLICE_BYTES = 64 * 1024
+FREE_OUTPUT_BYTES = 1024 * 1024
 MAX_RATIO = 100
 MAX_CODINGS = 3
 MAX_MEMBERS = 1024
-WINDOW_LOG = 23
-WINDOW = 1 << WINDOW_LOG
-"""Bytes of earlier output that a zstd decoder holds at most."""
-INFLATE_WINDOW = 32 * 1024
-CODE = "invalid_content_encoding"
+ZSTD_WINDOW_LOG = 23
+ZSTD_WINDOW_BYTES = 1 << ZSTD_WINDOW_LOG
+"""Most bytes of earlier output that a zstd decoder keeps."""
+INFLATE_WINDOW_BYTES = 32 * 1024
+ERROR_CODE = "invalid_content_encoding"
 
 
 class BodyDecoder:
-    """One body's codings, the outermost first."""
+    """Decodes the codings of one body."""
 
     def __init__(self, encoding: bytes, limit: int) -> None:
-        """`encoding`: the header's value. Raises UnsupportedEncoding."""
-        names = _names(encoding)
-        self._layers = [_Layer(name, limit) for name in reversed(names)]
-        self.window = sum(layer.window for layer in self._layers)
-        """Bytes of memory that the decoders may hold beside their output."""
+        """`encoding`: value of the header Content-Encoding. `limit`: bytes of the decoded body. Raises UnsupportedEncoding."""
+        names = _parse_names(encoding)
+        self._codings = [_CodingDecoder(name, limit) for name in reversed(names)]
+        self.window = sum(coding.window for coding in self._codings)
+        """Most bytes of memory that the decoders take beside their output."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what `data` adds to the decoded body, in slices. Raises InvalidRequest, RequestTooLarge."""
-        return self._through(data, 0)
+        """Yield the decoded bytes of `data`, in slices. Raises InvalidRequest, RequestTooLarge."""
+        return self._decode(data, 0)
 
     def finish(self) -> None:
         """Check that the body is complete. Raises InvalidRequest."""
-        for layer in self._layers:
-            layer.finish()
+        for coding in self._codings:
+            coding.finish()
 
-    def _through(self, data: bytes, level: int) -> Iterator[bytes]:
-        if level == len(self._layers):
+    def _decode(self, data: bytes, level: int) -> Iterator[bytes]:
+        if level == len(self._codings):
             yield data
             return
-        for piece in self._layers[level].feed(data):
-            yield from self._through(piece, level + 1)
+        for piece in self._codings[level].feed(data):
+            yield from self._decode(piece, level + 1)
 
 
-def _names(encoding: bytes) -> list[str]:
+def _parse_names(encoding: bytes) -> list[str]:
     names = [name.strip().lower() for name in encoding.decode("latin-1").split(",")]
     names = [name for name in names if name and name != "identity"]
     for name in names:
@@ -76,26 +76,26 @@ def _names(encoding: bytes) -> list[str]:
     return names
 
 
-class _Decoder(Protocol):
-    """What zlib's and zstd's decoders have in common once wrapped."""
+class _MemberDecoder(Protocol):
+    """Decodes one gzip member, deflate stream or zstd frame."""
 
     @property
     def ended(self) -> bool:
-        """The member is complete."""
+        """Whether the member is complete."""
 
     @property
     def rest(self) -> bytes:
-        """What follows the member."""
+        """Bytes behind the member."""
 
     def decode(self, data: bytes) -> bytes:
-        """Return at most `SLICE` bytes; with `b""` give what is still inside."""
+        """Return at most `SLICE_BYTES` of output; `b""` as input continues with buffered output."""
 
     @property
     def has_more(self) -> bool:
-        """There is output that needs no more input."""
+        """Whether output is buffered that needs no more input."""
 
 
-class _Inflate:
+class _InflateDecoder:
     def __init__(self, window_bits: int) -> None:
         self._inner = zlib.decompressobj(window_bits)
         self._full = False
@@ -109,8 +109,8 @@ class _Inflate:
         return self._inner.unused_data
 
     def decode(self, data: bytes) -> bytes:
-        out = self._inner.decompress(self._inner.unconsumed_tail + data, SLICE)
-        self._full = len(out) == SLICE
+        out = self._inner.decompress(self._inner.unconsumed_tail + data, SLICE_BYTES)
+        self._full = len(out) == SLICE_BYTES
         return out
 
     @property
@@ -118,9 +118,9 @@ class _Inflate:
         return bool(self._inner.unconsumed_tail) or self._full
 
 
-class _Zstd:
+class _ZstdDecoder:
     def __init__(self) -> None:
-        self._inner = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG})
+        self._inner = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG})
 
     @property
     def ended(self) -> bool:
@@ -131,26 +131,26 @@ class _Zstd:
         return self._inner.unused_data
 
     def decode(self, data: bytes) -> bytes:
-        return self._inner.decompress(data, SLICE)
+        return self._inner.decompress(data, SLICE_BYTES)
 
     @property
     def has_more(self) -> bool:
         return not self._inner.needs_input
 
 
-class _Layer:
-    """One coding: its members one after another, and its bounds."""
+class _CodingDecoder:
+    """Decodes one coding, member after member, within its bounds."""
 
     def __init__(self, name: str, limit: int) -> None:
         self._name = name
         self._limit = limit
-        self._decoder: _Decoder | None = None
+        self._decoder: _MemberDecoder | None = None
         self._members = 0
-        self._taken = self._made = 0
-        self.window = WINDOW if name == "zstd" else INFLATE_WINDOW
+        self._input_size = self._output_size = 0
+        self.window = ZSTD_WINDOW_BYTES if name == "zstd" else INFLATE_WINDOW_BYTES
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        self._taken += len(data)
+        self._input_size += len(data)
         while data:
             if self._decoder is None or self._decoder.ended:
                 self._decoder = self._next(data)
@@ -160,7 +160,7 @@ class _Layer:
                 return
             data = decoder.rest
 
-    def _member(self, decoder: _Decoder, data: bytes) -> Iterator[bytes]:
+    def _member(self, decoder: _MemberDecoder, data: bytes) -> Iterator[bytes]:
         try:
             out = decoder.decode(data)
             while True:
@@ -173,21 +173,23 @@ class _Layer:
                 if not out and not decoder.ended:
                     return
         except (zlib.error, zstd.ZstdError) as error:
-            raise InvalidRequest(f"the request's body is not valid {self._name}: {error}", code=CODE) from error
+            raise InvalidRequest(f"the request's body is not valid {self._name}: {error}", code=ERROR_CODE) from error
 
-    def _next(self, data: bytes) -> _Decoder:
+    def _next(self, data: bytes) -> _MemberDecoder:
         self._members += 1
         if self._members > MAX_MEMBERS:
-            raise InvalidRequest(f"the request's body has more than {MAX_MEMBERS} {self._name} members", code=CODE)
+            raise InvalidRequest(
+                f"the request's body has more than {MAX_MEMBERS} {self._name} members", code=ERROR_CODE
+            )
         if self._members > 1 and self._name == "deflate":
-            raise InvalidRequest("the request's body goes on after its deflate stream ended", code=CODE)
+            raise InvalidRequest("the request's body goes on after its deflate stream ended", code=ERROR_CODE)
         return _DECODERS[self._name](data)
 
     def _count(self, size: int) -> None:
-        self._made += size
-        if self._made > self._limit:
+        self._output_size += size
+        if self._output_size > self._limit:
             raise RequestTooLarge(f"the request's body decodes to more than the limit of {self._limit} bytes")
-        if self._made > FREE_OUTPUT and self._made > MAX_RATIO * self._taken:
+        if self._output_size > FREE_OUTPUT_BYTES and self._output_size > MAX_RATIO * self._input_size:
             raise RequestTooLarge(
                 f"the request's body decodes to more than {MAX_RATIO} times its size; send it without Content-Encoding"
             )
@@ -195,23 +197,23 @@ class _Layer:
     def finish(self) -> None:
         if self._decoder is not None and not self._decoder.ended:
             raise InvalidRequest(
-                f"the request's body ended before its {self._name} data was complete; send all of it", code=CODE
+                f"the request's body ended before its {self._name} data was complete; send all of it", code=ERROR_CODE
             )
 
 
-def _deflate(data: bytes) -> _Decoder:
-    """RFC 9110 means zlib's format; some clients send raw deflate all the same. A header of two bytes tells."""
+def _deflate(data: bytes) -> _MemberDecoder:
+    """Return a decoder for `deflate`: zlib's format as RFC 9110 says, or raw deflate as some clients send. The first bytes tell."""
     zlib_header = data[0] & 0x0F == 8 and data[0] >> 4 <= 7 and (len(data) < 2 or (data[0] * 256 + data[1]) % 31 == 0)
-    return _Inflate(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
+    return _InflateDecoder(zlib.MAX_WBITS if zlib_header else -zlib.MAX_WBITS)
 
 
-def _gzip(_data: bytes) -> _Decoder:
-    return _Inflate(16 + zlib.MAX_WBITS)
+def _gzip(_data: bytes) -> _MemberDecoder:
+    return _InflateDecoder(16 + zlib.MAX_WBITS)
 
 
-_DECODERS: dict[str, Callable[[bytes], _Decoder]] = {
+_DECODERS: dict[str, Callable[[bytes], _MemberDecoder]] = {
     "gzip": _gzip,
     "x-gzip": _gzip,
     "deflate": _deflate,
-    "zstd": lambda _data: _Zstd(),
+    "zstd": lambda _data: _ZstdDecoder(),
 }

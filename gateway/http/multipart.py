@@ -1,4 +1,4 @@
-"""Multipart forms, taken apart as they arrive: fields into memory, files into the job or, when large, into blobs."""
+"""Parse multipart forms as they arrive: fields into memory, files into the job's message or, when large, into blobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schemas.jobs import Upload
 
 MAX_PARTS = 128
 MAX_FIELDS = 1024 * 1024
-"""Bytes of all fields that are no files."""
+"""Bytes of all fields that are not files."""
 MAX_PART_HEAD = 8 * 1024
 
 MakeWriter = Callable[[], BlobWriter]
@@ -24,15 +24,15 @@ MakeWriter = Callable[[], BlobWriter]
 
 @dataclass(slots=True)
 class MultipartForm:
-    """What a form held."""
+    """Fields and files of a form."""
 
     fields: dict[str, Any] = field(default_factory=dict)
-    """Text by name; a list where a name came more than once or ends in `[]`, which is dropped."""
+    """Text by name; a list if a name came more than once or ends in `[]`, which is dropped."""
     uploads: list[Upload] = field(default_factory=list)
     inline: list[bytes] = field(default_factory=list)
-    """The uploads that are no blobs, in their order."""
+    """Bytes of the uploads that are not blobs, in order."""
     blobs: list[BlobWriter] = field(default_factory=list)
-    """Every blob that was begun. Whoever does not use the form aborts them."""
+    """Every blob that was begun. A caller that does not use the form must abort them."""
 
 
 async def read_form(
@@ -45,10 +45,10 @@ async def read_form(
     inline_limit: int = INLINE_LIMIT_BYTES,
     share: BodyShare | None = None,
 ) -> None:
-    """Fill `form` from a body of `content_type`. `files`: the fields that may hold files; beyond `inline_limit` bytes they are blobs.
-    `pieces` are charged to `share`, which is given back what is in memory no longer.
+    """Fill `form` from a body of `content_type`. `pieces` are charged to `share`; bytes that leave memory are removed from it.
 
-    Raises InvalidRequest, Unavailable, and whatever `pieces` raises; `form.blobs` then holds what was begun.
+    `files`: fields that may hold files. Files become blobs beyond `inline_limit` bytes in total.
+    Raises InvalidRequest, Unavailable, and the errors of `pieces`; `form.blobs` then holds the blobs that were begun.
     """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
@@ -57,7 +57,7 @@ async def read_form(
             "send this request as multipart/form-data (with a boundary); "
             f"'{kind[:80].decode('latin-1')}' came as its content type"
         )
-    reader = _Reader(files, make_writer, form, inline_limit)
+    reader = _FormReader(files, make_writer, form, inline_limit)
     try:
         parser = MultipartParser(boundary, reader.callbacks())  # type: ignore[arg-type]
         async for data in pieces:
@@ -76,26 +76,26 @@ async def read_form(
             raise InvalidRequest(f"the form lacks the file '{name}'", param=name)
 
 
-class _Reader:
-    """One form's parser callbacks. They only note what came; `flush` deals with it."""
+class _FormReader:
+    """Receives the parser's callbacks for one form and queues its parts; `flush` stores them."""
 
     def __init__(self, files: tuple[str, ...], make_writer: MakeWriter, form: MultipartForm, inline_limit: int) -> None:
         self._files = files
         self._inline_limit = inline_limit
         self._make_writer = make_writer
         self._form = form
-        self._part: _Part | None = None
+        self._part: _FormPart | None = None
         self._parts = 0
         self._fields_size = 0
         self._inline_size = 0
         self._name = b""
         self._value = b""
         self._headers: dict[bytes, bytes] = {}
-        self._events: list[tuple[_Part, bytes | None]] = []
+        self._events: list[tuple[_FormPart, bytes | None]] = []
         self.ended = False
 
     def callbacks(self) -> dict[str, Callable[..., None]]:
-        """What the parser calls."""
+        """Return the parser's callbacks."""
         return {
             "on_part_begin": self._on_part_begin,
             "on_header_field": self._on_header_field,
@@ -123,7 +123,7 @@ class _Reader:
 
     def _bound_head(self) -> None:
         if len(self._name) + len(self._value) > MAX_PART_HEAD:
-            raise InvalidRequest("a part of the form has too large a header")
+            raise InvalidRequest(f"a part of the form has a header larger than {MAX_PART_HEAD} bytes")
 
     def _on_header_end(self) -> None:
         self._headers[self._name.lower()] = self._value
@@ -141,7 +141,7 @@ class _Reader:
             raise InvalidRequest(
                 f"'{name[:100]}' is not a file of this endpoint; it takes {', '.join(self._files)}", param=name[:100]
             )
-        self._part = _Part(
+        self._part = _FormPart(
             name,
             raw.endswith("[]"),
             (filename or b"").decode("utf-8", "replace") if is_file else None,
@@ -161,13 +161,13 @@ class _Reader:
 
     @property
     def buffered(self) -> int:
-        """Bytes of the form that are in memory."""
+        """Bytes of the form in memory."""
         part = self._part
         writing = min(part.size, CHUNK_BYTES) if part is not None and part.writer is not None else 0
         return self._fields_size + self._inline_size + writing
 
     async def flush(self) -> None:
-        """Put what came where it belongs."""
+        """Store the queued parts: fields into the form, files inline or into blobs."""
         events, self._events = self._events, []
         for part, data in events:
             if data is None:
@@ -180,7 +180,7 @@ class _Reader:
             else:
                 await self._file_data(part, data)
 
-    async def _file_data(self, part: _Part, data: bytes) -> None:
+    async def _file_data(self, part: _FormPart, data: bytes) -> None:
         part.size += len(data)
         if part.writer is None:
             part.pieces.append(data)
@@ -194,7 +194,7 @@ class _Reader:
             part.pieces = []
         await part.writer.write(data)
 
-    async def _end(self, part: _Part) -> None:
+    async def _end(self, part: _FormPart) -> None:
         form = self._form
         if part.filename is None:
             self._add_field(part, b"".join(part.pieces))
@@ -210,7 +210,7 @@ class _Reader:
             Upload(field=part.name, filename=part.filename, content_type=part.content_type, size=part.size, blob=blob)
         )
 
-    def _add_field(self, part: _Part, data: bytes) -> None:
+    def _add_field(self, part: _FormPart, data: bytes) -> None:
         try:
             value = data.decode()
         except UnicodeDecodeError as error:
@@ -224,13 +224,13 @@ class _Reader:
 
 
 @dataclass(slots=True)
-class _Part:
-    """One part of the form."""
+class _FormPart:
+    """A part of a form that is being read."""
 
     name: str
     listed: bool
     filename: str | None
-    """None: not a file."""
+    """Name of the file; None for a field."""
     content_type: str
     size: int = 0
     pieces: list[bytes] = field(default_factory=list)

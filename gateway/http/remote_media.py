@@ -8,7 +8,7 @@ import orjson
 from pydantic import BaseModel
 
 from backbone.ssrf_guard import GuardedHttpClient
-from gateway.http.media_fields import MediaPlace, is_plain, media_places, searched
+from gateway.http.media_fields import MediaPlace, find_media_places, is_plain, searchable_fields
 from schemas.errors import InvalidRequest, NexusError, RequestTooLarge
 
 MAX_URLS = 16
@@ -34,7 +34,7 @@ class RemoteMedia:
         """
         if is_plain(request):
             return body
-        remote = media_places(searched(request))
+        remote = find_media_places(searchable_fields(request))
         if not remote:
             return body
         for place in remote:
@@ -53,7 +53,7 @@ class RemoteMedia:
     async def _fetch(self, client: GuardedHttpClient, body: bytes) -> bytes:
         value = orjson.loads(body)
         left_bytes = self._max_bytes
-        for place in media_places(value):
+        for place in find_media_places(value):
             _check(place)
             try:
                 fetched = await client.fetch(place.url, place.kind or "")

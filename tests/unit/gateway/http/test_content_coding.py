@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory
-from gateway.http.content_coding import FREE_OUTPUT, MAX_MEMBERS, MAX_RATIO, WINDOW, BodyDecoder
+from gateway.http.content_coding import FREE_OUTPUT_BYTES, MAX_MEMBERS, MAX_RATIO, ZSTD_WINDOW_BYTES, BodyDecoder
 from gateway.http.request_body import MAX_JSON_BYTES, read_body
 from schemas.errors import InvalidRequest, NexusError, RequestTooLarge, UnsupportedEncoding
 
@@ -128,7 +128,7 @@ async def test_a_bomb_is_never_whole(name: str, layers: int) -> None:
         await read(name if layers == 1 else f"{name}, {name}", body, limit=1 << 30)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < len(body) * MAX_RATIO * 2 + 2 * FREE_OUTPUT + 2 * WINDOW
+    assert most < len(body) * MAX_RATIO * 2 + 2 * FREE_OUTPUT_BYTES + 2 * ZSTD_WINDOW_BYTES
 
 
 async def test_the_limit_is_of_the_decoded_body() -> None:
@@ -160,5 +160,5 @@ async def test_a_window_that_is_too_large() -> None:
 
 def test_decoding_makes_slices() -> None:
     """However much one piece expands, it comes in pieces that a loop can take in between."""
-    packed = gzip.compress(b"a" * FREE_OUTPUT)
+    packed = gzip.compress(b"a" * FREE_OUTPUT_BYTES)
     assert max(map(len, BodyDecoder(b"gzip", LIMIT).feed(packed))) <= 64 * 1024

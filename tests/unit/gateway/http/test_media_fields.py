@@ -12,7 +12,7 @@ import pytest
 from backbone.testing.blobs import MemoryBlobStore
 from gateway.http.asgi import Headers
 from gateway.http.inference_body import InferenceBodyReader
-from gateway.http.media_fields import is_plain, media_places, searched
+from gateway.http.media_fields import find_media_places, is_plain, searchable_fields
 from gateway.http.request_body import parse_body, validate_body
 from schemas.endpoints import BY_PATH, CHAT, EndpointSpec
 from schemas.errors import InvalidRequest
@@ -34,7 +34,7 @@ SPELLINGS = [
 
 def found_in(body: dict[str, Any], schema: Any = ChatRequest) -> list[str]:
     request = parse_body(orjson.dumps(body), schema)
-    return [] if is_plain(request) else [place.param for place in media_places(searched(request))]
+    return [] if is_plain(request) else [place.param for place in find_media_places(searchable_fields(request))]
 
 
 def message(*parts: Any, **more: Any) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def test_escapes_are_read_before_anything_is_decided() -> None:
     ):
         request = parse_body(raw.replace(old, new).encode(), ChatRequest)
         assert not is_plain(request)
-        assert media_places(searched(request))
+        assert find_media_places(searchable_fields(request))
 
 
 @pytest.mark.parametrize("name", ["image", "image_data", "images", "callback", "ref_audio", "mm_processor_kwargs", "x"])
@@ -260,7 +260,7 @@ async def test_texts_of_other_endpoints_pass() -> None:
 
 def test_numbers_of_a_field_are_not_searched_one_by_one() -> None:
     request = validate_body({**message({"type": "x", "x": [0.5] * 1000}), "embeds": [[0.5] * 1000]}, ChatRequest)
-    assert media_places(searched(request)) == []
+    assert find_media_places(searchable_fields(request)) == []
 
 
 def bodies() -> InferenceBodyReader:
