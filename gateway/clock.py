@@ -52,7 +52,7 @@ class ClockSync:
         if abs(ahead) > MAX_OFFSET_S:
             where = "ahead of" if ahead > 0 else "behind"
             raise Unavailable(
-                f"this host's clock is {abs(ahead):.1f} s {where} that of NATS; jobs are timed by NATS's. Set the clock (NTP)"
+                f"this host's clock is {abs(ahead):.1f} s {where} that of NATS, which times all jobs; synchronize the clock (NTP)"
             )
 
     async def poll(self) -> None:

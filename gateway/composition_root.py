@@ -45,8 +45,8 @@ from gateway.files import FileReferences, FileStore
 from gateway.health import ReadinessCheck, ShutdownState
 from gateway.http.body_memory import BodyMemory
 from gateway.http.disconnect import CallerTasks
+from gateway.http.error_handlers import AllowedMethods
 from gateway.http.inference_body import InferenceBodyReader
-from gateway.http.path_methods import AllowedMethods
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.unread_budget import UnreadBudget
 from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler
@@ -54,9 +54,8 @@ from gateway.jobs.http_response import JobResponder
 from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.runtime import JobDependencies, JobRuntime, retention
 from gateway.jobs.seal_refusals import SealRefusalCounter
-from gateway.metrics import GatewayMetrics
+from gateway.metrics import GatewayMetrics, MetricsExposition
 from gateway.metrics_collector import MetricsCollector
-from gateway.metrics_text import MetricsExposition
 from gateway.responses.repository import ResponseRepository
 from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import ResponseService
@@ -401,7 +400,7 @@ def _auth(settings: GatewaySettings, keys: KeyStore) -> tuple[Authenticator, Url
     token = load_bootstrap_key(settings)
     if not token:
         log.warning("auth.bootstrap_key_missing", setting="GATEWAY_BEARER_TOKEN")
-    # Where gateways have no key in common, each can check only the URLs that it signed.
+    # Without a common bootstrap key, each gateway can verify only the URLs that it signed.
     signing = token or secrets.token_urlsafe(32)
     auth = Authenticator(token, keys, KeyGuessLimiter(settings.max_wrong_keys))
     return auth, UrlSigner(signing, settings.public_url, settings.result_url_ttl_s)
@@ -421,9 +420,9 @@ def _webhook_client(settings: GatewaySettings) -> GuardedHttpClient:
 
 
 def _reader(settings: GatewaySettings, blobs: NatsBlobStore) -> InferenceBodyReader:
-    egress: GuardedHttpClient | None = None
+    client: GuardedHttpClient | None = None
     if settings.fetch_media:
-        egress = GuardedHttpClient(
+        client = GuardedHttpClient(
             max_bytes=settings.fetch_max_bytes,
             timeout_s=settings.fetch_timeout_s,
             private_hosts=_hosts(settings.fetch_private_hosts),
@@ -434,8 +433,8 @@ def _reader(settings: GatewaySettings, blobs: NatsBlobStore) -> InferenceBodyRea
         blobs,
         settings.max_body_bytes,
         settings.body_timeout_s,
-        # As long as the job may live, with all the attempts it may take.
+        # Lifetime of a request's blobs: the longest that its job may live, with all its attempts.
         MAX_STARTS * (limits.queue_s + limits.load_s + limits.total_s),
         BodyMemory(settings.max_buffered_bytes, settings.max_body_bytes),
-        RemoteMedia(egress, settings.max_body_bytes),
+        RemoteMedia(client, settings.max_body_bytes),
     )

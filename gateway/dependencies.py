@@ -21,7 +21,7 @@ from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.jobs.api import JobsApi
 from gateway.jobs.http_response import JobResponder
-from gateway.metrics_text import MetricsExposition
+from gateway.metrics import MetricsExposition
 from gateway.responses.service import ResponseService
 from gateway.signed_urls import UrlSigner
 from gateway.sync.handler import InferenceHandler

@@ -90,14 +90,14 @@ class FileStore:
         fields = validate_body(_nest_fields(form.fields), UploadFields)
         if fields.purpose not in UPLOAD_PURPOSES:
             raise InvalidRequest(
-                f"'{fields.purpose[:100]}' is no purpose of an upload; it is one of {', '.join(UPLOAD_PURPOSES)}",
+                f"'{fields.purpose[:100]}' is not a purpose of an upload. Use one of: {', '.join(UPLOAD_PURPOSES)}.",
                 param="purpose",
             )
         if len(form.uploads) > 1:
-            raise InvalidRequest("one upload holds one file", param="file")
+            raise InvalidRequest(f"The form has {len(form.uploads)} files. Upload one file per request.", param="file")
         upload = form.uploads[0]
         if upload.size > self.max_bytes:
-            raise RequestTooLarge(f"the file is larger than the limit of {self.max_bytes} bytes", param="file")
+            raise RequestTooLarge(f"The file is larger than the limit of {self.max_bytes} bytes.", param="file")
         keep_s = self.granted_keep_s(fields.expires_after)
         return await self.add(
             owner,
@@ -151,7 +151,7 @@ class FileStore:
         """Return a file's record. The file owns its blob: pass it to a job only as `Upload.kept`. Raises FileNotFound."""
         found = await self.documents.get(KIND, owner, file_id)
         if found is None:
-            raise FileNotFound(f"there is no file '{file_id[:100]}'", param=param)
+            raise FileNotFound(f"There is no file '{file_id[:100]}'. It may have expired.", param=param)
         return FileRecord.model_validate_json(found)
 
     def read(self, record: FileRecord) -> AsyncGenerator[bytes, None]:
@@ -177,7 +177,7 @@ class FileStore:
         """Delete a file. Raises FileNotFound."""
         record = await self.open(owner, file_id)
         if not await self.documents.remove(KIND, owner, file_id):
-            raise FileNotFound(f"there is no file '{file_id[:100]}'")
+            raise FileNotFound(f"There is no file '{file_id[:100]}'. It may have expired.")
         self.blobs.remove(record.blob)
 
 
@@ -191,7 +191,10 @@ def _nest_fields(fields: dict[str, Any]) -> dict[str, Any]:
             continue
         outer = found.setdefault(match[1], {})
         if not isinstance(outer, dict):
-            raise InvalidRequest(f"'{match[1][:100]}' came both whole and in parts", param=match[1][:100])
+            raise InvalidRequest(
+                f"The form has both a field '{match[1][:100]}' and fields '{match[1][:100]}[…]'. Send one form of it.",
+                param=match[1][:100],
+            )
         outer[match[2]] = value
     return found
 

@@ -1,17 +1,19 @@
-"""Define the gateway's Prometheus metrics."""
+"""Define the gateway's Prometheus metrics, and render them without blocking requests."""
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from backbone.bus.bus import QueueChange, QueueDepth, StorageUsage
 from backbone.bus.refusal_counter import KINDS
+from gateway.cached_result import CachedResult
 from gateway.http.connection_limits import ConnectionLimiter
 from schemas.presence import RegistrySnapshot, WorkerState
 
@@ -19,6 +21,8 @@ LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 LAG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ITL = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10)
+MAX_AGE_S = 1.0
+"""Age up to which scrapes get the same text."""
 
 
 class FastHistogram(Collector):
@@ -304,3 +308,35 @@ class GatewayMetrics:
             self.queue_depth.labels(*labels).set(0)
             self.queue_running.labels(*labels).set(0)
         self._depth_labels |= seen
+
+
+class _SingleMetricRegistry:
+    """Presents one metric as a registry."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._metric,)
+
+
+class MetricsExposition:
+    """Renders the metrics of one process."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, registry: CollectorRegistry, max_age_s: float = MAX_AGE_S) -> None:
+        self._registry = registry
+        self._text = CachedResult(self._render, max_age_s)
+
+    async def text(self) -> bytes:
+        """Return the metrics, at most `max_age_s` old."""
+        return await self._text.get()
+
+    async def _render(self) -> bytes:
+        """Render metric by metric, so that streams get their turn in between."""
+        parts = []
+        for metric in self._registry.collect():
+            parts.append(generate_latest(cast("CollectorRegistry", _SingleMetricRegistry(metric))))
+            await asyncio.sleep(0)
+        return b"".join(parts)

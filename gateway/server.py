@@ -33,7 +33,7 @@ from gateway.health import ShutdownState
 from gateway.http.client_addresses import TrustedProxies
 from gateway.http.connection import HttpProtocol, http_protocol
 from gateway.http.connection_limits import ConnectionBounds, ConnectionLimiter
-from gateway.http.security_headers import add_security_headers
+from gateway.http.response_writer import add_security_headers
 from gateway.http.unread_budget import UnreadBudget
 from schemas.errors import NexusError
 from schemas.redaction import REDACTOR

@@ -49,7 +49,7 @@ class UrlSigner:
         """Raise NotFound if the signature is wrong or has expired; the error does not say which."""
         good = hmac.compare_digest(signature.encode(), self._signature(name, owner, expires).encode())
         if not good or expires < clock.now():
-            raise NotFound("there is no such result, or its URL has expired; ask for it again")
+            raise NotFound("There is no such result, or its URL has expired. Request the result again for a new URL.")
 
     def _signature(self, name: str, owner: str, expires: int) -> str:
         return hmac.new(self._key, f"{name}\n{owner}\n{expires}".encode(), hashlib.sha256).hexdigest()

@@ -42,7 +42,7 @@ class Principal:
     def require(self, scope: Scope) -> None:
         """Raise PermissionDenied unless the key has `scope`."""
         if scope not in self.scopes:
-            raise PermissionDenied(f"this API key lacks the scope '{scope}'; it has: {', '.join(sorted(self.scopes))}")
+            raise PermissionDenied(f"This API key lacks the scope '{scope}'. It has: {', '.join(sorted(self.scopes))}.")
 
 
 class KeyLookup(Protocol):
@@ -94,7 +94,7 @@ class Authenticator:
 
     def _key(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         if self._token is None and (self._keys is None or self._keys.is_empty):
-            raise AuthenticationFailed("this gateway has no key configured: set GATEWAY_BEARER_TOKEN")
+            raise AuthenticationFailed("This gateway has no API key. Its operator must set GATEWAY_BEARER_TOKEN.")
         given = b""
         for name, value in headers:
             if name == b"authorization":
@@ -143,9 +143,7 @@ class ConcurrencyLimiter:
             return None
         most = principal.max_queued + principal.max_running
         if self._open[principal.key_id] >= most:
-            raise RateLimited(
-                f"this API key has {most} requests open, as many as it may have; try again when one ended"
-            )
+            raise RateLimited(f"This API key has {most} open requests, its limit. Retry when one has ended.")
         self._open[principal.key_id] += 1
         return principal
 

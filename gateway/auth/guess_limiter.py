@@ -76,8 +76,8 @@ class KeyGuessLimiter:
         if len(wrong_keys.keys) > self._max_wrong_keys:
             left_s = max(1.0, wrong_keys.since + WINDOW_S - now)
             raise TooManyWrongKeys(
-                f"more than {self._max_wrong_keys} different wrong API keys came from your address within {WINDOW_S:g} s; "
-                f"try again in {left_s:.0f} s",
+                f"More than {self._max_wrong_keys} different wrong API keys came from your address within {WINDOW_S:g} s. "
+                f"Retry in {left_s:.0f} s.",
                 retry_after_s=left_s,
             )
 

@@ -73,7 +73,7 @@ class KeyStore:
         clock: Callable[[], float] = clock.now,
         refresh_interval_s: float = REFRESH_INTERVAL_S,
     ) -> None:
-        """The composition root starts and closes `documents` and `broadcast`."""
+        """Begin without keys. The composition root starts and closes `documents` and `broadcast`."""
         self._documents = documents
         self._broadcast = broadcast
         self._clock = clock
@@ -113,7 +113,9 @@ class KeyStore:
         if principal is not None:
             return principal
         if not self._has_loaded and is_created(key):
-            raise Unavailable("the API keys cannot be read yet; try again shortly", retry_after_s=2.0)
+            raise Unavailable(
+                "The gateway cannot read its API keys, as Redis is unavailable. Retry shortly.", retry_after_s=2.0
+            )
         raise AuthenticationFailed(UNKNOWN_KEY)
 
     def get(self, key_id: str) -> ApiKey | None:
@@ -148,7 +150,7 @@ class KeyStore:
         """
         await self.refresh()
         if sum(key.revoked_at is None for key in self._index.all()) >= MAX_KEYS:
-            raise InvalidRequest(f"there are {MAX_KEYS} keys, as many as there may be; revoke some")
+            raise InvalidRequest(f"There are {MAX_KEYS} API keys, the most that are possible. Revoke some first.")
         if owner is None:
             await self._claim(name)
         key = PREFIX + secrets.token_urlsafe(32)
@@ -188,7 +190,7 @@ class KeyStore:
         await self.refresh()
         key = self._index.get(key_id)
         if key is None or key.revoked_at is not None:
-            raise KeyNotFound(f"there is no API key '{key_id[:100]}'; GET /v1/keys lists them")
+            raise KeyNotFound(f"There is no API key '{key_id[:100]}'. GET /v1/keys lists all keys.")
         return key
 
     async def revoke(self, key_id: str) -> ApiKey:

@@ -251,7 +251,7 @@ class HttpProtocol(HttpToolsProtocol):
             return int(upgrade.args[0])
         except httptools.HttpParserError:
             error, self._error = self._error, None
-            self._refuse(error or InvalidRequest("this is not a valid HTTP/1.1 request", code="invalid_http"))
+            self._refuse(error or InvalidRequest("This is not a valid HTTP/1.1 request.", code="invalid_http"))
             return read
         data = self._body_size - (body_size if self.cycle is before else 0)
         if self._in_head:
@@ -268,7 +268,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_size = 0
         self._blank_bytes += size
         if self._blank_bytes > MAX_BLANK_BYTES:
-            self._refuse(InvalidRequest("this is not a valid HTTP/1.1 request", code="invalid_http"))
+            self._refuse(InvalidRequest("This is not a valid HTTP/1.1 request.", code="invalid_http"))
 
     def _bound_body(self, size: int, data: int) -> None:
         """Count `size` bytes of an incomplete body, `data` of them content, and refuse too much framing."""
@@ -408,7 +408,7 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS:
             self._refuse(HeadersTooLarge(f"the request has more than {MAX_HEADERS} headers"))
         elif not self._count(self._head_size) and self._head_size > SMALL_HEAD_BYTES:
-            message = "too many requests wait for the rest of their headers; send yours in one piece, or try again"
+            message = "Too many requests with incomplete headers are open. Send the headers in one piece, or retry."
             self._refuse(Unavailable(message))
         elif self._head_timer is None and not self._is_answering():
             self._head_timer = self.loop.call_later(self._head_timeout_s, self._head_too_late)
@@ -431,7 +431,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _decline_upgrade(self) -> None:
         """Parse the head again without its offer to upgrade."""
         if self._get_upgrade() is None:  # CONNECT
-            self._refuse(InvalidRequest("this is not a proxy", code="invalid_http"))
+            self._refuse(InvalidRequest("CONNECT is not supported: Nexus is not a proxy.", code="invalid_http"))
             return
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] not in UPGRADE_HEADERS]

@@ -88,12 +88,12 @@ class ConnectionLimiter:
         bounds = self.bounds
         if len(self._open) >= bounds.most:
             error = TooManyConnections(
-                f"this gateway has {bounds.most} connections open, as many as it may have (MAX_CONNECTIONS); try again"
+                f"This gateway has {bounds.most} open connections, its limit (MAX_CONNECTIONS). Retry shortly."
             )
         elif self._by_address[address] >= bounds.most_per_address and address not in self.trusted:
             error = TooManyConnections(
-                f"your address has {bounds.most_per_address} connections open, as many as it may have "
-                "(MAX_CONNECTIONS_PER_ADDRESS); close some, or use them again"
+                f"Your address has {bounds.most_per_address} open connections, its limit (MAX_CONNECTIONS_PER_ADDRESS). "
+                "Close some, or reuse them."
             )
         else:
             self._open.add(connection)

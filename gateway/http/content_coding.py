@@ -39,7 +39,7 @@ class BodyDecoder:
     """Decodes the codings of one body."""
 
     def __init__(self, encoding: bytes, limit: int) -> None:
-        """`encoding`: value of the header Content-Encoding. `limit`: bytes of the decoded body. Raises UnsupportedEncoding."""
+        """Parse `encoding`, the header Content-Encoding. `limit`: bytes of the decoded body. Raises UnsupportedEncoding."""
         names = _parse_names(encoding)
         self._codings = [_CodingDecoder(name, limit) for name in reversed(names)]
         self.window = sum(coding.window for coding in self._codings)

@@ -47,7 +47,7 @@ class CallerTasks:
                 task.cancel()
                 raise
             if self._is_shutting_down:
-                raise Unavailable("the gateway is shutting down; try again", should_retry=True) from None
+                raise Unavailable("The gateway is shutting down. Send the request again.", should_retry=True) from None
             raise CallerDisconnected from None
         finally:
             self._tasks.discard(task)

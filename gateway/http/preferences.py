@@ -44,7 +44,9 @@ def read_preferences(headers: Headers) -> DeliveryPreferences | None:
     respond_async, wait_s = _prefer(prefer)
     key = next((value.decode("latin-1") for name, value in found if name == KEY), None)
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable()):
-        raise InvalidRequest(f"an Idempotency-Key is 1 to {MAX_KEY} printable characters", param="Idempotency-Key")
+        raise InvalidRequest(
+            f"An Idempotency-Key must have 1 to {MAX_KEY} printable characters.", param="Idempotency-Key"
+        )
     resume = any(value.strip().lower() in {b"true", b"1"} for name, value in found if name == RESUME)
     if not (respond_async or key or resume):
         return None

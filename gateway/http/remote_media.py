@@ -47,7 +47,7 @@ class RemoteMedia:
                 code="remote_media_disabled",
             )
         if len(remote) > MAX_URLS:
-            raise InvalidRequest(f"more than {MAX_URLS} remote URLs", param=remote[MAX_URLS].param)
+            raise InvalidRequest(f"The request has more than {MAX_URLS} remote URLs.", param=remote[MAX_URLS].param)
         return await self._fetch(self._client, body)
 
     async def _fetch(self, client: GuardedHttpClient, body: bytes) -> bytes:
@@ -61,7 +61,9 @@ class RemoteMedia:
                 raise InvalidRequest(error.info.message, param=place.param, code=error.info.code) from error
             left_bytes -= len(fetched.data) * 4 // 3
             if left_bytes < 0:
-                raise RequestTooLarge(f"with what its URLs hold, the request is larger than {self._max_bytes} bytes")
+                raise RequestTooLarge(
+                    f"With the content of its URLs, the request is larger than {self._max_bytes} bytes."
+                )
             place.replace(f"data:{fetched.content_type};base64,{base64.b64encode(fetched.data).decode()}")
         return orjson.dumps(value)
 

@@ -7,9 +7,17 @@ import contextlib
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Protocol, cast
 
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from gateway.http.asgi import Send
+
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    # Pages of other origins may show results by URL, and read the API by CORS: nothing here is sent with cookies.
+    (b"cross-origin-resource-policy", b"cross-origin"),
+)
 
 
 class UnreadCounter(Protocol):
@@ -112,3 +120,14 @@ def without_chunks(cycle: RequestResponseCycle) -> Send:
         await send(message)
 
     return send_plainly
+
+
+def add_security_headers() -> None:
+    """Add `SECURITY_HEADERS` to every answer of this process. Idempotent.
+
+    They are written with the status line, at no cost per request: uvicorn takes half a microsecond for each header.
+    """
+    block = b"".join(b"%b: %b\r\n" % header for header in SECURITY_HEADERS)
+    for status, line in STATUS_LINE.items():
+        if status >= 200 and not line.endswith(block):
+            STATUS_LINE[status] = line + block

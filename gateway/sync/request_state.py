@@ -206,7 +206,10 @@ class SyncRequest:
     def shed(self) -> None:
         """Drop the buffered output of a caller that does not read, and end the stream with an error."""
         self._drop_output()
-        error = Unavailable("the caller reads this stream too slowly", code="slow_reader")
+        error = Unavailable(
+            "This stream was ended because its caller reads too slowly. Read faster, or use fewer streams at once.",
+            code="slow_reader",
+        )
         self.fail(error)
         self.error = error.info  # even if the worker is done: a stream with dropped output must not look complete
         self.wake()
@@ -244,7 +247,9 @@ class SyncRequest:
         except ValueError as error:
             # An unreadable event ends this request alone: raising here would end the connection to NATS.
             log.error("request.event_unreadable", job=self.envelope.job, error=str(error))
-            self.fail(BackendFailed("an event of this answer could not be read", code="events_lost"))
+            self.fail(
+                BackendFailed("An event of this answer is malformed. Send the request again.", code="events_lost")
+            )
             return None
 
     def _apply(self, kind: str, delivery: int, seq: int, payload: bytes) -> bytes | None:
@@ -257,7 +262,12 @@ class SyncRequest:
         self.last_event_at = monotonic()
         expected = self._seq + (kind != _BEAT)
         if delivery > self.delivery or seq != expected:
-            self.fail(BackendFailed("events of this answer were lost on their way; try again", code="events_lost"))
+            self.fail(
+                BackendFailed(
+                    "Events of this answer were lost between worker and gateway. Send the request again.",
+                    code="events_lost",
+                )
+            )
             return None
         self._seq = seq
         self.state = RequestState.RUNNING  # also after a silence, in which the worker was only cut off
@@ -298,7 +308,8 @@ class SyncRequest:
         if self.starts >= MAX_STARTS:
             self.fail(
                 BackendFailed(
-                    f"this request was started {self.starts} times and lost its worker each time", code="worker_lost"
+                    f"This request was started {self.starts} times, and each time its worker was lost.",
+                    code="worker_lost",
                 )
             )
             return STOP
@@ -352,7 +363,7 @@ class SyncRequest:
     # The clock
 
     def check_deadlines(self, now: float) -> None:
-        """Called a few times a second: nothing waits without a bound."""
+        """End the request if it has exceeded a time limit. Called several times a second. `now`: by `monotonic`."""
         limits = self.envelope.limits
         if self.state is RequestState.QUEUED:
             if now - self.queued_at > limits.queue_s and self.pause_error is not None:
@@ -360,7 +371,8 @@ class SyncRequest:
             elif now - self.queued_at > limits.queue_s:
                 self.fail(
                     DeadlineExceeded(
-                        f"no worker took the request within {limits.queue_s:g} s (queue limit)", code="queue_timeout"
+                        f"No worker took the request within {limits.queue_s:g} s (queue limit). Retry later.",
+                        code="queue_timeout",
                     )
                 )
         elif self.state is RequestState.RUNNING:
@@ -370,12 +382,12 @@ class SyncRequest:
                 self.started_at is not None
                 and now - self.started_at > limits.total_s + self._loading_s + self._ack_wait_s
             ):
-                self.fail(DeadlineExceeded(f"the answer was not complete after {limits.total_s:g} s (total limit)"))
+                self.fail(DeadlineExceeded(f"The answer was not complete after {limits.total_s:g} s (total limit)."))
 
     def _on_silence(self) -> None:
-        """The worker is dead or cut off. Its job is on its way to another one; only an unshown answer can begin anew.
+        """Wait for the next attempt, as the worker is dead or cut off; an answer that was partly delivered fails instead.
 
-        What has come is kept until the next attempt begins: it may have been us who were cut off.
+        Buffered output is kept until the next attempt starts: the gateway itself may have been cut off.
         """
         if self.delivered:
             self.fail(_lost_worker())
@@ -386,18 +398,18 @@ class SyncRequest:
         self.state = RequestState.QUEUED
         self.queued_at = monotonic()
 
-    # Pieces
+    # Output
 
     def _add(self, data: bytes) -> None:
         waiter = self._waiter
-        # Somebody who waits has passed on all that came before, so that nothing is overtaken.
+        # A handler that waits has sent all earlier output, so that `data` overtakes nothing.
         if self.direct_writer is not None and waiter is not None and not waiter.done() and self.direct_writer(data):
             self.delivered = True
             return
         self._append(data)
         self._size += len(data)
         if self._size > MAX_UNREAD_BYTES:
-            # Only a stream comes here: other answers of that size travel by reference.
+            # This is a stream: other answers of that size travel by reference.
             self.shed()
         elif self.envelope.stream:
             self.wake()
@@ -421,7 +433,7 @@ class SyncRequest:
             self._report()
 
     def _report(self) -> None:
-        """Let what waits for the caller count among all that waits. May `shed`."""
+        """Report the size of the buffered output to the process's budget, which may call `shed`."""
         if self._unread is not None:
             self._reported = self._size
             self._unread.record(self, self._size)
@@ -430,7 +442,7 @@ class SyncRequest:
         self.state = RequestState.ENDED
 
     def wake(self) -> None:
-        """Let the one who waits look again."""
+        """Wake the handler that waits."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -443,11 +455,12 @@ class SyncRequest:
 
 @lru_cache(maxsize=4096)
 def _read_started(payload: bytes) -> AttemptStarted:
-    """A worker says the same each time."""
+    """Parse `started`, cached: a worker sends the same bytes each time."""
     return AttemptStarted.model_validate_json(payload)
 
 
 def _lost_worker() -> NexusError:
     return BackendFailed(
-        "the worker was lost in the middle of this answer; what came is not complete", code="worker_lost"
+        "The worker was lost in the middle of this answer, which is not complete. Send the request again.",
+        code="worker_lost",
     )

@@ -26,7 +26,7 @@ class SyncSubmitter:
     def __init__(
         self, dispatcher: Dispatcher, ack_wait_s: float, *, keep_s: float = 3600.0, unread: UnreadBudget | None = None
     ) -> None:
-        """`keep_s`: how long results that travel by reference are stored."""
+        """Begin without requests. `keep_s`: how long results that travel by reference are stored."""
         self._dispatcher = dispatcher
         self._bus = dispatcher.bus
         self.catalog = dispatcher.catalog
@@ -51,7 +51,7 @@ class SyncSubmitter:
     def end_requests(self) -> None:
         """End every open request with the error that the gateway shuts down."""
         for request in list(self._requests):
-            request.fail(Unavailable("the gateway is shutting down; try again", should_retry=True))
+            request.fail(Unavailable("The gateway is shutting down. Send the request again.", should_retry=True))
 
     def submit(
         self,
@@ -151,5 +151,7 @@ def _check_orphaned(request: SyncRequest, since: float, now: float) -> None:
         request.fail(NexusError.from_info(request.return_error))
     elif now - since > NO_WORKER_TIMEOUT_S:
         request.fail(
-            Unavailable(f"the model '{request.queue.model}' has had no live worker for {NO_WORKER_TIMEOUT_S:g} s")
+            Unavailable(
+                f"The model '{request.queue.model}' has had no live worker for {NO_WORKER_TIMEOUT_S:g} s. Retry later."
+            )
         )

@@ -13,13 +13,13 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from gateway.http.security_headers import HEADERS
+from gateway.http.response_writer import SECURITY_HEADERS
 from gateway.openapi.operations import OPERATIONS
 from tests.cluster import KEY, Cluster, chat
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SECURITY = {name.decode(): value.decode() for name, value in HEADERS}
+SECURITY = {name.decode(): value.decode() for name, value in SECURITY_HEADERS}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPERATORS = ("/metrics", "/docs", "/docs/page.js", "/docs/swagger-ui-bundle.js", "/openapi.json", "/redoc")
 

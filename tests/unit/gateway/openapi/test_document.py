@@ -13,7 +13,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from backbone.settings import PUBLIC_ROUTES
 from gateway.app import make_app
 from gateway.dependencies import Parts
-from gateway.http.path_methods import AllowedMethods
+from gateway.http.error_handlers import AllowedMethods
 from gateway.openapi.enrichment import enrich
 from gateway.openapi.operation import SSE_TYPE
 from gateway.openapi.operations import OPERATIONS, TAGS

@@ -8,8 +8,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from gateway.cached_result import CachedResult
-from gateway.metrics import GatewayMetrics
-from gateway.metrics_text import MetricsExposition
+from gateway.metrics import GatewayMetrics, MetricsExposition
 
 
 async def test_the_text_is_prometheus_own() -> None:

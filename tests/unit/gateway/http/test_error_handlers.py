@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.http.path_hints import path_hint
+from gateway.http.error_handlers import path_hint
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/models", "/embeddings", "/audio/speech"])
