@@ -367,7 +367,7 @@ async def test_without_socket_io_the_queue_is_asked(
     invoke: InvokeAIDouble, backend: InvokeAIBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pictures are the same; of progress, only signs of life are left."""
-    monkeypatch.setattr("workers.backends.invokeai.queue.DEAF_POLL_S", 0.01)
+    monkeypatch.setattr("workers.backends.invokeai.queue.POLL_INTERVAL_S", 0.01)
     await invoke.kill()
     invoke.deaf = True
     await invoke.start()
@@ -381,7 +381,7 @@ async def test_a_lost_connection_for_events_does_not_fail_the_job(
     invoke: InvokeAIDouble, backend: InvokeAIBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes on by asking."""
-    monkeypatch.setattr("workers.backends.invokeai.queue.DEAF_POLL_S", 0.01)
+    monkeypatch.setattr("workers.backends.invokeai.queue.POLL_INTERVAL_S", 0.01)
     invoke.hangs_up_at = 2
     assert await made_by(backend, task(steps=10)) == [png(64, 64, 7)]
     assert invoke.listeners == 1
@@ -391,7 +391,7 @@ async def test_lost_events_do_not_stall_the_job(
     invoke: InvokeAIDouble, backend: InvokeAIBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queue is asked now and then though Socket.IO is connected."""
-    monkeypatch.setattr("workers.backends.invokeai.queue.HEARING_POLL_S", 0.05)
+    monkeypatch.setattr("workers.backends.invokeai.queue.POLL_INTERVAL_WITH_EVENTS_S", 0.05)
     invoke.silent = True
     assert await made_by(backend, task()) == [png(64, 64, 7)]
 
@@ -437,7 +437,7 @@ async def test_cancelled_at_invokeai(invoke: InvokeAIDouble, backend: InvokeAIBa
     running = asyncio.create_task(outputs_of(backend, task(steps=1000)))
     await eventually(lambda: _working(invoke), 10)
     await invoke.end(invoke.items[1], "canceled")
-    with pytest.raises(BackendError, match="cancelled in InvokeAI") as caught:
+    with pytest.raises(BackendError, match="canceled in InvokeAI") as caught:
         await running
     assert not caught.value.transient
 

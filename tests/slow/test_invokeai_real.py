@@ -121,7 +121,7 @@ async def pictures_of(backend: InvokeAIBackend, work: Task) -> list[bytes]:
 
 async def images_there(backend: InvokeAIBackend) -> int:
     """How many pictures the server holds, those included that galleries do not show."""
-    return int((await backend._api._json("GET", "/api/v1/images/?limit=1"))["total"])
+    return int((await backend._client._request_json("GET", "/api/v1/images/?limit=1"))["total"])
 
 
 async def test_says_what_it_serves(backend: InvokeAIBackend) -> None:
@@ -150,9 +150,9 @@ async def test_closing_stops_the_queue(backend: InvokeAIBackend) -> None:
     async for output in outputs:
         if isinstance(output, Progress) and output.phase == "run":
             break
-    assert (await backend._api._json("GET", "/api/v1/queue/default/status"))["queue"]["in_progress"] == 1
+    assert (await backend._client._request_json("GET", "/api/v1/queue/default/status"))["queue"]["in_progress"] == 1
     await outputs.aclose()
-    status = await backend._api._json("GET", "/api/v1/queue/default/status")
+    status = await backend._client._request_json("GET", "/api/v1/queue/default/status")
     assert not status["processor"]["is_processing"]
     assert status["queue"]["pending"] == status["queue"]["in_progress"] == 0
     assert await images_there(backend) == before
@@ -166,12 +166,12 @@ async def test_being_cancelled_while_it_waits_for_its_turn_empties_the_queue(bac
         assert output == Progress(phase="queued")
         break
     await second.aclose()
-    status = await backend._api._json("GET", "/api/v1/queue/default/status")
+    status = await backend._client._request_json("GET", "/api/v1/queue/default/status")
     assert (status["queue"]["pending"], status["queue"]["in_progress"]) == (0, 1)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert not (await backend._api._json("GET", "/api/v1/queue/default/status"))["processor"]["is_processing"]
+    assert not (await backend._client._request_json("GET", "/api/v1/queue/default/status"))["processor"]["is_processing"]
 
 
 async def test_a_late_failure_is_understood(backend: InvokeAIBackend) -> None:
@@ -217,7 +217,7 @@ class TestContract(AdapterContract):
             assert opened(base64.b64decode(item["b64_json"])).size == (64, 64)
 
         async def idle() -> bool:
-            status = await backend._api._json("GET", "/api/v1/queue/default/status")
+            status = await backend._client._request_json("GET", "/api/v1/queue/default/status")
             return not status["processor"]["is_processing"]
 
         return AdapterRig(
@@ -242,7 +242,7 @@ async def test_closing_stops_a_model_between_two_steps(backend: InvokeAIBackend,
         if isinstance(output, Progress) and output.fraction:
             break
     await outputs.aclose()
-    assert not (await backend._api._json("GET", "/api/v1/queue/default/status"))["processor"]["is_processing"]
+    assert not (await backend._client._request_json("GET", "/api/v1/queue/default/status"))["processor"]["is_processing"]
 
 
 @with_models
@@ -302,5 +302,5 @@ async def _drain(backend: InvokeAIBackend, graph: Graph, seeds: list[int]) -> No
 
 async def _busy(backend: InvokeAIBackend) -> None:
     async with asyncio.timeout(60):
-        while not (await backend._api._json("GET", "/api/v1/queue/default/status"))["queue"]["in_progress"]:
+        while not (await backend._client._request_json("GET", "/api/v1/queue/default/status"))["queue"]["in_progress"]:
             await asyncio.sleep(0.05)

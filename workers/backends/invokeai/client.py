@@ -1,4 +1,4 @@
-"""InvokeAI's HTTP API, as far as the adapter needs it."""
+"""A client of InvokeAI's HTTP API."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from workers.backends.base import BackendError, BackendRefused, BackendUnavailab
 
 JSON = dict[str, Any]
 
-QUEUE = "/api/v1/queue/default"
-IMAGES = "/api/v1/images"
+QUEUE_PATH = "/api/v1/queue/default"
+IMAGES_PATH = "/api/v1/images"
 JSON_LIMIT = 64 * 1024 * 1024
-PICTURE_LIMIT = 256 * 1024 * 1024
+IMAGE_LIMIT = 256 * 1024 * 1024
 
 
 class InvokeAIClient:
-    """One server. Raises BackendError for whatever it refuses or fails at."""
+    """HTTP requests to one InvokeAI server. Its methods raise BackendError."""
 
     def __init__(self, url: str, token: str) -> None:
         self._client = HttpClient(url, headers={"authorization": f"Bearer {token}"} if token else {})
@@ -32,64 +32,66 @@ class InvokeAIClient:
 
     async def version(self) -> None:
         """Return when the server answers."""
-        await self._json("GET", "/api/v1/app/version")
+        await self._request_json("GET", "/api/v1/app/version")
 
     async def models(self) -> list[JSON]:
-        """Every installed model, of whatever type."""
-        models = (await self._json("GET", "/api/v2/models/")).get("models")
+        """Return the records of all installed models, of any type."""
+        models = (await self._request_json("GET", "/api/v2/models/")).get("models")
         if not isinstance(models, list):
-            raise BackendError("InvokeAI's list of models is none; is this an InvokeAI 6 server?")
+            raise BackendError(
+                "the backend's answer to /api/v2/models/ is not InvokeAI 6's list of models; check the worker's URL"
+            )
         return models
 
     async def upload(self, file: UploadedFile) -> tuple[str, tuple[int, int]]:
-        """The picture's name there, and its width and height. InvokeAI reads PNG, JPEG, WebP and more, whatever the type says."""
+        """Upload an image, and return its name in InvokeAI, and its width and height. InvokeAI detects the format itself."""
         kind = file.content_type if file.content_type.startswith("image/") else "image/png"
         form = encode_multipart((), [FilePart("file", file.filename, kind, file.size, file.pieces)])
-        path = f"{IMAGES}/upload?image_category={'mask' if file.field == 'mask' else 'user'}&is_intermediate=true"
+        path = f"{IMAGES_PATH}/upload?image_category={'mask' if file.field == 'mask' else 'user'}&is_intermediate=true"
         response = await self._client.request(
             "POST", path, content_type=form.content_type, pieces=form.pieces(), length=form.length
         )
         if response.status == 415:
             response.close()
-            raise BackendRefused(f"{file.field} is not a picture that InvokeAI can read", param=file.field)
-        picture = await _read_json(response)
-        return str(picture["image_name"]), (int(picture["width"]), int(picture["height"]))
+            raise BackendRefused(f"The file {file.field!r} is not an image that InvokeAI can read.", param=file.field)
+        image = await _read_json(response)
+        return str(image["image_name"]), (int(image["width"]), int(image["height"]))
 
-    async def picture(self, name: str) -> tuple[bytes, str]:
-        """A picture and its content type."""
-        response = await self._client.request("GET", f"{IMAGES}/i/{quote(name, safe='')}/full")
-        data = await _read(response, PICTURE_LIMIT)
+    async def image(self, name: str) -> tuple[bytes, str]:
+        """Return an image and its content type."""
+        response = await self._client.request("GET", f"{IMAGES_PATH}/i/{quote(name, safe='')}/full")
+        data = await _read(response, IMAGE_LIMIT)
         return data, response.headers.get("content-type", "image/png")
 
-    async def discard(self, names: Sequence[str]) -> None:
-        """Delete pictures."""
+    async def delete_images(self, names: Sequence[str]) -> None:
+        """Delete images."""
         if names:
-            await self._json("POST", f"{IMAGES}/delete", {"image_names": list(names)})
+            await self._request_json("POST", f"{IMAGES_PATH}/delete", {"image_names": list(names)})
 
     async def enqueue(self, batch: JSON, wanted: int) -> list[int]:
-        """The ids of the batch's items, in the order of its seeds."""
-        answer = await self._json("POST", f"{QUEUE}/enqueue_batch", batch)
+        """Queue a batch, and return the ids of its items, in the order of its seeds."""
+        answer = await self._request_json("POST", f"{QUEUE_PATH}/enqueue_batch", batch)
         items = sorted(int(item) for item in answer["item_ids"])
         if len(items) < wanted:
             for item in items:
                 await self.cancel(item)
-            raise BackendUnavailable("InvokeAI's queue is full")
+            raise BackendUnavailable("InvokeAI's queue is full.")
         return items
 
     async def item(self, item: int) -> JSON:
-        """A queue item, with the session that holds its results."""
-        return await self._json("GET", f"{QUEUE}/i/{item}")
+        """Return a queue item, with the session that holds its results."""
+        return await self._request_json("GET", f"{QUEUE_PATH}/i/{item}")
 
     async def cancel(self, item: int) -> JSON:
-        """The item afterwards. One that has ended stays as it is."""
-        return await self._json("PUT", f"{QUEUE}/i/{item}/cancel")
+        """Cancel a queue item, and return it. An item that has ended does not change."""
+        return await self._request_json("PUT", f"{QUEUE_PATH}/i/{item}/cancel")
 
-    async def winding_down(self) -> bool:
-        """Whether it works on something that counts as ended: a cancelled item runs on to the end of its step."""
-        status = await self._json("GET", f"{QUEUE}/status")
+    async def is_winding_down(self) -> bool:
+        """Return whether InvokeAI still works on a canceled item, which runs on to the end of its step."""
+        status = await self._request_json("GET", f"{QUEUE_PATH}/status")
         return bool(status["processor"]["is_processing"]) and not status["queue"]["in_progress"]
 
-    async def _json(self, method: str, path: str, body: JSON | None = None) -> JSON:
+    async def _request_json(self, method: str, path: str, body: JSON | None = None) -> JSON:
         data = None if body is None else orjson.dumps(body)
         return await _read_json(await self._client.request(method, path, data))
 
@@ -99,9 +101,9 @@ async def _read_json(response: BackendResponse) -> JSON:
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise BackendError("InvokeAI answered with something that is not JSON") from error
+        raise BackendError("InvokeAI's answer is not JSON; check the worker's URL") from error
     if not isinstance(value, dict):
-        raise BackendError("InvokeAI answered with something else than an object")
+        raise BackendError("InvokeAI's answer is not a JSON object")
     return value
 
 

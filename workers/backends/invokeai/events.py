@@ -1,7 +1,7 @@
-"""What InvokeAI says over Socket.IO while it works.
+"""InvokeAI's Socket.IO events.
 
-Nothing depends on it: where it cannot be reached, or breaks off, or `python-socketio` is missing, the queue is asked instead, and
-only previews and percentages are missed.
+Nothing depends on them: where Socket.IO cannot be reached, or breaks off, or `python-socketio` is missing, the queue is polled instead, and only
+previews and percentages are missing.
 """
 
 from __future__ import annotations
@@ -20,59 +20,59 @@ CONNECT_TIMEOUT_S = 5
 
 
 class InvokeAIListener:
-    """What was said about one batch: the newest progress, and that a state changed. So nothing piles up."""
+    """The events of one batch, reduced to the newest progress and to whether a state changed."""
 
     def __init__(self, batch: str) -> None:
-        self.live = False
-        """Whether it hears anything."""
+        self.connected = False
+        """Whether events arrive."""
         self.lost = False
-        """Whether it did once, and does no more."""
+        """Whether the connection broke after events had arrived."""
         self._batch = batch
         self._progress: JSON | None = None
         self._changed = False
-        self._stirred = asyncio.Event()
+        self._notified = asyncio.Event()
 
-    def hear(self, event: str, data: JSON) -> None:
+    def receive(self, event: str, data: JSON) -> None:
         if data.get("batch_id") != self._batch:
             return
         if event == PROGRESS:
             self._progress = data
         else:
             self._changed = True
-        self._stirred.set()
+        self._notified.set()
 
-    def lose(self) -> None:
-        """The connection is gone."""
-        self.lost = self.lost or self.live
-        self.live = False
+    def disconnect(self) -> None:
+        """Note that the connection is broken."""
+        self.lost = self.lost or self.connected
+        self.connected = False
         self._changed = True
-        self._stirred.set()
+        self._notified.set()
 
-    async def news(self, seconds: float) -> JSON | None:
-        """The newest progress. None: ask the queue, since a state changed, or nothing was heard for `seconds`."""
+    async def next_progress(self, seconds: float) -> JSON | None:
+        """Return the newest progress. None: poll the queue, since a state changed, or no event came for `seconds`."""
         try:
-            # Not `wait_for`, which before Python 3.12 loses a cancellation that comes together with the news.
+            # Not `wait_for`, which before Python 3.12 loses a cancellation that comes together with the event.
             async with asyncio.timeout(seconds):
-                await self._stirred.wait()
+                await self._notified.wait()
         except TimeoutError:
             return None
         progress, self._progress = self._progress, None
         if progress is None:
             self._changed = False
         if not self._changed:
-            self._stirred.clear()
+            self._notified.clear()
         return progress
 
 
 @asynccontextmanager
-async def listening(url: str, token: str, batch: str) -> AsyncIterator[InvokeAIListener]:
-    """A listener, subscribed before this is entered, so that it misses nothing. Never raises for want of a connection."""
+async def open_listener(url: str, token: str, batch: str) -> AsyncIterator[InvokeAIListener]:
+    """Open a listener that is subscribed before any work begins. A missing connection raises nothing."""
     listener = InvokeAIListener(batch)
     async with AsyncExitStack() as stack:
         try:
             await _subscribe(stack, listener, url, token)
-        except Exception:  # whatever the reason: the queue is asked then
-            listener.lose()
+        except Exception:  # whatever the reason: the queue is polled then
+            listener.disconnect()
         yield listener
 
 
@@ -83,8 +83,8 @@ async def _subscribe(stack: AsyncExitStack, listener: InvokeAIListener, url: str
     session = await stack.enter_async_context(aiohttp.ClientSession())
     client = socketio.AsyncClient(reconnection=False, handle_sigint=False, http_session=session)
     for event in EVENTS:
-        client.on(event, _handler(listener, event))
-    client.on("disconnect", _farewell(listener))
+        client.on(event, _event_handler(listener, event))
+    client.on("disconnect", _disconnect_handler(listener))
     stack.push_async_callback(client.disconnect)
     parts = urlsplit(url)
     await client.connect(
@@ -95,18 +95,18 @@ async def _subscribe(stack: AsyncExitStack, listener: InvokeAIListener, url: str
         wait_timeout=CONNECT_TIMEOUT_S,
     )
     await client.call("subscribe_queue", {"queue_id": "default"}, timeout=CONNECT_TIMEOUT_S)
-    listener.live = True
+    listener.connected = True
 
 
-def _handler(listener: InvokeAIListener, event: str) -> Any:
-    async def heard(data: JSON) -> None:
-        listener.hear(event, data)
+def _event_handler(listener: InvokeAIListener, event: str) -> Any:
+    async def receive_event(data: JSON) -> None:
+        listener.receive(event, data)
 
-    return heard
+    return receive_event
 
 
-def _farewell(listener: InvokeAIListener) -> Any:
-    async def gone(*_why: Any) -> None:
-        listener.lose()
+def _disconnect_handler(listener: InvokeAIListener) -> Any:
+    async def disconnected(*_why: Any) -> None:
+        listener.disconnect()
 
-    return gone
+    return disconnected
