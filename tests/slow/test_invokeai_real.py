@@ -171,7 +171,9 @@ async def test_being_cancelled_while_it_waits_for_its_turn_empties_the_queue(bac
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert not (await backend._client._request_json("GET", "/api/v1/queue/default/status"))["processor"]["is_processing"]
+    assert not (await backend._client._request_json("GET", "/api/v1/queue/default/status"))["processor"][
+        "is_processing"
+    ]
 
 
 async def test_a_late_failure_is_understood(backend: InvokeAIBackend) -> None:
@@ -242,7 +244,9 @@ async def test_closing_stops_a_model_between_two_steps(backend: InvokeAIBackend,
         if isinstance(output, Progress) and output.fraction:
             break
     await outputs.aclose()
-    assert not (await backend._client._request_json("GET", "/api/v1/queue/default/status"))["processor"]["is_processing"]
+    assert not (await backend._client._request_json("GET", "/api/v1/queue/default/status"))["processor"][
+        "is_processing"
+    ]
 
 
 @with_models

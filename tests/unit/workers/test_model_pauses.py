@@ -20,7 +20,7 @@ from workers.adapter_kit.error_mapping import (
     parse_retry_after,
 )
 from workers.backends.base import BackendError, BackendUnavailable, is_unreachable
-from workers.backends.ollama.client import answer_error
+from workers.backends.ollama.client import error_from_answer
 from workers.model_pauses import LONGEST_ABSENCE_S, LONGEST_FLOOR_S, MAX_PAUSE_S, MIN_PAUSE_S, PATIENCE, ModelPauses
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -71,10 +71,10 @@ def test_what_asks_to_wait(status: int, headers: dict[str, str], body: bytes, pa
 
 
 def test_ollama_that_loads_asks_to_wait() -> None:
-    error = answer_error(500, {}, b'{"error":"unexpected server status: llm server loading model"}')
+    error = error_from_answer(500, {}, b'{"error":"unexpected server status: llm server loading model"}')
     assert isinstance(error, BackendUnavailable)
     assert error.pause_s == LOADING_PAUSE_S
-    failed = answer_error(500, {}, b'{"error":"error loading model: no such file"}')
+    failed = error_from_answer(500, {}, b'{"error":"error loading model: no such file"}')
     assert not isinstance(failed, BackendUnavailable)
 
 

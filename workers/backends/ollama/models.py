@@ -1,4 +1,4 @@
-"""What Ollama has, from its own words: pure."""
+"""Ollama's models, parsed from `/api/tags`, `/api/show` and `/api/ps`: pure."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ SERVED = {COMPLETION: (Capability.CHAT, Capability.COMPLETIONS), EMBEDDING: (Cap
 
 
 def full_name(name: str) -> str:
-    """`llama3.2` is `llama3.2:latest`."""
+    """Return a model's name with its tag: `llama3.2` is `llama3.2:latest`."""
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDetails:
-    """What `/api/show` says of a model; the same as long as its digest is."""
+    """A model's description in `/api/show`. It does not change while the digest stays the same."""
 
     capabilities: frozenset[str] = frozenset()
-    """Ollama's words: completion, embedding, vision, tools, thinking, insert, …"""
-    told: bool = True
-    """False: an old server, which does not say; `capabilities` is then a guess."""
+    """Ollama's names: completion, embedding, vision, tools, thinking, insert, …"""
+    reported: bool = True
+    """False for an old server, which does not report `capabilities`: they are a guess."""
     context_length: int | None = None
-    """As the model was trained."""
+    """The context length of the training."""
     configured_context: int | None = None
     """The Modelfile's `num_ctx`."""
     embedding_length: int | None = None
 
     @classmethod
     def of(cls, shown: JSON) -> ModelDetails:
-        """From an answer of `/api/show`."""
+        """Parse an answer of `/api/show`."""
         info = shown.get("model_info")
         info = info if isinstance(info, dict) else {}
         family = str(info.get("general.architecture") or "")
-        told = shown.get("capabilities")
+        reported = shown.get("capabilities")
         guess = (EMBEDDING,) if "bert" in family else (COMPLETION,)
         return cls(
-            frozenset(str(word) for word in told) if isinstance(told, list) else frozenset(guess),
-            isinstance(told, list),
+            frozenset(str(word) for word in reported) if isinstance(reported, list) else frozenset(guess),
+            isinstance(reported, list),
             context_length=_length(info, family, "context_length"),
             configured_context=_num_ctx(shown.get("parameters")),
             embedding_length=_length(info, family, "embedding_length"),
         )
 
     def lacks(self, capability: str) -> bool:
-        """Whether it is certain that the model cannot do that."""
-        return self.told and capability not in self.capabilities
+        """Return whether the model certainly lacks a capability."""
+        return self.reported and capability not in self.capabilities
 
 
 def _length(info: JSON, family: str, name: str) -> int | None:
@@ -78,22 +78,22 @@ def loaded_contexts(answer: JSON) -> dict[str, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class OllamaModel:
-    """One model of the server."""
+    """A model of an Ollama server."""
 
     name: str
-    """The server's name for it, with its tag."""
+    """The name with its tag."""
     details: ModelDetails
     remote: bool
-    """It runs elsewhere: this server only passes requests on."""
+    """Whether the model runs on another server, to which this one forwards requests."""
     created: int
 
     @property
     def capabilities(self) -> tuple[Capability, ...]:
-        """What it serves here."""
+        """The capabilities that Nexus offers for the model."""
         return tuple(ours for word, served in SERVED.items() if word in self.details.capabilities for ours in served)
 
     def offer(self, *, loaded: bool, loading: bool, loaded_context: int | None) -> ModelOffer:
-        """Return the model as the registry shows it. `loaded_context`: the context with which it is or was loaded last."""
+        """Return the model's offer. `loaded_context`: the context length with which it was loaded last."""
         capabilities, details = self.capabilities, self.details
         return ModelOffer(
             name=self.name,
@@ -108,13 +108,13 @@ class OllamaModel:
 
 
 def listed_models(answer: JSON) -> list[JSON]:
-    """The entries of `/api/tags` and `/api/ps` that have a name."""
+    """Return the entries of `/api/tags` or `/api/ps` that have a name."""
     models = answer.get("models")
     return [one for one in models or () if isinstance(one, dict) and _name(one)] if isinstance(models, list) else []
 
 
 def listed_name(entry: JSON) -> str:
-    """Its name, with its tag."""
+    """Return the name of an entry, with its tag."""
     return full_name(_name(entry))
 
 
@@ -122,8 +122,8 @@ def _name(entry: JSON) -> str:
     return str(entry.get("name") or entry.get("model") or "")
 
 
-def model_of(entry: JSON, details: ModelDetails) -> OllamaModel:
-    """From an entry of `/api/tags`."""
+def parse_model(entry: JSON, details: ModelDetails) -> OllamaModel:
+    """Return the model of an entry of `/api/tags`."""
     return OllamaModel(listed_name(entry), details, bool(entry.get("remote_host")), _unix(entry.get("modified_at")))
 
 
@@ -134,8 +134,8 @@ def _unix(time: Any) -> int:
         return 0
 
 
-def version_of(answer: JSON) -> tuple[int, ...] | None:
-    """`/api/version` as numbers; None for a build that has none (`0.0.0`)."""
+def parse_version(answer: JSON) -> tuple[int, ...] | None:
+    """Return the numbers of `/api/version`; None for a build without a version (`0.0.0`)."""
     parts = str(answer.get("version") or "").partition("-")[0].split(".")
     numbers = tuple(int(part) for part in parts if part.isdecimal())
     return numbers if any(numbers) else None

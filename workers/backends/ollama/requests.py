@@ -1,4 +1,4 @@
-"""OpenAI's requests as Ollama's: pure. What Ollama cannot do and would change the answer is refused by name, or adapted before."""
+"""OpenAI's requests as Ollama's: pure. A field that Ollama lacks, and that would change the answer, is refused by name, or was adapted before."""
 
 from __future__ import annotations
 
@@ -13,17 +13,26 @@ from workers.backends.ollama.models import VISION, ModelDetails
 JSON = dict[str, Any]
 
 LACKS = frozenset({"n", "best_of", "logit_bias", "parallel_tool_calls", "tool_choice", "verbosity", "store"})
-"""Parameters that Ollama does not have: `adaptations` sees to them before a request is made here."""
+"""Parameters that Ollama lacks. `adapter_kit/text/adaptations.py` replaces or refuses them before a request is built."""
 LACKS_IN_COMPLETIONS = LACKS | {"logprobs"}
-OPTIONS = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repeat_penalty")
-"""Called the same on both sides."""
-OWN = ("keep_alive", "think", "truncate", "shift")
+SAME_NAME_OPTIONS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repeat_penalty",
+)
+"""Options with the same name in both APIs."""
+OLLAMA_FIELDS = ("keep_alive", "think", "truncate", "shift")
 """Ollama's own fields, which callers may use."""
-OWN_GENERATE = ("suffix", "raw", "system", "template")
+OLLAMA_GENERATE_FIELDS = ("suffix", "raw", "system", "template")
 EFFORTS: dict[str, bool | str] = {
     "none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "max": "max",
 }  # fmt: skip
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+UNSUPPORTED_FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "echo": ((False,), "Ollama does not repeat the prompt; send echo=false"),
     "functions": (([],), "functions are not supported; use tools"),
     "function_call": (("none", "auto"), "functions are not supported; use tools and tool_choice"),
@@ -31,12 +40,12 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "audio": ((), "Ollama answers in text only"),
     "web_search_options": ((), "Ollama does not search the web"),
 }
-"""Fields that would change the answer: the values that change nothing, and what is said of any other."""
+"""Fields that would change the answer: the harmless values, and the message for any other value."""
 BASE64_IMAGE = re.compile(r"data:image/[\w.+-]+(?:;[^;,]*)*;base64,")
 
 
 def chat_request(body: JSON, details: ModelDetails) -> JSON:
-    """For `/api/chat`, without the model. Raises BackendRefused."""
+    """Return the body for `/api/chat`, without the model. Raises BackendRefused."""
     request = _common(body)
     request["messages"] = _messages(body.get("messages"), details)
     tools = _tools(body)
@@ -50,14 +59,14 @@ def chat_request(body: JSON, details: ModelDetails) -> JSON:
 
 
 def generate_request(body: JSON) -> JSON:
-    """For `/api/generate`, without the model. Raises BackendRefused."""
-    request = _common(body) | {name: body[name] for name in OWN_GENERATE if body.get(name) is not None}
+    """Return the body for `/api/generate`, without the model. Raises BackendRefused."""
+    request = _common(body) | {name: body[name] for name in OLLAMA_GENERATE_FIELDS if body.get(name) is not None}
     request["prompt"] = _prompt(body.get("prompt"))
     return request
 
 
 def embed_requests(body: JSON, batch: int) -> list[JSON]:
-    """For `/api/embed`, without the model, at most `batch` texts each. Raises BackendRefused."""
+    """Return the bodies for `/api/embed`, without the model, with at most `batch` texts each. Raises BackendRefused."""
     texts = _texts(body.get("input"))
     request = {name: body[name] for name in ("keep_alive", "truncate", "options") if body.get(name) is not None}
     dimensions = body.get("dimensions")
@@ -69,9 +78,9 @@ def embed_requests(body: JSON, batch: int) -> list[JSON]:
 
 
 def _common(body: JSON) -> JSON:
-    """What chat and completions share."""
+    """Return the fields that chat and completions share."""
     _refuse_unsupported(body)
-    request: JSON = {name: body[name] for name in OWN if body.get(name) is not None} | {"stream": True}
+    request: JSON = {name: body[name] for name in OLLAMA_FIELDS if body.get(name) is not None} | {"stream": True}
     options = _options(body)
     if options:
         request["options"] = options
@@ -86,24 +95,24 @@ def _common(body: JSON) -> JSON:
 
 
 def _refuse_unsupported(body: JSON) -> None:
-    for name, (harmless, words) in REFUSED.items():
+    for name, (harmless, words) in UNSUPPORTED_FIELDS.items():
         value = body.get(name)
         if value is not None and value not in harmless:
             raise BackendRefused(words, param=name)
 
 
 def _options(body: JSON) -> JSON:
-    """OpenAI's fields, then Ollama's own `options` over them."""
+    """Return the options: OpenAI's fields, overridden by Ollama's own `options`."""
     own = body.get("options")
     if own is not None and not isinstance(own, dict):
         raise BackendRefused("options must be an object", param="options")
-    options = {name: body[name] for name in OPTIONS if body.get(name) is not None}
+    options = {name: body[name] for name in SAME_NAME_OPTIONS if body.get(name) is not None}
     stop = body.get("stop")
     if stop:
         options["stop"] = [stop] if isinstance(stop, str) else stop
     for name in ("max_completion_tokens", "max_tokens"):
         if body.get(name) is not None:
-            if body[name] == 0:  # for Ollama that is no limit
+            if body[name] == 0:  # for Ollama, 0 is no limit
                 raise BackendRefused(f"{name} must be at least 1", param=name)
             options["num_predict"] = body[name]
             break
@@ -158,7 +167,7 @@ def _messages(messages: Any, details: ModelDetails) -> list[JSON]:
 
 
 def _message(message: JSON, where: str, called: dict[str, str], details: ModelDetails) -> JSON:
-    """One message. `called` collects the names of the tools that were called, by the id of the call."""
+    """Return a message in Ollama's form. `called` collects the names of the called tools, by the id of the call."""
     role = "system" if message.get("role") == "developer" else message.get("role")
     text, images = _content(message.get("content"), f"{where}.content")
     if images and details.lacks(VISION):
@@ -181,7 +190,7 @@ def _message(message: JSON, where: str, called: dict[str, str], details: ModelDe
 
 
 def _content(content: Any, where: str) -> tuple[str, list[str]]:
-    """The text, and the images as base64."""
+    """Return the text, and the images as base64."""
     if content is None or isinstance(content, str):
         return content or "", []
     if not isinstance(content, list):
@@ -238,7 +247,7 @@ def _prompt(prompt: Any) -> str:
         raise BackendRefused("Ollama takes one prompt a request, as text", param="prompt")
     if not isinstance(prompt, str):
         raise BackendRefused("Ollama takes the prompt as text, not as token ids", param="prompt")
-    if not prompt:  # that would only load the model
+    if not prompt:  # an empty prompt would only load the model
         raise BackendRefused("the prompt is empty", param="prompt")
     return prompt
 

@@ -1,4 +1,4 @@
-"""Ollama's lines as the events of an OpenAI stream: pure. What becomes of those is `chunks`'s business."""
+"""Ollama's lines as the events of an OpenAI stream: pure. `CompletionReader` turns those into the response."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import orjson
 
 JSON = dict[str, Any]
 
-REASONS = {"length": "length"}
-"""What else Ollama says (`stop`, `load`, nothing) is `stop` for OpenAI."""
+FINISH_REASONS = {"length": "length"}
+"""Any other reason of Ollama (`stop`, `load`, none) is `stop` for OpenAI."""
 
 
 class OllamaEventConverter:
-    """The events of one answer, line by line."""
+    """Convert the lines of one answer to events."""
 
     def __init__(self, chat: bool) -> None:
         self._chat = chat
         self._calls = 0
-        self.unseen = 0
-        """Lines with nothing for the caller: a text completion has no place for thoughts."""
+        self.hidden_lines = 0
+        """Lines without output for the caller: a text completion has no field for thoughts."""
 
-    def of(self, lines: list[JSON]) -> bytes:
-        """The events of these lines. The last line, `done`, gives the end of the stream."""
+    def convert(self, lines: list[JSON]) -> bytes:
+        """Return the events of lines. The last line, `done`, gives the end of the stream."""
         out: list[bytes] = []
         for line in lines:
             choice = self._chat_piece(line) if self._chat else self._text_piece(line)
             if choice is not None:
                 out.append(_event({"choices": [{"index": 0, **choice, "finish_reason": None}]}))
             elif not line.get("done"):
-                self.unseen += 1
+                self.hidden_lines += 1
             if line.get("done"):
                 out += self._end(line)
         return b"".join(out)
@@ -40,7 +40,7 @@ class OllamaEventConverter:
         return {"text": text} if text else None
 
     def _chat_piece(self, line: JSON) -> JSON | None:
-        """What a line adds to the answer; None when that is nothing."""
+        """Return the choice that a line adds to the answer; None where it adds nothing."""
         message = line.get("message")
         if not isinstance(message, dict):
             message = {}
@@ -60,13 +60,13 @@ class OllamaEventConverter:
         return {"delta": delta} if delta else None
 
     def _call(self, call: JSON) -> JSON:
-        """Ollama sends a call whole; its own index may start again in each line."""
+        """Return a tool call as a delta. Ollama sends each call in one line; its own index may begin at 0 in each line."""
         function = call.get("function")
         if not isinstance(function, dict):
             function = call
         index, self._calls = self._calls, self._calls + 1
         arguments = function.get("arguments") or {}
-        if not isinstance(arguments, str):  # servers that only speak Ollama's language send OpenAI's string
+        if not isinstance(arguments, str):  # servers that imitate Ollama send OpenAI's string
             arguments = orjson.dumps(arguments).decode()
         return {
             "index": index,
@@ -76,9 +76,9 @@ class OllamaEventConverter:
         }
 
     def _end(self, line: JSON) -> list[bytes]:
-        reason = "tool_calls" if self._calls else REASONS.get(str(line.get("done_reason")), "stop")
+        reason = "tool_calls" if self._calls else FINISH_REASONS.get(str(line.get("done_reason")), "stop")
         last: JSON = {"delta": {}} if self._chat else {"text": ""}
-        # Counts that are 0 are left out.
+        # Ollama omits counts of 0.
         prompt, completion = int(line.get("prompt_eval_count") or 0), int(line.get("eval_count") or 0)
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         return [
