@@ -368,7 +368,7 @@ async def test_a_backup_that_is_interrupted(old: Nexus, tmp_path: Path, number: 
         assert process.returncode == -signal.SIGKILL
         assert [path.name.startswith(".backup.partial-") for path in left] == [True]
         assert (left[0] / "redis.jsonl.gz").exists()
-        with pytest.raises(ConsoleError, match="never finished"):
+        with pytest.raises(ConsoleError, match="an unfinished one"):
             await old.restore(left[0])
 
 
