@@ -208,7 +208,7 @@ class ApiClient:
             ) from error
         except http_client.InvalidUrl as error:
             raise ConsoleError(f"{url} is not a URL like {DEFAULT_URL}: {error}") from error
-        except http_client.RequestTimeout as error:
+        except http_client.HttpTimeout as error:
             raise GatewayUnreachable(f"The gateway at {url} did not answer in time.") from error
         except http_client.HttpError as error:
             raise GatewayUnreachable(f"The connection to {url} broke: {error}.") from error

@@ -50,7 +50,7 @@ class UntrustedCertificate(HttpError):
     """The server's certificate has no authority that this machine trusts, or names another host."""
 
 
-class RequestTimeout(HttpError):
+class HttpTimeout(HttpError):
     """The answer or its next part did not arrive in time."""
 
 
@@ -279,7 +279,7 @@ def _translate_errors(otherwise: type[HttpError] = ConnectionBroken) -> Iterator
     try:
         yield
     except TimeoutError as error:
-        raise (RequestTimeout if otherwise is ConnectionBroken else otherwise)("no answer in time") from error
+        raise (HttpTimeout if otherwise is ConnectionBroken else otherwise)("no answer in time") from error
     except (InvalidURL, UnicodeError) as error:
         raise InvalidUrl(f"the URL or the key holds characters that HTTP does not allow ({error})") from error
     except (OSError, HTTPException) as error:

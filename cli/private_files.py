@@ -18,7 +18,7 @@ def private_folder(path: Path) -> Path:
 def write_private(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace `path` atomically by a file that only its owner can read. Raises OSError.
 
-    A `durable` file survives a power cut; files that each start writes anew need not.
+    A `durable` file survives a power cut; files that each start rewrites need not.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(FileNotFoundError):

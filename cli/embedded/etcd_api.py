@@ -39,7 +39,7 @@ class KeyChanges:
 
 
 @dataclass(frozen=True, slots=True)
-class EtcdLogin:
+class EtcdApiLogin:
     """The login to an etcd with TLS."""
 
     user: str
@@ -50,7 +50,7 @@ class EtcdLogin:
 class EtcdApi:
     """The keys from `first` to `end`, without `end`. Every call raises one of `ETCD_ERRORS`."""
 
-    def __init__(self, url: str, first: str, end: str, login: EtcdLogin | None = None) -> None:
+    def __init__(self, url: str, first: str, end: str, login: EtcdApiLogin | None = None) -> None:
         verify = login.context if login else True
         self._http = httpx.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False, verify=verify)
         self._login = login

@@ -75,13 +75,13 @@ class StackDisplay:
         row = self._rows[name]
         row.end(state, detail)
         if self._live is None:
-            self.say(f"{row.title:<{NAME_WIDTH}} {state} after {row.took}  {row.detail}".rstrip())
+            self.print(f"{row.title:<{NAME_WIDTH}} {state} after {row.took}  {row.detail}".rstrip())
 
     def note(self, text: str) -> None:
         """Print a message with the time of day."""
-        self.say(f"{time.strftime('%H:%M:%S')}  {text}")
+        self.print(f"{time.strftime('%H:%M:%S')}  {text}")
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print lines without wrapping them, so that they can be copied."""
         self._ignore_lost_terminal(lambda: self._console.print(text, markup=False))
         self._ignore_lost_terminal(self._out.flush)

@@ -78,7 +78,7 @@ def _signal_holder(data: DataDir, number: signal.Signals) -> None:
                     f"Pid {holder.pid}, which runs on {data.root}, belongs to another user. Stop it as that user."
                 )
             raise ConsoleError(
-                f"Another process than pid {holder.pid} holds {data.lock_file}. "
+                f"{data.lock_file} is locked by a process that is not pid {holder.pid}. "
                 f"Find it with `fuser {data.lock_file}`, and stop it."
             )
         time.sleep(POLL_INTERVAL_S)

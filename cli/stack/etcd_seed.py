@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from backbone.registry.keys import RegistryKeys
-from cli.embedded.etcd_api import ETCD_ERRORS, EtcdApi, EtcdLogin, KeyListing
+from cli.embedded.etcd_api import ETCD_ERRORS, EtcdApi, EtcdApiLogin, KeyListing
 from cli.stack.data_dir import DataDir
 
 SAVE_AFTER_S = 0.05
@@ -42,7 +42,7 @@ class EtcdSeeder:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def start(self, url: str, login: EtcdLogin | None = None) -> None:
+    async def start(self, url: str, login: EtcdApiLogin | None = None) -> None:
         """Seed the etcd at `url`, and follow its changes from now on."""
         self._task = asyncio.create_task(self._follow_forever(url, login), name="etcd-seeder")
         try:
@@ -59,7 +59,7 @@ class EtcdSeeder:
         self._save()
         self._cancel_timer()
 
-    async def _follow_forever(self, url: str, login: EtcdLogin | None) -> None:
+    async def _follow_forever(self, url: str, login: EtcdApiLogin | None) -> None:
         etcd = EtcdApi(url, *self._range, login)
         async with contextlib.aclosing(etcd):
             while True:

@@ -19,7 +19,7 @@ from cli.stack.data_dir import DataDir, data_dir_from
 from cli.stack.detached import is_detached, report_ready
 from cli.stack.display import StackDisplay
 from cli.stack.environment import format_exports
-from cli.stack.stack import Stack, StackOptions, StackStartError
+from cli.stack.stack import LocalStack, StackOptions, StackStartError
 
 EXAMPLE_QUESTION = "What is gravity?"
 EXAMPLE_SENTENCE = "The quick brown fox jumps over the lazy dog."
@@ -30,7 +30,7 @@ async def run_stack(chosen: StackOptions, data: DataDir, display: StackDisplay, 
     """Start the stack, run it until a signal, and stop it. Returns the exit code."""
     stop_requested = asyncio.Event()
     force_stop = handle_signals(stop_requested)
-    stack = Stack(chosen, data, display, children_lock)
+    stack = LocalStack(chosen, data, display, children_lock)
     force_stop.append(stack.kill)
     display.open()
     starting = asyncio.create_task(stack.start())
@@ -46,10 +46,10 @@ async def run_stack(chosen: StackOptions, data: DataDir, display: StackDisplay, 
             )
             await waiting
         display.close()
-        display.say("Stopping…")
+        display.print("Stopping…")
     except StackStartError as error:
         display.close()
-        display.say(f"{error}\nNexus could not start. All logs: {data.logs}")
+        display.print(f"{error}\nNexus could not start. All logs: {data.logs}")
         code = 1
     finally:
         for task in (starting, waiting):
@@ -57,7 +57,7 @@ async def run_stack(chosen: StackOptions, data: DataDir, display: StackDisplay, 
         await asyncio.gather(starting, waiting, return_exceptions=True)
         await stack.stop()
     if code == 0:
-        display.say("Stopped.")
+        display.print("Stopped.")
     return code
 
 
@@ -67,7 +67,7 @@ def _print_welcome(display: StackDisplay, chosen: StackOptions, text: str) -> No
         report_ready(text)
         display.note(f"Nexus is up at {chosen.url}")
     else:
-        display.say(text)
+        display.print(text)
 
 
 def handle_signals(stop_requested: asyncio.Event) -> list[Callable[[], None]]:
@@ -88,7 +88,7 @@ def handle_signals(stop_requested: asyncio.Event) -> list[Callable[[], None]]:
     return force_stop
 
 
-async def fetch_workers(stack: Stack) -> list[dict[str, Any]]:
+async def fetch_workers(stack: LocalStack) -> list[dict[str, Any]]:
     """Return the gateway's list of workers; empty if the gateway does not answer."""
     with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
         return await stack.workers()

@@ -19,7 +19,7 @@ import httpx
 
 from backbone.port_holders import find_port_holder
 from cli.embedded.credentials import NATS_USER, StackCredentials
-from cli.embedded.etcd_api import EtcdLogin
+from cli.embedded.etcd_api import EtcdApiLogin
 from cli.embedded.managed_process import ManagedProcess
 from cli.embedded.secured_etcd import SecuredEtcdServer
 from cli.embedded.servers import EmbeddedServer, NatsServer, RedisServer
@@ -117,7 +117,7 @@ SERVICE_WORKER = WorkerPlan("services", "service", "services added with `nexus s
 """Ready without any service: they can be added later."""
 
 
-class Stack:
+class LocalStack:
     """All components of `nexus up`. Call `start` once, and always `stop`, also after a failed start."""
 
     def __init__(self, options: StackOptions, data: DataDir, display: StackDisplay, children_lock: int) -> None:
@@ -159,10 +159,10 @@ class Stack:
         await self._etcd_seeder.start(self._etcd.url, self._etcd_login())
         await self._start_gateway()
 
-    def _etcd_login(self) -> EtcdLogin:
+    def _etcd_login(self) -> EtcdApiLogin:
         """Return the gateway's login, which may write aliases and services."""
         credentials = self._credentials
-        return EtcdLogin("gateway", credentials.password("etcd-gateway"), credentials.client_context())
+        return EtcdApiLogin("gateway", credentials.password("etcd-gateway"), credentials.client_context())
 
     async def _start_workers(self) -> None:
         """Start a worker for each local model and each discovered backend. Raises StackStartError if none starts."""
@@ -203,7 +203,7 @@ class Stack:
         if is_free(previous):
             return previous
         port = stable_port()
-        self._display.say(
+        self._display.print(
             f"Port {previous}, which {title} had before, is in use by {find_port_holder(previous)}; it gets {port}."
         )
         return port
@@ -216,13 +216,13 @@ class Stack:
     def _choose_local_models(self) -> list[LocalModel]:
         """Return the models of `--model` and the installed bundled ones, and tell the user how to install the others."""
         for note in (one.note for one in self.options.user_models if one.note):
-            self._display.say(note)
+            self._display.print(note)
         own = plan_servers(list(self.options.user_models))
         if not self.options.local_models:
             return own
         installed, missing = find_local_models(chat=self.options.default_chat)
         for one in missing:
-            self._display.say(f"No local model for {one.capability} is installed. To install one: {one.hint}")
+            self._display.print(f"No local model for {one.capability} is installed. To install one: {one.hint}")
         return own + installed
 
     async def _start_local(self, model: LocalModel) -> list[WorkerPlan]:
@@ -244,7 +244,7 @@ class Stack:
         except StackStartError as error:
             if model.required:
                 raise
-            self._display.say(str(error))
+            self._display.print(str(error))
             self._local_models.remove(component)
             del self._local_model_ports[model.name]
             return []
@@ -294,7 +294,7 @@ class Stack:
         try:
             await self._start_component(component, f"{plan.title}  {plan.url}".rstrip())
         except StackStartError as error:
-            self._display.say(str(error))
+            self._display.print(str(error))
             return False
         return True
 

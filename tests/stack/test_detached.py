@@ -164,7 +164,7 @@ async def test_down_is_not_misled(detached: Detached, paused: bool) -> None:
         os.kill(pid, signal.SIGKILL)
         assert (await detached.nexus("down"))[0] == 0
         code, _, error = await detached.nexus("status")
-        assert (code, f"No `nexus up` runs on {detached.data}" in error) == (1, True)
+        assert (code, f"no `nexus up` runs on {detached.data}" in error) == (1, True)
         assert (await detached.nexus("up", "-d", *detached.flags))[0] == 0
         assert (await detached.nexus("down"))[0] == 0
     await none_left(detached.data)

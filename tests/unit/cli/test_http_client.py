@@ -20,9 +20,9 @@ from cli.embedded.certificates import make_certificates
 from cli.http_client import (
     ConnectionBroken,
     ConsoleHttpClient,
+    HttpTimeout,
     InvalidUrl,
     NoConnection,
-    RequestTimeout,
     UntrustedCertificate,
     encode_form,
     is_loopback,
@@ -101,7 +101,7 @@ def test_nobody_there():
 def test_an_answer_that_does_not_come():
     """Is waited for as long as it was said."""
     port = listen(lambda connection: (read_head(connection), connection.recv(1))[0] and None)
-    with pytest.raises(RequestTimeout):
+    with pytest.raises(HttpTimeout):
         get(f"http://127.0.0.1:{port}", read_s=0.05)
 
 
