@@ -117,7 +117,7 @@ async def run_gateway(
         yield services.serve(settings)
 
 
-class _Part(Protocol):
+class _Startable(Protocol):
     """A part with a life of its own. `close` is called even where `start` failed."""
 
     async def start(self) -> None: ...
@@ -281,7 +281,7 @@ class _Services:
         )
         return service, BatchScheduler(queue, dependencies)
 
-    def in_start_order(self, clients: _Clients) -> tuple[_Part, ...]:
+    def in_start_order(self, clients: _Clients) -> tuple[_Startable, ...]:
         """Return every part to be started, each behind the parts that it needs."""
         return (
             clients.bus,

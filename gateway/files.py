@@ -14,7 +14,7 @@ from backbone.store.documents import DocumentStore
 from gateway import clock
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory, BodyShare
-from gateway.http.multipart import MultipartForm, read_form
+from gateway.http.multipart import ParsedForm, read_form
 from gateway.http.request_body import CallerDisconnected, Receive, stream_body, validate_body
 from gateway.pagination import read_page
 from schemas.endpoints import EndpointSpec
@@ -62,12 +62,12 @@ class FileStore:
 
         Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable; no file is stored then.
         """
-        form = MultipartForm()
+        form = ParsedForm()
         with self.memory.share(key) as share:
             return await self._read(owner, headers, receive, form, share)
 
     async def _read(
-        self, owner: str, headers: Headers, receive: Receive, form: MultipartForm, share: BodyShare
+        self, owner: str, headers: Headers, receive: Receive, form: ParsedForm, share: BodyShare
     ) -> FileRecord:
         content_type = next((value for name, value in headers if name == b"content-type"), b"")
         pieces = stream_body(headers, receive, self.max_bytes + FORM_MARGIN, self.timeout_s, share)
@@ -86,7 +86,7 @@ class FileStore:
                 raise InvalidRequest("the upload ended early: the connection was closed") from None
             raise
 
-    async def _store(self, owner: str, form: MultipartForm) -> FileRecord:
+    async def _store(self, owner: str, form: ParsedForm) -> FileRecord:
         fields = validate_body(_nest_fields(form.fields), UploadFields)
         if fields.purpose not in UPLOAD_PURPOSES:
             raise InvalidRequest(

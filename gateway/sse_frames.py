@@ -25,7 +25,7 @@ def adapted_frame(parameters: tuple[str, ...]) -> bytes:
 
 
 def progress_frame(progress: bytes) -> bytes:
-    """How far the backend is, as a comment: `progress` is `schemas.frames.Progress` as JSON, told without its preview."""
-    told = orjson.loads(progress)
-    told.pop("preview", None)
-    return b": progress %b\n\n" % orjson.dumps(told)
+    """Return the SSE comment for `progress`, a `schemas.frames.Progress` as JSON, without its preview."""
+    fields = orjson.loads(progress)
+    fields.pop("preview", None)
+    return b": progress %b\n\n" % orjson.dumps(fields)

@@ -55,7 +55,7 @@ class KeyNotFound(NotFound):
     code = "key_not_found"
 
 
-class CreatedKey(NamedTuple):
+class IssuedKey(NamedTuple):
     """A new key with its record; the key cannot be read again."""
 
     record: ApiKey
@@ -143,7 +143,7 @@ class KeyStore:
         max_queued: int | None = None,
         max_running: int | None = None,
         expires_at: int | None = None,
-    ) -> CreatedKey:
+    ) -> IssuedKey:
         """Create a key. Without `owner`, the key becomes an owner of its own, with the key's name.
 
         Raises InvalidRequest if an owner of that name exists already or there are `MAX_KEYS` keys; Unavailable.
@@ -178,7 +178,7 @@ class KeyStore:
             owner=record.owner,
             scopes=sorted(scope.value for scope in record.scopes),
         )
-        return CreatedKey(record, key)
+        return IssuedKey(record, key)
 
     async def list_active(self) -> list[ApiKey]:
         """Return the keys that are not revoked, including expired ones, newest first. Raises Unavailable."""

@@ -10,7 +10,7 @@ import orjson
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore, BlobWriter
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory, BodyShare
-from gateway.http.multipart import MultipartForm, read_form
+from gateway.http.multipart import ParsedForm, read_form
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.request_body import (
     Receive,
@@ -132,7 +132,7 @@ class InferenceBodyReader:
         self, endpoint: EndpointSpec, headers: Headers, receive: Receive, share: BodyShare
     ) -> ReceivedRequest:
         content_type = next((value for name, value in headers if name == b"content-type"), b"")
-        form = MultipartForm()
+        form = ParsedForm()
         received = ReceivedRequest(None, b"", blobs=form.blobs)
         pieces = stream_body(headers, receive, self.max_bytes, self.timeout_s, share)
         try:

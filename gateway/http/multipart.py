@@ -23,7 +23,7 @@ MakeWriter = Callable[[], BlobWriter]
 
 
 @dataclass(slots=True)
-class MultipartForm:
+class ParsedForm:
     """Fields and files of a form."""
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +40,7 @@ async def read_form(
     pieces: AsyncIterator[bytes],
     files: tuple[str, ...],
     make_writer: MakeWriter,
-    form: MultipartForm,
+    form: ParsedForm,
     *,
     inline_limit: int = INLINE_LIMIT_BYTES,
     share: BodyShare | None = None,
@@ -79,7 +79,7 @@ async def read_form(
 class _FormReader:
     """Receives the parser's callbacks for one form and queues its parts; `flush` stores them."""
 
-    def __init__(self, files: tuple[str, ...], make_writer: MakeWriter, form: MultipartForm, inline_limit: int) -> None:
+    def __init__(self, files: tuple[str, ...], make_writer: MakeWriter, form: ParsedForm, inline_limit: int) -> None:
         self._files = files
         self._inline_limit = inline_limit
         self._make_writer = make_writer

@@ -1,4 +1,4 @@
-"""Replies and the door, as bare ASGI."""
+"""Reply and AsgiApp, called as bare ASGI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway import asgi_app as door_module
+from gateway import asgi_app as asgi_app_module
 from gateway.asgi_app import AsgiApp
 from gateway.http.asgi import Reply, Send
 from gateway.sync.handler import InferenceHandler
@@ -140,8 +140,8 @@ async def ask(
     return wire
 
 
-class TestDoor:
-    async def test_who_serves_what(self) -> None:
+class TestAsgiApp:
+    async def test_dispatch_of_requests(self) -> None:
         """POST on an inference route takes the short way, everything else goes to FastAPI; HEAD as GET."""
         hot, cold = Hot(), Cold()
         for method, path in [
@@ -169,9 +169,9 @@ class TestDoor:
         assert wire.headers["x-request-id"] in message
         assert "secret" not in message
 
-    async def test_a_refused_body_gets_time_to_stop(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_refused_body_delays_the_close(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The answer to a body that is not read goes out whole, a moment before the connection is closed."""
-        monkeypatch.setattr(door_module, "LINGER_S", 0.0)
+        monkeypatch.setattr(asgi_app_module, "LINGER_S", 0.0)
         for path in (ENDPOINT.path, "/v1/other"):
             wire = await ask(path=path, hot=Hot(RequestTooLarge().info), cold=Cold(info=RequestTooLarge().info))
             *_, answer, end = wire.messages

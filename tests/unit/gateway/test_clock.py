@@ -77,7 +77,7 @@ async def test_small_differences_are_approached_and_never_overshot() -> None:
     assert abs(clock.ahead_s) < MAX_OFFSET_S
 
 
-async def test_a_slow_answer_teaches_nothing() -> None:
+async def test_a_slow_answer_is_dropped() -> None:
     """It says too little about when the server read its clock."""
     host = Host(3600.0)
     clock = Clock(host.wall, host.steady)

@@ -92,7 +92,7 @@ class TestUploads:
         assert len(file["id"]) == 37
         assert file["expires_at"] - file["created_at"] == KEEP_S
 
-    async def test_a_shorter_life_is_taken_and_ends(self, gateway: Gateway) -> None:
+    async def test_a_shorter_lifetime_is_honored(self, gateway: Gateway) -> None:
         """`expires_after` as the SDKs send it; a longer one than files are kept is cut."""
         wanted: dict[str, Any] = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
         file = await gateway.uploaded(**wanted)
@@ -144,7 +144,7 @@ class TestUploads:
             ({}, "a\u2028b", b"x", "file"),
         ],
     )
-    async def test_what_is_wrong_is_said_and_leaves_nothing(
+    async def test_an_invalid_upload_stores_nothing(
         self, gateway: Gateway, fields: dict[str, str], name: str, data: bytes, param: str
     ) -> None:
         """400, the field by name, and no bytes stored."""
@@ -173,7 +173,7 @@ class TestUploads:
         assert (await gateway.upload(b"x" * (2 * LIMIT))).status_code == 413
         assert len(gateway.blobs.chunks_by_name()) == 1
 
-    async def test_while_the_store_is_away(self, gateway: Gateway) -> None:
+    async def test_while_the_store_is_unavailable(self, gateway: Gateway) -> None:
         """503, and the bytes are removed again."""
         gateway.documents.available = False
         assert (await gateway.upload()).status_code == 503
@@ -235,7 +235,7 @@ class TestRemoval:
             answer = await gateway.http.request(method, f"/v1/files/{file['id']}{path}")
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
 
-    async def test_lost_bytes_are_told(self, gateway: Gateway) -> None:
+    async def test_lost_bytes_are_reported(self, gateway: Gateway) -> None:
         """A status, not an answer that breaks off."""
         file = await gateway.uploaded()
         for name in gateway.blobs.chunks_by_name():

@@ -58,7 +58,7 @@ def test_a_configured_url_goes_first() -> None:
         *("x:y", "x:123456", "[::1", "\xff", "", None, "a" * 300, "{base}", "a%0a", "[fe80::1%25eth0]:1"),
     ],
 )
-def test_a_host_that_is_none_is_not_repeated(host: str | None) -> None:
+def test_a_malformed_host_is_not_repeated(host: str | None) -> None:
     """Nor is the address of this process shown in its place."""
     made = LandingPage().page(scope(host), ready=True)
     assert made == LandingPage().page(scope(DEFAULT_BASE_URL.removeprefix("http://")), ready=True)
@@ -124,6 +124,6 @@ def test_where_the_documentation_is() -> None:
         (None, False),
     ],
 )
-def test_who_gets_json(accept: str | None, json: bool) -> None:
+def test_accept_header(accept: str | None, json: bool) -> None:
     """Programs that ask for it; browsers and curl get the page."""
     assert wants_json([] if accept is None else [(b"accept", accept.encode())]) is json

@@ -1,4 +1,4 @@
-"""Metrics as text: one making for all who ask, between which the loop goes on."""
+"""The exposition of metrics: one rendering for concurrent scrapes, which does not block the event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.cached_result import CachedResult
 from gateway.metrics import GatewayMetrics, MetricsExposition
 
 
-async def test_the_text_is_prometheus_own() -> None:
+async def test_the_text_equals_prometheus_clients() -> None:
     """Made metric by metric, it is what prometheus_client makes of all of them."""
     metrics = GatewayMetrics()
     for number in range(20):
@@ -25,7 +25,7 @@ async def test_the_text_is_prometheus_own() -> None:
     ] == stable
 
 
-async def test_the_loop_goes_on_while_the_text_is_made() -> None:
+async def test_rendering_does_not_block_the_loop() -> None:
     """No scrape keeps streams waiting for all of the text."""
     metrics, pipeline = GatewayMetrics(), 0
     making = asyncio.create_task(MetricsExposition(metrics.registry).text())
@@ -35,7 +35,7 @@ async def test_the_loop_goes_on_while_the_text_is_made() -> None:
     assert pipeline > len(list(metrics.registry.collect())) / 2
 
 
-async def test_all_who_ask_share_one_making() -> None:
+async def test_concurrent_scrapes_share_one_rendering() -> None:
     """However many ask at once or soon after, it is made once; later it is made again."""
     made, gate = 0, asyncio.Event()
 
@@ -56,7 +56,7 @@ async def test_all_who_ask_share_one_making() -> None:
     assert (await fresh.get(), await fresh.get()) == (2, 3)
 
 
-async def test_a_failure_is_not_kept() -> None:
+async def test_a_failure_is_not_cached() -> None:
     """After a failure the next one who asks has another try."""
     fail = True
 

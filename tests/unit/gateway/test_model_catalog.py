@@ -1,4 +1,4 @@
-"""Which models there are, and what is said about those that cannot be used."""
+"""The model catalog: resolution of names, and the errors for models that cannot be used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def catalog(
     return made
 
 
-def test_before_the_first_snapshot_nobody_knows() -> None:
+def test_before_the_first_snapshot_requests_are_503() -> None:
     """Before the registry has been read, an unknown model is 503, not 404: it may exist."""
     fresh = ModelCatalog()
     assert not fresh.ready
@@ -89,7 +89,7 @@ def test_a_model_that_cannot_do_that_is_400() -> None:
     assert (caught.value.info.code, caught.value.info.param) == ("unsupported_model", "model")
 
 
-def test_what_several_workers_offer_is_joined() -> None:
+def test_offers_of_several_workers_are_merged() -> None:
     """A model can do what any of its ready workers can."""
     made = catalog(
         worker("a", offer("m", BOTH), state=WorkerState.DRAINING),
@@ -118,7 +118,7 @@ SPEECH = (Capability.SPEECH,)
 GONE = CatalogEntry(name="gone", capabilities=CHAT)
 
 
-def test_what_offers_say_of_voices_and_embeddings_is_joined() -> None:
+def test_voices_and_embedding_lengths_are_merged() -> None:
     """Each voice once, in the order of the workers."""
     made = catalog(
         worker("a", offer("m", SPEECH, voices=("joe", "amy"))),
@@ -223,13 +223,13 @@ class TestNamesWithoutATag:
         """A server that lists models without tags serves what a client of Ollama asks for."""
         assert catalog(worker("w", offer("llama3"))).resolve("llama3:latest", Capability.CHAT) == "llama3"
 
-    def test_two_servers_that_offer_both_names_get_what_is_asked_for(self) -> None:
+    def test_with_both_forms_live_the_exact_name_serves(self) -> None:
         """Exactly the name that was asked for goes first."""
         made = catalog(worker("v", offer("llama3")), worker("o", offer("llama3:latest")))
         assert made.resolve("llama3", Capability.CHAT) == "llama3"
         assert made.resolve("llama3:latest", Capability.CHAT) == "llama3:latest"
 
-    def test_a_live_model_goes_before_one_that_is_gone(self) -> None:
+    def test_a_live_model_has_precedence_over_an_absent_one(self) -> None:
         """A worker that offered the bare name has been replaced by one that offers the other."""
         gone = CatalogEntry(name="llama3", capabilities=CHAT)
         made = catalog(worker("w", offer("llama3:latest")), known=(gone,))
@@ -263,7 +263,7 @@ def test_which_workers_hold_a_model_is_known() -> None:
     assert model.context_length == 4096
 
 
-def test_what_only_manages_models_is_not_listed() -> None:
+def test_workers_that_only_manage_models_are_not_listed() -> None:
     """Nor known by its name; its queue is open all the same."""
     made = catalog(worker("w", offer("m"), offer("worker:w", (Capability.MODELS,))), aliases={"x": ("worker:w",)})
     assert [model.name for model in made.list_usable()] == ["m"]

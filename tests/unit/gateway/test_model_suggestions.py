@@ -1,4 +1,4 @@
-"""Which model a caller may have meant."""
+"""Suggestions for unknown models."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def suggestions(*names: str) -> ModelSuggestions:
         ("\x00\ud800", None),
     ],
 )
-def test_what_is_alike_is_meant(name: str, meant: str | None) -> None:
+def test_similar_names_are_suggested(name: str, meant: str | None) -> None:
     """Typing errors, case, parts of names; nothing is better than a name that has little in common."""
     assert suggestions(*MODELS).nearest(name) == meant
 
 
-def test_without_models_nothing_is_meant() -> None:
+def test_without_models_there_is_no_suggestion() -> None:
     assert suggestions().nearest("smollm2") is None
     assert did_you_mean(None) == ""
 
@@ -84,10 +84,10 @@ def test_the_names_of_two_thousand_models_take_two_milliseconds() -> None:
     assert min(times) <= 0.002
 
 
-class TestInTheCatalogue:
+class TestInTheCatalog:
     """Where callers see it."""
 
-    def test_an_unknown_model_is_refused_with_the_name_that_was_meant(self) -> None:
+    def test_the_error_for_an_unknown_model_suggests_a_name(self) -> None:
         made = catalog(worker("w", offer("smollm2"), offer("worker:w", (Capability.MODELS,))))
         with pytest.raises(ModelNotFound, match=r"'smolm2' does not exist\. Did you mean 'smollm2'"):
             made.resolve("smolm2", Capability.CHAT)
@@ -95,13 +95,13 @@ class TestInTheCatalogue:
             made.resolve("worker:x", Capability.CHAT)
         assert "Did you mean" not in caught.value.info.message, "workers are no models"
 
-    def test_what_nobody_can_use_now_is_not_suggested(self) -> None:
+    def test_unusable_models_are_not_suggested(self) -> None:
         made = catalog(worker("w", offer("smollm2"), state=WorkerState.DRAINING))
         with pytest.raises(ModelNotFound) as caught:
             made.resolve("smolm2", Capability.CHAT)
         assert "Did you mean" not in caught.value.info.message
 
-    def test_an_alias_may_be_meant_and_may_name_what_is_not_there(self) -> None:
+    def test_aliases_are_suggested_and_may_lack_targets(self) -> None:
         made = catalog(worker("w", offer("piper-joe")), aliases={"team-chat": ("piper-joe",), "tts-1": ("joe",)})
         with pytest.raises(ModelNotFound, match="Did you mean 'team-chat'"):
             made.resolve("team_chat", Capability.CHAT)
@@ -109,7 +109,7 @@ class TestInTheCatalogue:
             made.resolve("tts-1", Capability.SPEECH)
 
 
-def test_a_long_name_is_not_remembered_whole() -> None:
+def test_a_long_name_is_not_cached_whole() -> None:
     """A path may hold some thousand letters."""
     made = suggestions(*MODELS)
     for number in range(10):

@@ -1,4 +1,4 @@
-"""The HTTP server's end, as those see it who connect at that moment."""
+"""The shutdown of the HTTP server, for callers that connect at that moment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
     await Reply(send, "req_1").send_response(200, "text/plain", b"here")
 
 
-async def test_who_has_just_connected_is_answered() -> None:
+async def test_a_pending_connection_is_answered() -> None:
     """A connection that nobody has accepted when the server stops listening is answered, and then closed; the next one is refused."""
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()

@@ -36,13 +36,13 @@ def test_a_signed_url_is_accepted_as_it_is_and_not_otherwise() -> None:
         UrlSigner("another key", "", 60).verify(name, owner, expires, signature)
 
 
-def test_it_expires() -> None:
+def test_a_signed_url_expires() -> None:
     url_signer = UrlSigner(KEY, "", -1)
     with pytest.raises(NotFound, match="expired"):
         url_signer.verify(*taken_apart(url_signer.sign("a", "alice", "http://h")))
 
 
-def test_only_what_a_worker_keeps_is_rewritten() -> None:
+def test_only_blob_names_are_replaced_by_urls() -> None:
     answer = {"created": 1, "data": [{"url": "nexus-blob:abc"}, {"url": "https://elsewhere/x"}, {"b64_json": "AA"}]}
     found = json.loads(
         UrlSigner(KEY, "https://nexus.example/", 60).sign_urls(json.dumps(answer).encode(), "alice", "http://h")
@@ -51,6 +51,6 @@ def test_only_what_a_worker_keeps_is_rewritten() -> None:
     assert found["data"][1:] == answer["data"][1:]
 
 
-def test_the_base_is_where_the_caller_came_in() -> None:
+def test_the_base_url_is_the_callers() -> None:
     assert base_url({"scheme": "https", "headers": [(b"host", b"nexus:88")]}) == "https://nexus:88"
     assert base_url({"headers": [], "server": ("10.0.0.1", 8800)}) == "http://10.0.0.1:8800"

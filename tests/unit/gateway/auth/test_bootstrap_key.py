@@ -1,4 +1,4 @@
-"""The bootstrap key that a file keeps."""
+"""The bootstrap key in a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def settings(file: Path | str, key: str | None = None) -> GatewaySettings:
     )
 
 
-def test_missing_file_is_made_once(tmp_path: Path):
+def test_a_missing_file_is_created_once(tmp_path: Path):
     """The first start makes a key that only its owner can read; the next start has the same."""
     file = tmp_path / "key"
     key = load_bootstrap_key(settings(file))
@@ -35,7 +35,7 @@ def test_missing_file_is_made_once(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["key"], "nothing else is left there"
 
 
-def test_gateways_that_start_at_once_have_one_key(tmp_path: Path):
+def test_gateways_that_start_concurrently_share_one_key(tmp_path: Path):
     """Whoever makes the file first, all read the same."""
     for turn in range(20):
         file, together = tmp_path / f"key{turn}", Barrier(8)
@@ -50,33 +50,33 @@ def test_gateways_that_start_at_once_have_one_key(tmp_path: Path):
         assert keys == {file.read_text().strip()}
 
 
-def test_key_that_is_set_wins(tmp_path: Path):
+def test_the_setting_takes_precedence(tmp_path: Path):
     """And no file is made."""
     assert load_bootstrap_key(settings(tmp_path / "key", "mine")) == "mine"
     assert not (tmp_path / "key").exists()
 
 
-def test_empty_key_counts_as_none(tmp_path: Path):
+def test_an_empty_setting_counts_as_unset(tmp_path: Path):
     """`GATEWAY_BEARER_TOKEN=` in a file of settings sets no key."""
     assert load_bootstrap_key(settings(tmp_path / "key", "")).startswith("nexus-")
     assert load_bootstrap_key(settings("", "")) == ""
 
 
 @pytest.mark.parametrize("kept", ["", "\n"])
-def test_empty_file_is_refused(tmp_path: Path, kept: str):
+def test_an_empty_file_is_rejected(tmp_path: Path, kept: str):
     """An empty key would be everybody's; the setting is named."""
     (tmp_path / "key").write_text(kept)
     with pytest.raises(ConfigurationError, match=r"GATEWAY_BEARER_TOKEN_FILE.*is empty"):
         load_bootstrap_key(settings(tmp_path / "key"))
 
 
-def test_file_that_cannot_be_made_is_named(tmp_path: Path):
+def test_a_file_that_cannot_be_created_is_named(tmp_path: Path):
     """The operator learns which setting and which path."""
     with pytest.raises(ConfigurationError, match=r"GATEWAY_BEARER_TOKEN_FILE.*gone/key.*No such file"):
         load_bootstrap_key(settings(tmp_path / "gone" / "key"))
 
 
-def test_console_beside_a_gateway_uses_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_console_uses_the_key_of_the_gateway_on_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`docker compose exec gateway nexus status` needs no key."""
     for name in ("NEXUS_API_KEY", "GATEWAY_BEARER_TOKEN", "NEXUS_URL"):
         monkeypatch.delenv(name, raising=False)

@@ -57,7 +57,7 @@ class Gateway:
 WRONG, SHUT_OUT = "invalid_api_key", "too_many_wrong_keys"
 
 
-def test_guessing_is_shut_out_for_a_while() -> None:
+def test_an_address_that_guesses_is_shut_out() -> None:
     """Beyond so many different wrong keys an address gets 429 until the minute is over, and says how long that is."""
     gateway = Gateway()
     assert gateway.guess(MOST + 3) == [WRONG] * MOST + [SHUT_OUT] * 3
@@ -69,7 +69,7 @@ def test_guessing_is_shut_out_for_a_while() -> None:
     assert gateway.guess(MOST + 1) == [WRONG] * MOST + [SHUT_OUT]
 
 
-def test_a_guess_that_is_right_is_not_seen_to_be() -> None:
+def test_a_correct_guess_looks_like_a_wrong_one() -> None:
     """While an address is shut out, the bootstrap key gets the same answer there as a wrong one, and only there."""
     gateway = Gateway()
     gateway.guess(MOST + 1)
@@ -77,7 +77,7 @@ def test_a_guess_that_is_right_is_not_seen_to_be() -> None:
     assert gateway.check(KEY, "b") == "default"
 
 
-def test_others_at_the_same_address_go_on() -> None:
+def test_known_callers_at_the_address_are_not_affected() -> None:
     """Keys that Nexus made cannot be guessed, and a bootstrap key that was used from there before was not."""
     gateway = Gateway()
     assert gateway.check(KEY) == "default"
@@ -86,7 +86,7 @@ def test_others_at_the_same_address_go_on() -> None:
     assert gateway.check(CREATED) == "tenant"
 
 
-def test_an_old_key_is_no_guess() -> None:
+def test_repeating_one_wrong_key_is_not_guessing() -> None:
     """A client that repeats one wrong key, or sends none, is told 401 as often as it asks."""
     gateway = Gateway()
     assert {gateway.check("revoked") for _ in range(100)} == {WRONG}

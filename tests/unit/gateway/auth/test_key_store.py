@@ -1,4 +1,4 @@
-"""API keys that were created, as gateways know them: what holds while the store is away, loses its data, or lags."""
+"""Created API keys in several gateways, while the store works, is unavailable, loses its data, or lags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from backbone.testing.broadcast import MemoryBroadcast
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
-from gateway.auth.key_store import KIND, RETENTION_S, TRUSTED_S, CreatedKey, KeyNotFound, KeyStore
+from gateway.auth.key_store import KIND, RETENTION_S, TRUSTED_S, IssuedKey, KeyNotFound, KeyStore
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, PermissionDenied, RateLimited, Unavailable
 from schemas.keys import Scope
 from tests.conftest import Eventually
@@ -36,10 +36,10 @@ class Fleet:
         return Gateway(ring, Authenticator(token, ring))
 
     def flush(self) -> None:
-        self.documents._held.clear()
+        self.documents._documents.clear()
 
-    def held(self) -> list[str]:
-        return sorted(name.id for name in self.documents._held if name.kind == KIND)
+    def stored_ids(self) -> list[str]:
+        return sorted(name.id for name in self.documents._documents if name.kind == KIND)
 
 
 class Gateway:
@@ -57,7 +57,7 @@ class Gateway:
             return False
         return True
 
-    async def create(self, name: str = "alice", **options: Any) -> CreatedKey:
+    async def create(self, name: str = "alice", **options: Any) -> IssuedKey:
         return await self.ring.create(name, **({"scopes": [Scope.INFERENCE]} | options))
 
 
@@ -74,7 +74,7 @@ async def fails(call: Callable[[], Awaitable[Any]], error: type[NexusError]) -> 
 
 
 class TestOneGateway:
-    async def test_a_created_key_opens(self, fleet: Fleet) -> None:
+    async def test_a_created_key_is_accepted(self, fleet: Fleet) -> None:
         """With the owner, the scopes and the limits it was made with, and nothing more."""
         gateway = await fleet.gateway()
         new = await gateway.create(
@@ -87,12 +87,12 @@ class TestOneGateway:
         with pytest.raises(PermissionDenied, match=r"'admin'.*inference, jobs"):
             principal.require(Scope.ADMIN)
 
-    async def test_keys_are_unlike_each_other_and_kept_nowhere(self, fleet: Fleet) -> None:
+    async def test_keys_are_unique_and_not_stored(self, fleet: Fleet) -> None:
         """256 random bits each; the store has a hash, the last four characters and the webhooks' secret."""
         gateway = await fleet.gateway()
         made = [await gateway.create(f"k{n}") for n in range(20)]
         assert len({new.key for new in made}) == len({new.record.webhook_secret for new in made}) == 20
-        everything = b"".join(held.value for held in fleet.documents._held.values()).decode()
+        everything = b"".join(held.value for held in fleet.documents._documents.values()).decode()
         for new in made:
             assert new.key.startswith("nexus-")
             assert len(new.key) == 49
@@ -114,7 +114,7 @@ class TestOneGateway:
         assert secret != Authenticator("another").webhook_secret("")
         assert TOKEN not in str(secret)
 
-    async def test_created_keys_work_without_a_bootstrap_key(self, fleet: Fleet) -> None:
+    async def test_created_keys_need_no_bootstrap_key(self, fleet: Fleet) -> None:
         """And nothing else does."""
         new = await (await fleet.gateway()).create()
         gateway = await fleet.gateway(token=None)
@@ -123,7 +123,7 @@ class TestOneGateway:
             assert not gateway.knows(wrong)
         assert gateway.auth.webhook_secret("") is None
 
-    async def test_an_expired_key_is_told_so(self, fleet: Fleet) -> None:
+    async def test_the_error_says_that_a_key_has_expired(self, fleet: Fleet) -> None:
         """From that second on, and while the store is away; it is listed for a while, then forgotten everywhere."""
         gateway = await fleet.gateway()
         new = await gateway.create(expires_at=int(fleet.now) + 60)
@@ -137,11 +137,11 @@ class TestOneGateway:
         assert [key.id for key in await gateway.ring.list_active()] == [new.record.id]
         fleet.now += RETENTION_S + 1
         assert await gateway.ring.list_active() == []
-        assert fleet.held() == []
+        assert fleet.stored_ids() == []
         with pytest.raises(AuthenticationFailed, match="not valid"):
             gateway.check(new.key)
 
-    async def test_a_revoked_key_is_told_so(self, fleet: Fleet) -> None:
+    async def test_the_error_says_that_a_key_was_revoked(self, fleet: Fleet) -> None:
         """It is gone from the list, and cannot be revoked again; its jobs' webhooks are still signed."""
         gateway = await fleet.gateway()
         new, other = await gateway.create(), await gateway.create("bob")
@@ -157,7 +157,7 @@ class TestOneGateway:
         assert gateway.auth.webhook_secret(new.record.id) == new.record.webhook_secret
         assert gateway.auth.webhook_secret("key_nobody") is None
 
-    async def test_two_tenants_do_not_become_one_by_accident(self, fleet: Fleet) -> None:
+    async def test_two_tenants_never_share_an_owner_by_accident(self, fleet: Fleet) -> None:
         """A name that owns something already wants to be said as the owner, then it is shared; not even a race mixes them."""
         gateway = await fleet.gateway()
         assert "owner" in await fails(lambda: gateway.create("default"), InvalidRequest)
@@ -169,7 +169,7 @@ class TestOneGateway:
         await gateway.ring.revoke(shared.record.id)
         await fails(lambda: gateway.create("alice"), InvalidRequest)
 
-    async def test_wrong_keys_are_never_repeated(self, fleet: Fleet) -> None:
+    async def test_errors_never_repeat_a_wrong_key(self, fleet: Fleet) -> None:
         """Nor any part of them."""
         gateway = await fleet.gateway()
         new = await gateway.create()
@@ -179,8 +179,8 @@ class TestOneGateway:
             assert wrong[:12] not in caught.value.info.message
 
 
-class TestTheStoreIsAway:
-    async def test_known_keys_go_on_and_nothing_changes(self, fleet: Fleet) -> None:
+class TestStoreUnavailable:
+    async def test_known_keys_stay_valid_and_cannot_be_changed(self, fleet: Fleet) -> None:
         """Keys work from memory; making, listing and revoking says that it cannot be done now."""
         gateway = await fleet.gateway()
         new = await gateway.create()
@@ -193,7 +193,7 @@ class TestTheStoreIsAway:
         await fails(lambda: gateway.ring.revoke(new.record.id), Unavailable)
         assert gateway.knows(new.key)
 
-    async def test_a_gateway_that_starts_then_says_try_again(self, fleet: Fleet, eventually: Eventually) -> None:
+    async def test_a_gateway_that_starts_answers_503(self, fleet: Fleet, eventually: Eventually) -> None:
         """503 for what may be one of our keys, which clients try again; 401 for what cannot be; and it recovers by itself."""
         new = await (await fleet.gateway()).create()
         fleet.documents.available = False
@@ -209,7 +209,7 @@ class TestTheStoreIsAway:
         with pytest.raises(AuthenticationFailed):
             late.check("nexus-" + "x" * 43)
 
-    async def test_an_outage_in_the_middle_of_a_reading(self, fleet: Fleet, eventually: Eventually) -> None:
+    async def test_an_outage_during_a_refresh(self, fleet: Fleet, eventually: Eventually) -> None:
         """What was half given back is finished later."""
         gateway = await fleet.gateway()
         made = [await gateway.create(f"k{n}") for n in range(5)]
@@ -226,27 +226,27 @@ class TestTheStoreIsAway:
         await eventually(lambda: left[0] < 0)
         assert all(gateway.knows(new.key) for new in made)
         fleet.documents.add = plain  # type: ignore[method-assign]
-        await eventually(lambda: len(fleet.held()) == 5)
+        await eventually(lambda: len(fleet.stored_ids()) == 5)
 
 
-class TestTheStoreLosesItsData:
-    async def test_keys_are_given_back_and_revoked_ones_are_not(self, fleet: Fleet, eventually: Eventually) -> None:
+class TestStoreDataLoss:
+    async def test_keys_are_restored_except_revoked_ones(self, fleet: Fleet, eventually: Eventually) -> None:
         """From a gateway that knew them, to one that starts later: a revoked key stays revoked, also the last one."""
         gateway = await fleet.gateway()
         kept, gone = await gateway.create(), await gateway.create("bob", expires_at=int(fleet.now) + 600)
         await gateway.ring.revoke(gone.record.id)
         fleet.flush()
-        await eventually(lambda: len(fleet.held()) == 2)
+        await eventually(lambda: len(fleet.stored_ids()) == 2)
         late = await fleet.gateway()
         assert late.knows(kept.key)
         with pytest.raises(AuthenticationFailed, match="revoked"):
             late.check(gone.key)
         await gateway.ring.revoke(kept.record.id)
         fleet.flush()
-        await eventually(lambda: len(fleet.held()) == 2)
+        await eventually(lambda: len(fleet.stored_ids()) == 2)
         assert not (await fleet.gateway()).knows(kept.key)
 
-    async def test_a_gateway_that_missed_a_revocation_brings_nothing_back(
+    async def test_a_gateway_that_missed_a_revocation_restores_nothing(
         self, fleet: Fleet, eventually: Eventually
     ) -> None:
         """It was told nothing and read nothing; it even wrote the key back: whoever knows better has the last word."""
@@ -258,12 +258,12 @@ class TestTheStoreLosesItsData:
         assert dull.knows(new.key)
         fleet.flush()
         await dull.ring.refresh()
-        await eventually(lambda: b'"revoked_at":1800' in next(iter(fleet.documents._held.values())).value)
+        await eventually(lambda: b'"revoked_at":1800' in next(iter(fleet.documents._documents.values())).value)
         await dull.ring.refresh()
         assert not dull.knows(new.key)
         assert not knowing.knows(new.key)
 
-    async def test_who_knows_of_a_revocation_is_believed_whoever_writes_first(self, fleet: Fleet) -> None:
+    async def test_a_known_revocation_wins_whichever_gateway_writes_first(self, fleet: Fleet) -> None:
         """Both give a key back to an empty store: one reads it while it is empty, the other writes in between."""
         late, knows = await fleet.gateway(refresh_interval_s=3600), await fleet.gateway(refresh_interval_s=3600)
         new = await late.create()
@@ -282,7 +282,7 @@ class TestTheStoreLosesItsData:
         await knows.ring.refresh()
         assert not (await fleet.gateway()).knows(new.key)
 
-    async def test_who_was_cut_off_for_long_forgets(self, fleet: Fleet) -> None:
+    async def test_a_gateway_that_was_cut_off_for_long_forgets_keys(self, fleet: Fleet) -> None:
         """What has left the store meanwhile may have been revoked: it is not brought back."""
         gateway = await fleet.gateway(refresh_interval_s=3600)
         new = await gateway.create()
@@ -290,11 +290,11 @@ class TestTheStoreLosesItsData:
         fleet.flush()
         await gateway.ring.refresh()
         assert not gateway.knows(new.key)
-        assert fleet.held() == []
+        assert fleet.stored_ids() == []
 
 
 class TestManyGateways:
-    async def test_a_change_is_heard_at_once(self, fleet: Fleet, eventually: Eventually) -> None:
+    async def test_a_change_is_received_at_once(self, fleet: Fleet, eventually: Eventually) -> None:
         """By the notice alone: this gateway would read by itself only after an hour."""
         one, other = await fleet.gateway(), await fleet.gateway(refresh_interval_s=3600)
         new = await one.create()
@@ -302,7 +302,7 @@ class TestManyGateways:
         await one.ring.revoke(new.record.id)
         await eventually(lambda: not other.knows(new.key))
 
-    async def test_a_lost_notice_delays_and_no_more(self, fleet: Fleet, eventually: Eventually) -> None:
+    async def test_a_lost_broadcast_only_delays_a_change(self, fleet: Fleet, eventually: Eventually) -> None:
         """By reading alone."""
         fleet.broadcast.available = False
         one, other = await fleet.gateway(), await fleet.gateway()
@@ -311,16 +311,16 @@ class TestManyGateways:
         await one.ring.revoke(new.record.id)
         await eventually(lambda: not other.knows(new.key))
 
-    async def test_keys_made_at_once(self, fleet: Fleet, eventually: Eventually) -> None:
+    async def test_concurrent_creation_loses_no_key(self, fleet: Fleet, eventually: Eventually) -> None:
         """None is lost; of one name, one is made."""
         gateways = [await fleet.gateway() for _ in range(4)]
         made = await asyncio.gather(*(gateways[n % 4].create(f"k{n}") for n in range(40)))
         for gateway in gateways:
             await eventually(lambda gateway=gateway: all(gateway.knows(new.key) for new in made))
         same = await asyncio.gather(*(gateway.create("same") for gateway in gateways), return_exceptions=True)
-        assert sorted(type(one).__name__ for one in same) == ["CreatedKey"] + ["InvalidRequest"] * 3
+        assert sorted(type(one).__name__ for one in same) == ["InvalidRequest"] * 3 + ["IssuedKey"]
 
-    async def test_more_keys_than_a_page(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_more_keys_than_one_page(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
         """All are read."""
         monkeypatch.setattr("gateway.auth.key_store.PAGE_SIZE", 3)
         one = await fleet.gateway()
@@ -329,7 +329,7 @@ class TestManyGateways:
         assert all(other.knows(new.key) for new in made)
         assert {key.name for key in await other.ring.list_active()} == {f"k{n}" for n in range(10)}
 
-    async def test_too_many_keys(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_number_of_keys_is_limited(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
         """Every gateway holds them all in memory, so there is a bound; what is revoked does not count."""
         monkeypatch.setattr("gateway.auth.key_store.MAX_KEYS", 2)
         gateway = await fleet.gateway()
@@ -340,7 +340,7 @@ class TestManyGateways:
         await gateway.create("c")
 
     @pytest.mark.parametrize("value", [b"", b"{}", b"[1", b'{"id": "key_x"}'])
-    async def test_what_is_no_key_counts_as_absent(self, fleet: Fleet, value: bytes) -> None:
+    async def test_unreadable_records_are_ignored(self, fleet: Fleet, value: bytes) -> None:
         """Somebody wrote nonsense into the store: the others work."""
         await fleet.documents.put(KIND, "", "key_x", value)
         gateway = await fleet.gateway()
@@ -349,11 +349,11 @@ class TestManyGateways:
         assert [key.id for key in await gateway.ring.list_active()] == [new.record.id]
         fleet.flush()
         await gateway.ring.refresh()
-        assert fleet.held() == [new.record.id]
+        assert fleet.stored_ids() == [new.record.id]
 
 
-class TestOpenRequests:
-    def test_a_key_with_limits_is_bounded(self) -> None:
+class TestConcurrencyLimiter:
+    def test_a_key_with_both_limits_is_limited(self) -> None:
         """As many open requests as may wait and run together; one that ended makes room."""
         counted, limited = ConcurrencyLimiter(), Principal("o", key_id="k", max_queued=1, max_running=2)
         entered = [counted.acquire(limited) for _ in range(3)]
@@ -368,7 +368,7 @@ class TestOpenRequests:
         assert counted.acquire(limited) is limited
 
     @pytest.mark.parametrize("limits", [{}, {"max_queued": 0}, {"max_running": 1}])
-    def test_keys_without_both_limits_are_not(self, limits: dict[str, int]) -> None:
+    def test_keys_without_both_limits_are_not_limited(self, limits: dict[str, int]) -> None:
         """Nothing is counted for them."""
         counted = ConcurrencyLimiter()
         assert [counted.acquire(Principal("o", key_id="k", **limits)) for _ in range(100)] == [None] * 100

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backbone.testing.blobs import MemoryBlobStore
 from gateway.http.body_memory import MAX_WAIT_S, BodyMemory
-from gateway.http.multipart import MultipartForm, read_form
+from gateway.http.multipart import ParsedForm, read_form
 from gateway.http.request_body import CallerDisconnected, read_body, stream_body
 from schemas.errors import BodyMemoryFull, NexusError, RequestTimeout
 from tests.unit.gateway.http.test_multipart import TYPE, form, part
@@ -93,7 +93,7 @@ async def end(tasks: Iterable[asyncio.Task[Any]]) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_what_is_announced_and_never_comes_holds_up_nobody() -> None:
+def test_an_announced_body_that_never_comes_blocks_no_other() -> None:
     """Requests of one byte, and of none at all with a large Content-Length, leave the memory to the others."""
 
     async def scenario() -> float:
@@ -112,7 +112,7 @@ def test_what_is_announced_and_never_comes_holds_up_nobody() -> None:
     assert virtually(scenario()) == 0
 
 
-def test_a_key_that_fills_its_part_leaves_room() -> None:
+def test_a_key_at_its_limit_leaves_memory_to_others() -> None:
     """However much one key sends and does not finish, another key's body is served at once."""
 
     async def scenario() -> float:
@@ -150,7 +150,7 @@ def test_slow_bodies_end_while_others_wait() -> None:
     assert any(isinstance(error, RequestTimeout) for error in ended)
 
 
-def test_slow_bodies_that_hold_up_nobody_go_on() -> None:
+def test_slow_bodies_that_block_no_other_continue() -> None:
     """Without anybody who waits, a slow body has its usual time."""
 
     async def scenario() -> float:
@@ -159,7 +159,7 @@ def test_slow_bodies_that_hold_up_nobody_go_on() -> None:
     assert virtually(scenario()) == pytest.approx(20, abs=0.1)
 
 
-def test_many_bodies_of_one_key_end_one_after_another() -> None:
+def test_many_bodies_of_one_key_complete_one_after_another() -> None:
     """A burst of bodies, many times what its key may hold, is served: the bodies do not wait for each other's memory."""
 
     async def scenario() -> list[Any]:
@@ -173,7 +173,7 @@ def test_many_bodies_of_one_key_end_one_after_another() -> None:
     assert not [one for one in virtually(scenario()) if isinstance(one, Exception)]
 
 
-def test_who_waits_too_long_is_told() -> None:
+def test_a_body_that_waits_too_long_is_refused() -> None:
     """A body that finds no memory within the limit is refused: 503, with a time to come again."""
 
     async def scenario() -> tuple[BaseException, float]:
@@ -193,7 +193,7 @@ def test_who_waits_too_long_is_told() -> None:
     assert waited == pytest.approx(MAX_WAIT_S)
 
 
-def test_who_gives_up_waiting_takes_nothing_along() -> None:
+def test_a_cancelled_wait_holds_no_memory() -> None:
     async def scenario() -> None:
         memory = BodyMemory(TOTAL)
         with memory.share("a") as holder:
@@ -206,7 +206,7 @@ def test_who_gives_up_waiting_takes_nothing_along() -> None:
     virtually(scenario())
 
 
-def test_a_form_holds_what_is_not_stored_yet() -> None:
+def test_a_form_holds_the_bytes_that_are_not_stored_yet() -> None:
     """A file that is passed on piece by piece is charged for what is in memory, and no more."""
 
     async def scenario() -> int:
@@ -222,7 +222,7 @@ def test_a_form_holds_what_is_not_stored_yet() -> None:
         with memory.share("a") as share:
             pieces = stream_body([], receive, TOTAL, 30.0, share)
             await read_form(
-                TYPE, pieces, ("file",), lambda: MemoryBlobStore().writer(ttl_s=60), MultipartForm(), share=share
+                TYPE, pieces, ("file",), lambda: MemoryBlobStore().writer(ttl_s=60), ParsedForm(), share=share
             )
         assert memory.used == 0
         return most
@@ -236,7 +236,7 @@ SLOW = st.tuples(st.integers(0, 10), st.integers(0, 20), st.floats(0.0, 3.0), st
 
 @settings(max_examples=150, deadline=None)
 @given(hostile=st.lists(SLOW, max_size=150), at=st.floats(0.0, 5.0), size=st.integers(1, 6))
-def test_nobody_waits_behind_anothers_trickle(
+def test_a_trickling_body_blocks_no_other(
     hostile: list[tuple[int, int, float, float | None]], at: float, size: int
 ) -> None:
     """Whatever trickles, from many keys and whenever, a body within its key's part that comes at once is served in seconds."""

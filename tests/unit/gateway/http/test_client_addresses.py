@@ -1,4 +1,4 @@
-"""Which addresses count as one, and whose word about them counts."""
+"""Grouping of addresses, and the headers of trusted proxies."""
 
 from __future__ import annotations
 

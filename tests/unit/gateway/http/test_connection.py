@@ -149,7 +149,7 @@ class TestPipelining:
             assert [(await caller.answer())[1] for _ in requests] == [b"/a", b"/body", b"/body", b"/b"]
             assert site.bodies == [b"\r\n\r\n12345", b"hello"]
 
-    async def test_what_is_behind_a_slow_one_is_stored_within_bounds(self, eventually: Eventually) -> None:
+    async def test_requests_behind_a_slow_one_are_buffered_within_bounds(self, eventually: Eventually) -> None:
         """Behind a request that takes its time, the socket is not read beyond a bound; then all are answered, none is lost."""
         count = 10_000
         async with serving() as site, calling(site) as caller:
@@ -189,7 +189,7 @@ class TestPipelining:
             answers = [(await caller.answer())[1] for _ in range(2001)]
         assert answers == [b"/u"] * 2000 + [b"/end"]
 
-    async def test_a_hang_up_behind_pipelined_requests(self, eventually: Eventually) -> None:
+    async def test_a_disconnect_behind_pipelined_requests(self, eventually: Eventually) -> None:
         """A caller who hangs up is heard although it has sent more requests."""
         async with serving() as site:
             async with calling(site) as caller:
@@ -263,7 +263,7 @@ class TestHeads:
             await caller.refused(431, "headers_too_large")
             assert site.paths == []
 
-    async def test_one_that_never_ends(self) -> None:
+    async def test_a_head_that_never_ends(self) -> None:
         """A head must be complete in time, however it trickles in, also behind another request."""
         async with serving(Site(head_timeout_s=0.2)) as site, calling(site) as caller:
             caller.send(get("/a") + b"GET / HTTP/1.1\r\n")
@@ -368,7 +368,7 @@ class TestBodies:
             assert site.bodies == [b"a" * 50_000]
 
     @pytest.mark.parametrize("framing", ["content-length: 1000000", "transfer-encoding: chunked"])
-    async def test_a_body_that_nobody_waits_for(self, framing: str) -> None:
+    async def test_a_body_that_is_not_read_before_the_answer(self, framing: str) -> None:
         """What is left of a body after the answer is dropped; it must come in time."""
         async with serving(Site(head_timeout_s=0.3)) as site, calling(site) as caller:
             caller.send(f"POST / HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n".encode())
@@ -462,7 +462,7 @@ class Pipe(asyncio.Transport):
 @given(
     st.lists(st.sampled_from(range(len(REQUESTS))), min_size=1, max_size=6), st.lists(st.integers(0, 700), max_size=8)
 )
-def test_however_it_is_cut(chosen: list[int], cuts: list[int]) -> None:
+def test_requests_split_at_any_byte(chosen: list[int], cuts: list[int]) -> None:
     """The same bytes mean the same requests, however the network cuts them."""
 
     async def run() -> list[str]:
@@ -531,7 +531,7 @@ class TestConnections:
             assert (await second.answer())[1] == b"/a"
             assert site.callers == ["203.0.113.7"]
 
-    async def test_nobody_else_says_where_it_comes_from(self) -> None:
+    async def test_untrusted_peers_cannot_set_their_address(self) -> None:
         """`X-Forwarded-For` of a caller who is no trusted proxy counts for nothing."""
         async with serving() as site, calling(site) as caller:
             caller.send(get("/a", "x-forwarded-for: 203.0.113.7"))
@@ -554,7 +554,7 @@ async def unread(site: Site) -> tuple[socket.socket, HttpProtocol]:
 
 
 class TestUnread:
-    async def test_an_answer_that_nobody_reads(self, eventually: Eventually) -> None:
+    async def test_an_answer_that_is_never_read(self, eventually: Eventually) -> None:
         """A connection whose caller reads nothing ends when the time is over, not before, its answer complete or not."""
         site = Site(ConnectionLimiter(ConnectionBounds(write_timeout_s=60.0)))
         async with serving(site):

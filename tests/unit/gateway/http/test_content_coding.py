@@ -90,7 +90,7 @@ async def test_members_follow_each_other() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["br", "compress", "gzip, br", "gz\xefp", "aws-chunked", "gzip, gzip, gzip, gzip"])
-async def test_what_is_not_supported(encoding: str) -> None:
+async def test_unsupported_encodings(encoding: str) -> None:
     """Any other coding is 415, and the answer says which are taken."""
     with pytest.raises(UnsupportedEncoding) as caught:
         await read(encoding, b"x")
@@ -99,7 +99,7 @@ async def test_what_is_not_supported(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gzip", "deflate", "zstd"])
-async def test_what_is_broken(name: str) -> None:
+async def test_broken_encodings(name: str) -> None:
     """Data that is cut off, is none of that coding, or goes on after its end is 400."""
     whole = PACKERS[name](TEXT)
     flipped = bytes([*whole[:-6], *(byte ^ 255 for byte in whole[-6:])])

@@ -1,4 +1,4 @@
-"""What a path that is not there may have meant."""
+"""Advice for unknown paths."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def test_a_base_url_with_its_prefix_twice() -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/metrics"])
-def test_what_is_on_another_port(path: str) -> None:
+def test_a_path_of_the_observability_port(path: str) -> None:
     """The setting is named."""
     assert "OBSERVABILITY_PORT" in path_hint(path)
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/moderations", "/favicon.ico", "/wp-login.php", "//"])
-def test_nothing_is_made_up(path: str) -> None:
+def test_other_paths_get_no_advice(path: str) -> None:
     """Nobody knows what was meant."""
     assert not path_hint(path)

@@ -1,4 +1,4 @@
-"""Which strings of a request a backend may take for the address of a file, and which are text."""
+"""Strings of a request that a backend may open as a file or URL, and strings that are text."""
 
 from __future__ import annotations
 

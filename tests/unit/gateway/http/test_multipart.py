@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES
 from backbone.testing.blobs import MemoryBlobStore
-from gateway.http.multipart import MAX_PARTS, MultipartForm, read_form
+from gateway.http.multipart import MAX_PARTS, ParsedForm, read_form
 from schemas.errors import InvalidRequest
 
 TYPE = b"multipart/form-data; boundary=XX"
@@ -27,13 +27,13 @@ def form(*parts: bytes) -> bytes:
     return b"".join(parts) + b"--XX--\r\n"
 
 
-async def read(body: bytes, step: int = 65536, files: tuple[str, ...] = ("file",), kind: bytes = TYPE) -> MultipartForm:
+async def read(body: bytes, step: int = 65536, files: tuple[str, ...] = ("file",), kind: bytes = TYPE) -> ParsedForm:
     async def pieces() -> AsyncIterator[bytes]:
         for at in range(0, len(body), step):
             yield body[at : at + step]
 
     blobs = MemoryBlobStore()
-    result = MultipartForm()
+    result = ParsedForm()
     await read_form(kind, pieces(), files, lambda: blobs.writer(ttl_s=60), result)
     for upload in result.uploads:
         if upload.blob is not None:
@@ -97,6 +97,6 @@ async def test_a_file_without_a_filename_is_a_file() -> None:
         (form(part("file", b"x", "a" * 20_000)), TYPE, "header"),
     ],
 )
-async def test_what_is_wrong_is_said(body: bytes, kind: bytes, message: str) -> None:
+async def test_errors_of_malformed_forms(body: bytes, kind: bytes, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         await read(body, kind=kind)

@@ -1,4 +1,4 @@
-"""How callers wish to be answered: what is understood, what is ignored, what is refused."""
+"""Delivery preferences: accepted, ignored and rejected headers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def prefer(*values: str) -> DeliveryPreferences | None:
         ('return=minimal, respond-async, handling="strict, wait=7"', None),
     ],
 )
-def test_an_answer_later(value: str, wait_s: float | None) -> None:
+def test_respond_async(value: str, wait_s: float | None) -> None:
     """RFC 7240: any case, any order, parameters, quotes; of what is said twice, the first."""
     assert prefer(value) == DeliveryPreferences(respond_async=True, wait_s=wait_s)
 
@@ -56,14 +56,14 @@ def test_several_headers_are_one() -> None:
         "\xe9\xff",
     ],
 )
-def test_what_is_no_such_wish_is_ignored(value: str) -> None:
+def test_other_preferences_are_ignored(value: str) -> None:
     assert prefer(value) is None
 
 
 @pytest.mark.parametrize(
     "wait", ["wait", "wait=", "wait=-1", "wait=1.5", "wait=1e3", "wait=\xb2", "wait='5'", "wait=9999999999", 'wait="5']
 )
-def test_a_time_that_is_none_is_ignored(wait: str) -> None:
+def test_an_invalid_wait_is_ignored(wait: str) -> None:
     """The answer comes later all the same."""
     assert prefer(f"respond-async, {wait}") == DeliveryPreferences(respond_async=True)
 
@@ -86,7 +86,7 @@ def test_an_idempotency_key(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", [b"", b"k" * (MAX_KEY + 1), b"a\tb", b"a\x00b", b"a\x7fb", b"\xa0", b"\x85"])
-def test_a_key_that_is_none_is_refused(key: bytes) -> None:
+def test_an_invalid_key_is_rejected(key: bytes) -> None:
     """Two callers must never take different keys for the same one."""
     with pytest.raises(InvalidRequest) as caught:
         read_preferences([(b"idempotency-key", key)])
@@ -101,12 +101,12 @@ def test_a_stream_to_be_resumed(value: bytes, resume: bool) -> None:
     assert read_preferences([(b"x-nexus-resume", value)]) == (DeliveryPreferences(resume=True) if resume else None)
 
 
-def test_other_headers_are_no_wishes() -> None:
+def test_other_headers_are_no_preferences() -> None:
     assert read_preferences([(b"authorization", b"Bearer x"), (b"preference", b"respond-async")]) is None
 
 
 @pytest.mark.parametrize(
     ("wait_s", "said"), [(None, b"respond-async"), (0.0, b"respond-async, wait=0"), (5.0, b"respond-async, wait=5")]
 )
-def test_what_was_applied_is_said(wait_s: float | None, said: bytes) -> None:
+def test_the_applied_preference_is_returned(wait_s: float | None, said: bytes) -> None:
     assert DeliveryPreferences(respond_async=True, wait_s=wait_s).applied == said

@@ -52,7 +52,7 @@ async def test_a_remote_url_is_refused_where_fetching_is_off() -> None:
     assert caught.value.info.code == "remote_media_disabled"
 
 
-async def test_a_remote_url_is_replaced_by_what_it_holds() -> None:
+async def test_a_remote_url_is_replaced_by_its_content() -> None:
     data = json.loads(await inline(body(image("https://x.example/a.png"), image("data:image/gif;base64,BB")), Web()))
     parts = data["messages"][0]["content"]
     assert parts[1] == image("data:image/png;base64,YWJj")
@@ -77,6 +77,6 @@ async def test_a_url_that_cannot_be_fetched_names_its_part() -> None:
     assert caught.value.info.param == "messages.0.content.1.image_url"
 
 
-async def test_what_urls_hold_counts_towards_the_limit() -> None:
+async def test_the_content_of_urls_counts_towards_the_limit() -> None:
     with pytest.raises(RequestTooLarge):
         await inline(body(*[image("https://x.example/a")] * 3), Web(), max_bytes=10)

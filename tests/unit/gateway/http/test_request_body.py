@@ -71,7 +71,7 @@ class TestReading:
             await read(Body(b"x", ends=False), timeout_s=0.01)
         assert caught.value.info.should_retry is False
 
-    async def test_a_caller_who_hangs_up(self) -> None:
+    async def test_a_caller_that_disconnects(self) -> None:
         """A caller who leaves in the middle is no error of anybody's."""
         with pytest.raises(CallerDisconnected):
             await read(Body(b"x", ends=False, gone=True))
@@ -115,7 +115,7 @@ class TestParsing:
             b"{}{}",
         ],
     )
-    def test_what_is_no_object(self, body: bytes) -> None:
+    def test_a_body_that_is_no_object(self, body: bytes) -> None:
         """What is not one strict JSON object is refused, without a `param`."""
         param, message = problem(body)
         assert param is None
@@ -152,7 +152,7 @@ class TestParsing:
         assert message.endswith(f"'{param}'")
         assert "Field required" in message or "hould" in message
 
-    def test_all_that_a_union_would_take_is_said(self) -> None:
+    def test_the_error_names_all_types_of_a_union(self) -> None:
         """Where several types would do, the message names them all."""
         assert problem(request(stop=5))[1] == "Input should be a valid string or a valid list: 'stop'"
 

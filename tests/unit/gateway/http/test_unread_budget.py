@@ -1,4 +1,4 @@
-"""The bound on what callers have not read."""
+"""The budget of unread answers."""
 
 from __future__ import annotations
 

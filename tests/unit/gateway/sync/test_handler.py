@@ -1,4 +1,4 @@
-"""What is written between the pieces of a streamed answer."""
+"""Comments between the chunks of a streamed answer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Writes:
     send_end = send_chunk
 
 
-async def test_progress_never_cuts_an_event() -> None:
+async def test_progress_never_splits_an_event() -> None:
     """A large event comes in several pieces: news of progress waits for its end."""
 
     class Request(_InferenceExchange):

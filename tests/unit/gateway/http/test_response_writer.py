@@ -1,4 +1,4 @@
-"""What the HTTP server tells beyond ASGI, on a real connection."""
+"""The HttpExchange of Nexus's HTTP server, on a real connection."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def exchange(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWrite
     return reader, writer
 
 
-async def test_pushed_pieces_and_sent_ones_keep_their_order() -> None:
+async def test_direct_writes_and_sent_chunks_keep_their_order() -> None:
     """A stream may mix both ways of writing; the chunks arrive in the order they were written."""
 
     async def handler(exchange: HttpExchange, reply: Reply, _receive: Any) -> None:
@@ -76,7 +76,7 @@ async def test_pushed_pieces_and_sent_ones_keep_their_order() -> None:
         writer.close()
 
 
-async def test_an_answer_of_known_length_is_not_pushed_into() -> None:
+async def test_an_answer_of_known_length_takes_no_direct_writes() -> None:
     """Chunks have no place in an answer with a Content-Length."""
 
     async def handler(exchange: HttpExchange, reply: Reply, _receive: Any) -> None:
@@ -90,7 +90,7 @@ async def test_an_answer_of_known_length_is_not_pushed_into() -> None:
         writer.close()
 
 
-async def test_a_joined_answer_is_whole_and_the_connection_goes_on() -> None:
+async def test_a_single_write_is_complete_and_the_connection_continues() -> None:
     """Head and body leave together, also where the connection ends with them, and the next request is answered."""
     closing = False
 
@@ -107,7 +107,7 @@ async def test_a_joined_answer_is_whole_and_the_connection_goes_on() -> None:
         writer.close()
 
 
-async def test_a_body_that_is_here_is_known_to_be(eventually: Eventually) -> None:
+async def test_a_complete_body_is_reported(eventually: Eventually) -> None:
     """A request whose body came with its head needs no time limit; one that is still coming does."""
     seen: list[bool] = []
 
@@ -128,7 +128,7 @@ async def test_a_body_that_is_here_is_known_to_be(eventually: Eventually) -> Non
     assert seen == [True, False]
 
 
-async def test_a_hang_up_is_heard_once(eventually: Eventually) -> None:
+async def test_a_disconnect_is_reported_once(eventually: Eventually) -> None:
     """Whoever asked hears that the caller is gone; who asks too late hears it at once; who took it back, not."""
     heard: list[str] = []
     lines: list[HttpExchange] = []

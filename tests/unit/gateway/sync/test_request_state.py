@@ -1,4 +1,4 @@
-"""What a waiting request believes of what it hears: attempts are never mixed, ends are never false."""
+"""The state machine of a synchronous request: attempts are never mixed, and an end is never false."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_a_plain_answer() -> None:
     assert not rig.bus.removed
 
 
-async def test_a_new_attempt_replaces_an_unshown_one() -> None:
+async def test_a_new_attempt_replaces_an_undelivered_one() -> None:
     """What a lost worker had said, and nobody saw, is forgotten when the next attempt begins."""
     rig = Rig(stream=False)
     rig.start(1)
@@ -109,7 +109,7 @@ async def test_a_new_attempt_replaces_an_unshown_one() -> None:
     assert rig.take() == b"whole"
 
 
-async def test_a_shown_answer_is_never_begun_anew() -> None:
+async def test_a_partly_delivered_answer_is_never_restarted() -> None:
     """When bytes have gone out, a second attempt is told to stop, and the stream ends in an error."""
     rig = Rig()
     rig.start(1)
@@ -120,7 +120,7 @@ async def test_a_shown_answer_is_never_begun_anew() -> None:
     assert rig.take() == b""
 
 
-async def test_a_thawed_worker_is_told_that_it_is_late() -> None:
+async def test_a_resumed_worker_is_superseded() -> None:
     """Frames of an older delivery change nothing, and its questions are answered STALE."""
     rig = Rig(stream=False)
     rig.start(1)
@@ -151,7 +151,7 @@ async def test_a_lost_tail_is_noticed_by_the_heartbeat() -> None:
     assert rig.code == "events_lost"
 
 
-async def test_a_failure_is_passed_on() -> None:
+async def test_a_failure_is_returned() -> None:
     """The worker's error is the caller's."""
     rig = Rig()
     rig.start(1)
@@ -160,7 +160,7 @@ async def test_a_failure_is_passed_on() -> None:
     assert rig.call.error == info
 
 
-async def test_a_job_handed_back_waits_again_and_does_not_count() -> None:
+async def test_a_returned_job_waits_again_and_does_not_count() -> None:
     """A drained worker's job has not failed: it may be handed back any number of times."""
     rig = Rig()
     info = ErrorInfo(status=503, type="server_error", code=WORKER_DRAINED, message="drained").model_dump_json().encode()
@@ -207,7 +207,7 @@ async def test_attempts_that_do_not_count_are_as_many_as_the_limit_on_waiting_al
     assert rig.code == "queue_timeout"
 
 
-async def test_a_limit_on_waiting_that_a_pause_uses_up_ends_in_the_servers_words() -> None:
+async def test_a_pause_longer_than_the_queue_limit_ends_with_the_servers_error() -> None:
     """With `Retry-After`, and not as if no worker had taken the request."""
     rig = Rig(queue_s=3.0)
     assert rig.start(1) == PROCEED
@@ -232,7 +232,7 @@ async def test_a_job_that_kills_its_workers_is_poison() -> None:
     assert rig.code == "worker_lost"
 
 
-async def test_a_caller_gone_while_queued() -> None:
+async def test_a_disconnect_while_queued() -> None:
     """The job is deleted by its sequence, also when the sequence is learned only afterwards."""
     known, unknown = Rig(), Rig()
     known.call.on_stored(5)
@@ -246,7 +246,7 @@ async def test_a_caller_gone_while_queued() -> None:
     assert unknown.bus.released == ["reply"]
 
 
-async def test_a_caller_gone_while_running() -> None:
+async def test_a_disconnect_while_running() -> None:
     """The worker is told to stop."""
     rig = Rig()
     rig.call.on_stored(5)
@@ -314,7 +314,7 @@ async def test_a_stream_that_is_shed_is_not_complete(*, done: bool) -> None:
     assert budget.total == 0
 
 
-async def test_what_is_not_a_frame_changes_nothing() -> None:
+async def test_invalid_frames_are_ignored() -> None:
     """Bytes that no worker sends are ignored."""
     rig = Rig()
     for junk in (b"", b"x", b"c 1\n", b"c one 1\nx", b"\xff\xfe"):
