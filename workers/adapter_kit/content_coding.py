@@ -1,7 +1,8 @@
-"""Compressed answers of inference servers, decoded as they arrive and within bounds.
+"""Decoding of compressed responses of inference servers, as they arrive and within bounds.
 
-The worker asks for `identity`; some servers and proxies compress all the same. An answer is decoded in slices of `SLICE_BYTES` bytes, so
-that a bomb is never whole in memory; beyond `UNCHECKED_OUTPUT_BYTES` bytes it may be at most `MAX_RATIO` times as large as what came.
+The worker requests `identity`; some servers and proxies compress all the same. A response is decoded in slices of `SLICE_BYTES`
+bytes, so that a decompression bomb never fills the memory; beyond `UNCHECKED_OUTPUT_BYTES` bytes it may be at most `MAX_RATIO`
+times as large as its compressed form.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ SLICE_BYTES = 256 * 1024
 UNCHECKED_OUTPUT_BYTES = 16 * 1024 * 1024
 MAX_RATIO = 200
 WINDOW_LOG = 23
-"""Of zstd: 8 MiB, as RFC 9659 wants it."""
+"""The largest window of zstd: 8 MiB, as RFC 9659 requires."""
 CODINGS = frozenset({"gzip", "x-gzip", "deflate", "zstd"})
 
 
 class ResponseDecoder:
-    """Decodes one answer's body. Feed it with `decode`, and take what is left inside with `more` until that is empty."""
+    """Decodes the body of one response. Feed it with `decode`, then call `more` until it returns nothing."""
 
     def __init__(self, encoding: str, origin: str, *, whole: bool = True) -> None:
-        """`encoding`: the header's value. Raises BackendError, which names it, for one that cannot be decoded.
+        """Create a decoder. `encoding`: the header's value. Raises BackendError for an encoding that cannot be decoded.
 
-        Without `whole` the body is only the text of an error: one that cannot be decoded is dropped.
+        Without `whole` the body is only the text of an error, and is dropped where it cannot be decoded.
         """
         self._coding = encoding.strip().lower()
         self._origin = origin
@@ -42,59 +43,59 @@ class ResponseDecoder:
                 " turn compression off at the server or the proxy before it"
             )
         self._inner: _Decompressor | None = None
-        self._rest = b""
-        self._taken = self._made = 0
+        self._input = b""
+        self._bytes_in = self._bytes_out = 0
 
     def decode(self, data: bytes) -> bytes:
-        """Return the next slice of what the answer holds with `data`. Raises BackendError."""
+        """Add `data`; return the next slice of the decoded body. Raises BackendError."""
         if self._dropped:
             return b""
-        self._taken += len(data)
-        self._rest += data
+        self._bytes_in += len(data)
+        self._input += data
         return self.more()
 
     def more(self) -> bytes:
-        """Return the next slice; b"" when more input is needed. Raises BackendError."""
+        """Return the next slice of the decoded body; b"" when more input is needed. Raises BackendError."""
         try:
             while True:
-                if self._inner is None and not self._begin():
+                if self._inner is None and not self._begin_member():
                     return b""
                 assert self._inner is not None
-                data, self._rest = self._rest, b""
+                data, self._input = self._input, b""
                 out = self._inner.decode(data)
                 if self._inner.eof:  # another member may follow
-                    self._rest, self._inner = self._inner.unused_data, None
+                    self._input, self._inner = self._inner.unused_data, None
                 if out:
-                    return self._counted(out)
-                if self._inner is not None or not self._rest:
+                    return self._check_ratio(out)
+                if self._inner is not None or not self._input:
                     return b""
         except (zlib.error, zstd.ZstdError) as error:
             raise BackendError(f"the answer of {self._origin} is not valid {self._coding}: {error}") from error
 
     def finish(self) -> None:
-        """The connection brings no more. Raises BackendError where the answer is not complete."""
-        if self._inner is not None or (self._rest and not self._made):
+        """Check that the body is complete at the end of the connection. Raises BackendError where it is not."""
+        if self._inner is not None or (self._input and not self._bytes_out):
             message = f"the answer of {self._origin} ended before its {self._coding} data was complete"
             raise BackendError(message, transient=True)
 
-    def _begin(self) -> bool:
-        """Make a decoder for the member that begins here."""
-        rest = self._rest
+    def _begin_member(self) -> bool:
+        """Create a decompressor for the member that begins here."""
+        rest = self._input
         if self._coding == "zstd":
             if rest:
                 self._inner = _ZstdDecompressor()
         elif self._coding == "deflate":
-            # The standard means zlib's format; some servers send raw deflate. The first two bytes tell.
-            if len(rest) >= 2 and not self._made:
+            # The standard means zlib's format; some servers send raw deflate. The first two bytes show which.
+            if len(rest) >= 2 and not self._bytes_out:
                 is_zlib = rest[0] & 0x0F == 8 and (rest[0] * 256 + rest[1]) % 31 == 0
                 self._inner = _ZlibDecompressor(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
-        elif rest and (not self._made or rest[0] == 0x1F):  # what else follows a gzip member is padding
+        elif rest and (not self._bytes_out or rest[0] == 0x1F):  # other bytes after a gzip member are padding
             self._inner = _ZlibDecompressor(16 + zlib.MAX_WBITS)
         return self._inner is not None
 
-    def _counted(self, out: bytes) -> bytes:
-        self._made += len(out)
-        if self._made > UNCHECKED_OUTPUT_BYTES and self._made > MAX_RATIO * self._taken:
+    def _check_ratio(self, out: bytes) -> bytes:
+        self._bytes_out += len(out)
+        if self._bytes_out > UNCHECKED_OUTPUT_BYTES and self._bytes_out > MAX_RATIO * self._bytes_in:
             raise BackendError(
                 f"the {self._coding} answer of {self._origin} is more than {MAX_RATIO} times as large as what was sent;"
                 " turn compression off at the server or the proxy before it"
@@ -103,18 +104,18 @@ class ResponseDecoder:
 
 
 class _Decompressor(Protocol):
-    """What zlib's and zstd's decoders have in common."""
+    """What zlib's and zstd's decompressors have in common."""
 
     @property
     def eof(self) -> bool:
-        """The member is complete."""
+        """Whether the member is complete."""
 
     @property
     def unused_data(self) -> bytes:
-        """What follows it."""
+        """The bytes that follow the member."""
 
     def decode(self, data: bytes) -> bytes:
-        """At most `SLICE_BYTES` bytes; with b"", what is left inside."""
+        """Return at most `SLICE_BYTES` bytes; with b"", of the input that is left inside."""
 
 
 class _ZlibDecompressor:

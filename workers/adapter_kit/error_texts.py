@@ -1,6 +1,6 @@
-"""Words in which servers of text refuse a request, beside those of `refusals`: pure.
+"""Patterns of error messages of text servers, beside those of `error_mapping`. Pure.
 
-Each is a server's own, as found in public reports; tests/backends/shapes holds them with their sources.
+Each is from a server's own messages in public reports; tests/backends/shapes holds them with their sources.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ TOO_LONG = re.compile(
 THROTTLED = re.compile(
     r"throttl|rate.?limit|too many requests|per (?:minute|hour|day)|please wait|\bquota\b", re.IGNORECASE
 )
-"""Of tokens too, but of those in some time."""
+"""Messages about tokens or requests in a period of time, which `TOO_LONG` must not match."""
 FLAGGED = re.compile(
     r"inappropriate content|content exists risk|usage (?:guidelines|policies)|safety_check|data_inspection|不安全|敏感"
     r"|content safety|prohibited content",
     re.IGNORECASE,
 )
-"""DeepSeek, Qwen, xAI, z.ai, OpenAI: the input is one that they will not work on."""
+"""Messages about an input that a content policy rejects: DeepSeek, Qwen, xAI, z.ai, OpenAI."""
 STATUSES = (
     (429, re.compile(r"rate.?limit|too.?many.?requests|throttl|resource.?exhausted")),
     (402, re.compile(r"insufficient.?(?:quota|credits?|balance|funds)|billing|payment.?required")),
@@ -43,20 +43,20 @@ STATUSES = (
     (504, re.compile(r"timeout|timed.?out")),
     (400, re.compile(r"invalid.?request|bad.?request|validation|invalid.?(?:argument|parameter|value)")),
 )
-"""What an error object's type or code says where it came without a status, inside a stream."""
+"""The status for an error object's type or code, where it came without a status, inside a stream."""
 
 
 def is_too_long(message: str) -> bool:
-    """Return whether a server's words say that the request holds more tokens than the model takes."""
+    """Return whether a message says that the request holds more tokens than the model takes."""
     return bool(TOO_LONG.search(message))
 
 
 def is_throttled(message: str) -> bool:
-    """Return whether a server's words are about how much was sent in some time."""
+    """Return whether a message is about a rate limit."""
     return bool(THROTTLED.search(message))
 
 
 def status_for(*words: str) -> int:
-    """Return the HTTP status that an error's type or code stands for; 0: it says nothing."""
+    """Return the HTTP status that an error's type or code stands for; 0 where it is unknown."""
     text = " ".join(words).lower()
     return next((status for status, meant in STATUSES if meant.search(text)), 0)

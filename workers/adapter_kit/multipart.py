@@ -1,4 +1,4 @@
-"""Multipart forms for servers that take files: their length is known beforehand, and no file is whole in memory."""
+"""Multipart forms for servers that take files: the length is known in advance, and no file is completely in memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from workers.backends.base import UploadedFile
 
-ANY_TYPE = "application/octet-stream"
-# As browsers write names; a backslash would be taken for an escape by some and not by others.
-QUOTED = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A", "\\": "%5C", "\0": "%00"})
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
+# As browsers escape names; some servers take a backslash for an escape, others do not.
+NAME_ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A", "\\": "%5C", "\0": "%00"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class FilePart:
 
     @classmethod
     def from_file(cls, file: UploadedFile, field: str | None = None) -> FilePart:
-        """A caller's file, under another name where the server has another one for it."""
+        """Return a part for a caller's file. `field`: the server's name for it, where that differs from the caller's."""
         return cls(field or file.field, file.filename, file.content_type, file.size, file.pieces)
 
     @classmethod
     def from_bytes(cls, field: str, filename: str, content_type: str, data: bytes) -> FilePart:
-        """Bytes at hand."""
+        """Return a part for bytes in memory."""
 
         async def pieces() -> AsyncIterator[bytes]:
             yield data
@@ -44,16 +44,16 @@ class MultipartForm:
 
     content_type: str
     length: int
-    """Bytes, if every file has the size it says."""
+    """Bytes, if every file has its declared size."""
     pieces: Callable[[], AsyncIterator[bytes]]
-    """The form from its beginning; may be called again if the files may."""
+    """Reads the form from its beginning; may be called again if the files may be read again."""
 
 
 def encode_multipart(fields: Sequence[tuple[str, str]], files: Sequence[FilePart]) -> MultipartForm:
-    """The form: fields in their order, then files. Names may repeat. Nothing in a name can break out of its header."""
+    """Return the form: fields in their order, then files. Names may repeat, and are escaped in the headers."""
     boundary = secrets.token_hex(16)
     start = "".join(
-        f'--{boundary}\r\ncontent-disposition: form-data; name="{_quoted(name)}"\r\n\r\n{value}\r\n'
+        f'--{boundary}\r\ncontent-disposition: form-data; name="{_escape_name(name)}"\r\n\r\n{value}\r\n'
         for name, value in fields
     ).encode()
     heads = [_file_head(boundary, file).encode() for file in files]
@@ -74,13 +74,15 @@ def encode_multipart(fields: Sequence[tuple[str, str]], files: Sequence[FilePart
 
 def _file_head(boundary: str, file: FilePart) -> str:
     # Servers take a part without a file name for a field.
-    name = _quoted(file.filename) or "file"
-    kind = file.content_type if file.content_type.isascii() and file.content_type.isprintable() else ANY_TYPE
+    name = _escape_name(file.filename) or "file"
+    kind = (
+        file.content_type if file.content_type.isascii() and file.content_type.isprintable() else DEFAULT_CONTENT_TYPE
+    )
     return (
-        f'--{boundary}\r\ncontent-disposition: form-data; name="{_quoted(file.field)}"; filename="{name}"\r\n'
-        f"content-type: {kind or ANY_TYPE}\r\n\r\n"
+        f'--{boundary}\r\ncontent-disposition: form-data; name="{_escape_name(file.field)}"; filename="{name}"\r\n'
+        f"content-type: {kind or DEFAULT_CONTENT_TYPE}\r\n\r\n"
     )
 
 
-def _quoted(name: str) -> str:
-    return name.translate(QUOTED)
+def _escape_name(name: str) -> str:
+    return name.translate(NAME_ESCAPES)

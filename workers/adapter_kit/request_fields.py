@@ -1,4 +1,4 @@
-"""What adapters read from a request's body: pure."""
+"""Fields that adapters read from a request's body. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ JSON = dict[str, Any]
 
 
 def parse_json_object(data: bytes) -> JSON:
-    """The body. Raises BackendRefused when it is not a JSON object."""
+    """Return the body. Raises BackendRefused when it is not a JSON object."""
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -23,28 +23,28 @@ def parse_json_object(data: bytes) -> JSON:
 
 
 def requested_choices(body: JSON) -> int:
-    """`n`, 1 where it is not given."""
+    """Return `n`; 1 where it is missing."""
     n = body.get("n")
     return n if isinstance(n, int) and n > 0 else 1
 
 
 def prompt_count(body: JSON) -> int:
-    """Return how many prompts a text completion has; a list of token ids is one."""
+    """Return how many prompts a text completion has; a list of token ids is one prompt."""
     prompt = body.get("prompt")
     return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
 
 
 def stream_options(body: JSON) -> JSON:
-    """The caller's `stream_options`, empty where there are none."""
+    """Return the caller's `stream_options`; an empty object where they are missing."""
     options = body.get("stream_options")
     return options if isinstance(options, dict) else {}
 
 
 def wants_usage(body: JSON) -> bool:
-    """Whether a stream is to end in a usage chunk."""
+    """Return whether a stream must end with a usage chunk."""
     return stream_options(body).get("include_usage") is True
 
 
 def wants_continuous_usage(body: JSON) -> bool:
-    """Return whether each event of a stream is to carry the usage so far: vLLM's and SGLang's option."""
+    """Return whether each event of a stream must carry the usage so far: vLLM's and SGLang's option."""
     return wants_usage(body) and stream_options(body).get("continuous_usage_stats") is True

@@ -1,7 +1,8 @@
-"""What adapters need of the machine that they run on, and the command that installs it.
+"""Libraries and programs that adapters need on their machine, and the commands that install them.
 
-An adapter returns its requirements from `Backend.requirements()`. The worker checks them before each discovery: one that is missing
-keeps the worker from being ready, an optional one is only reported. What is installed later is found without a restart.
+An adapter returns its requirements from `Backend.requirements()`. The worker checks them before each discovery: a missing
+requirement keeps the worker from being ready, a missing optional one is only reported. One that is installed later is found
+without a restart.
 """
 
 from __future__ import annotations
@@ -20,33 +21,33 @@ class Library:
     """A Python library."""
 
     module: str
-    """What is imported."""
+    """The name that is imported."""
     title: str
     purpose: str
-    """What it is needed for, after "for"."""
+    """The purpose in a sentence, after "for"."""
     extra: str
     """The extra of pyproject.toml that brings it."""
     optional: bool = False
-    """Without it some requests are refused, or less is shown; the worker is ready all the same."""
+    """Without it some requests are refused, or less is reported, but the worker is ready."""
     capabilities: tuple[Capability, ...] = ()
-    """It matters only to models of these; empty: to all."""
+    """Only models with these capabilities need it; empty: all models."""
 
     def problem(self) -> str | None:
-        """Return what is wrong and what to do, or None where the library can be used."""
-        fault = self._fault()
-        if fault is None:
+        """Return the problem and what to do; None where the library can be used."""
+        defect = self._find_defect()
+        if defect is None:
             return None
-        return f"{self.title} {fault}; the worker needs it for {self.purpose}. Install it with: {install_hint(self.extra)}."
+        return f"{self.title} {defect}; the worker needs it for {self.purpose}. Install it with: {install_hint(self.extra)}."
 
-    def _fault(self) -> str | None:
+    def _find_defect(self) -> str | None:
         try:
             if find_spec(self.module) is None:
-                importlib.invalidate_caches()  # it may have been installed since this process began
+                importlib.invalidate_caches()  # it may have been installed since this process started
             if find_spec(self.module) is None:
                 return "is not installed"
             if not self.optional:
                 importlib.import_module(self.module)
-        except Exception as error:  # a library that is half installed raises nearly anything
+        except Exception as error:  # a half-installed library raises nearly anything
             return f"cannot be imported ({type(error).__name__}: {error})"
         return None
 
@@ -57,12 +58,12 @@ class Program:
 
     command: str
     remedy: str
-    """What else the operator may do."""
+    """What the operator may do instead of installing it."""
     optional: bool = False
     capabilities: tuple[Capability, ...] = ()
 
     def problem(self) -> str | None:
-        """Return what is wrong and what to do, or None where the program can be run."""
+        """Return the problem and what to do; None where the program can be run."""
         if shutil.which(self.command) is not None:
             return None
         return f"There is no program {self.command!r} on this machine. Install it, or {self.remedy}."

@@ -1,4 +1,4 @@
-"""`/v1/rerank` for every adapter: what the caller asks for, and the answer in the shape of Jina and Cohere. Pure."""
+"""`/v1/rerank` for every adapter: the parsed request, and the answer in Jina's and Cohere's form. Pure."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from workers.adapter_kit.request_fields import JSON, parse_json_object
 from workers.backends.base import BackendError, BackendRefused, Task
 
 ENDPOINT = "/v1/rerank"
-WRONG = "the backend's answer is no ranking"
+WRONG_RANKING_MESSAGE = "the backend's answer is not a ranking of the documents"
 
 
 @dataclass(frozen=True, slots=True)
 class RankingRequest:
-    """What the caller asks for."""
+    """A caller's request to rank documents, checked."""
 
     query: str
     texts: tuple[str, ...]
     documents: tuple[Any, ...]
-    """As they came: texts, or objects with a `text`."""
+    """The documents as the caller sent them: texts, or objects with a `text`."""
     top_n: int
     return_documents: bool
     fields: JSON
@@ -33,7 +33,7 @@ class RankingRequest:
 
     @classmethod
     def from_task(cls, task: Task) -> RankingRequest:
-        """Raises BackendRefused when the task is no such request, or a field is wrong."""
+        """Parse a task. Raises BackendRefused for another endpoint, or where a field is wrong."""
         if task.endpoint != ENDPOINT:
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
         body = parse_json_object(task.body)
@@ -56,20 +56,20 @@ class RankingRequest:
 def rerank_body(
     request: RankingRequest, scores: Iterable[tuple[int, float]], *, model: str, tokens: int = 0, identity: str = ""
 ) -> bytes:
-    """The answer: the `top_n` best of `scores` (index and score), best first.
+    """Return the answer: the `top_n` best of `scores` (index and score), best first.
 
-    Raises BackendError when there are fewer, or an index is none of a document.
+    Raises BackendError when there are fewer scores, or an index belongs to no document.
     """
     ranked = sorted(scores, key=lambda one: -one[1])
     indexes = {index for index, _ in ranked}
     if not indexes <= set(range(len(request.texts))) or len(indexes) < request.top_n or len(indexes) < len(ranked):
-        raise BackendError(WRONG)
+        raise BackendError(WRONG_RANKING_MESSAGE)
     results: list[JSON] = []
     for index, score in ranked[: request.top_n]:
         document = request.documents[index]
-        shown = {"text": document} if isinstance(document, str) else document
+        content = {"text": document} if isinstance(document, str) else document
         results.append(
-            {"index": index, "relevance_score": score} | ({"document": shown} if request.return_documents else {})
+            {"index": index, "relevance_score": score} | ({"document": content} if request.return_documents else {})
         )
     answer: JSON = {"object": "list", "model": model, "results": results}
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -77,7 +77,7 @@ def rerank_body(
 
 
 def read_scores(answer: Any) -> tuple[list[tuple[int, float]], int]:
-    """Index and score of each result of a server's answer in JSON, and the tokens it counted. Raises BackendError.
+    """Return index and score of each result of a server's answer, and the tokens that the server counted. Raises BackendError.
 
     Servers give `{"results": [{"index", "relevance_score" or "score"}]}`, or (TEI) the list alone.
     """
@@ -88,7 +88,7 @@ def read_scores(answer: Any) -> tuple[list[tuple[int, float]], int]:
             for one in results
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise BackendError(WRONG) from error
+        raise BackendError(WRONG_RANKING_MESSAGE) from error
     return scores, _tokens(answer)
 
 

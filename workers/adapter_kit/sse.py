@@ -1,7 +1,7 @@
-r"""Server-sent events, as inference servers send them: pure, on bytes.
+r"""Server-sent events, as inference servers send them. Pure, on bytes.
 
-`SseSplitter` cuts a stream into blocks of complete events with `\n` line ends; `payloads` reads a block. They are
-apart so that a relay can pass a block on as it is, without looking at its lines.
+`SseSplitter` cuts a stream into blocks of complete events with `\n` line ends; `payloads` reads a block. They are separate so
+that a relay can pass a block on without reading its lines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import orjson
 EVENT_LIMIT = 16 * 1024 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FIELDS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
-LONGEST_DONE = 12
+MAX_DONE_LENGTH = 12
 
 
 class EventTooLarge(ValueError):
@@ -21,10 +21,10 @@ class EventTooLarge(ValueError):
 
 
 class SseSplitter:
-    """Cuts a byte stream behind complete events. How the bytes arrive makes no difference to the events."""
+    """Cuts a byte stream after complete events, in whatever pieces the bytes arrive."""
 
     def __init__(self, limit: int = EVENT_LIMIT, *, single_lines: bool = False) -> None:
-        """`single_lines`: lines of data with whole JSON each are events of their own, without an empty line between them."""
+        """Create a splitter. `single_lines`: lines of data that each hold complete JSON are events, without an empty line between them."""
         self._limit = limit
         self._single_lines = single_lines
         self._at_start = True
@@ -32,7 +32,7 @@ class SseSplitter:
         self._after_cr = False
 
     def feed(self, data: bytes) -> bytes:
-        r"""The events completed by `data`, as one block that ends with an empty line; b"" if there are none.
+        r"""Return the events that `data` completes, as one block that ends with an empty line; b"" if there are none.
 
         Line ends (`\n`, `\r\n`, `\r`) become `\n`. Raises EventTooLarge.
         """
@@ -56,7 +56,7 @@ class SseSplitter:
         return data[:cut]
 
     def _without_mark(self, data: bytes) -> bytes:
-        """Leave out a byte order mark, which may stand before the first event."""
+        """Remove a byte order mark, which may stand before the first event."""
         data, self._rest = self._rest + data, b""
         if len(data) < len(BYTE_ORDER_MARK) and BYTE_ORDER_MARK.startswith(data):
             self._rest = data
@@ -65,7 +65,7 @@ class SseSplitter:
         return data.removeprefix(BYTE_ORDER_MARK)
 
     def _cut_lines(self, data: bytes) -> bytes:
-        """Return the lines that are events of their own; all waits where a line is not."""
+        """Return the lines that are events; nothing while one line is not."""
         *lines, rest = data.split(b"\n")
         if not all(map(_is_event, lines)):
             rest, lines = data, []
@@ -75,7 +75,7 @@ class SseSplitter:
         return b"".join(line + b"\n\n" for line in lines if line)
 
     def _line_feeds(self, data: bytes) -> bytes:
-        r"""A `\r` is a line end at once; a `\n` that follows it belongs to it, also in the next read."""
+        r"""Convert line ends: `\r` is one at once, and a `\n` after it belongs to it, even in the next read."""
         if self._after_cr and data.startswith(b"\n"):
             data = data[1:]
         self._after_cr = data.endswith(b"\r")
@@ -83,7 +83,7 @@ class SseSplitter:
 
 
 def payloads(block: bytes) -> Iterator[bytes]:
-    """What each event of a block says: its `data` lines, joined. Comments and events without data say nothing.
+    """Yield the data of each event of a block: its `data` lines, joined. Comments and events without data yield nothing.
 
     `error: {…}`, which llama.cpp used to send, counts as data.
     """
@@ -98,10 +98,10 @@ def payloads(block: bytes) -> Iterator[bytes]:
 
 
 def lenient_payloads(block: bytes) -> Iterator[bytes]:
-    """As `payloads`, from servers that do not keep to the form: what else can only be meant as an event is one.
+    """Yield the data of each event, as `payloads` does, from servers that deviate from the format.
 
-    JSON without `data:`, or on the line after it; several lines of whole JSON without an empty line between them; and
-    `event: error`, whose data becomes an `error` object.
+    Also an event: JSON without `data:`, or on the line after it; each of several lines of complete JSON without an empty line
+    between them; and `event: error`, whose data becomes an `error` object.
     """
     for event in block.split(b"\n\n"):
         if event.startswith(b"data: ") and b"\n" not in event:
@@ -112,8 +112,8 @@ def lenient_payloads(block: bytes) -> Iterator[bytes]:
 
 
 def is_done_marker(payload: bytes) -> bool:
-    """Return whether an event is the end mark, however it is written."""
-    return len(payload) <= LONGEST_DONE and payload.strip(b" \t\"'").upper() == b"[DONE]"
+    """Return whether an event is the end marker `[DONE]`, in any spelling."""
+    return len(payload) <= MAX_DONE_LENGTH and payload.strip(b" \t\"'").upper() == b"[DONE]"
 
 
 def _liberal(lines: list[bytes]) -> Iterator[bytes]:
@@ -134,14 +134,14 @@ def _liberal(lines: list[bytes]) -> Iterator[bytes]:
 
 def _as_error(payload: bytes) -> bytes:
     try:
-        said = orjson.loads(payload)
+        parsed = orjson.loads(payload)
     except orjson.JSONDecodeError:
-        said = payload.decode("utf-8", "replace")
-    return payload if isinstance(said, dict) and said.get("error") else orjson.dumps({"error": said})
+        parsed = payload.decode("utf-8", "replace")
+    return payload if isinstance(parsed, dict) and parsed.get("error") else orjson.dumps({"error": parsed})
 
 
 def _is_event(line: bytes) -> bool:
-    """Whether a line says all of an event, or nothing."""
+    """Return whether a line is a complete event, or empty, or a comment."""
     if line.startswith(b"data:"):
         value = _value(line)
         return _is_json(value) or is_done_marker(value)
@@ -161,5 +161,5 @@ def _value(line: bytes) -> bytes:
 
 
 def is_json_content_type(value: str) -> bool:
-    """Whether a content type says JSON, where a stream of events was asked for."""
+    """Return whether a content type is one of JSON."""
     return value.partition(";")[0].strip().lower().endswith("json")
