@@ -1,7 +1,7 @@
-"""Sound from one form into another: what servers make into what callers ask for, and uploads into samples.
+"""Conversion of audio: from a server's format into the requested one, and from uploads into samples.
 
-Samples are 16-bit little-endian integers, channels interleaved. Coding needs PyAV (the extra `audio`); WAV and
-PCM as the server makes them do without it.
+Samples are 16-bit little-endian integers, channels interleaved. Encoding and decoding
+need PyAV (the extra `audio`), except WAV and PCM in the server's own form.
 """
 
 from __future__ import annotations
@@ -22,51 +22,55 @@ from workers.backends.base import BackendError, BackendRefused
 T = TypeVar("T")
 
 PCM_RATE_HZ = 24_000
-"""Of OpenAI's `pcm`: mono."""
+"""The sample rate of OpenAI's `pcm`, which is mono."""
 TRANSCRIPTION_RATE_HZ = 16_000
-"""What transcription models listen to: mono."""
+"""The sample rate that transcription models need; they take mono."""
 SAMPLE_WIDTH = 2
 UNKNOWN_SIZE = 0xFFFFFFFF
-NO_LENGTH = 0x7FFF0000
-"""A WAV that claims so many bytes, or more, is one whose maker did not know."""
+MIN_PLACEHOLDER_SIZE = 0x7FFF0000
+"""From this size on, a WAV header's length is a placeholder: the server did not know it."""
 HEADER_LIMIT = 64 * 1024
 MAX_BUFFERED_BYTES = 4 * 1024 * 1024
-"""Bytes of an unfinished whole answer that stay in memory; the rest waits in a temporary file."""
+"""Bytes of an unfinished complete answer that stay in memory; the rest goes to a temporary file."""
 DECODED_LIMIT = 512 * 1024 * 1024
-"""Bytes of decoded samples, some four and a half hours: a small upload may hold days of silence."""
+"""Bytes of decoded samples, about four and a half hours: a small upload may hold days of silence."""
 BIT_RATE = 64_000
-"""Of one channel: more than speech needs."""
-MPEG_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-RATES = {"mp3": MPEG_RATES, "aac": MPEG_RATES, "opus": (8_000, 12_000, 16_000, 24_000, 48_000)}
-"""What a codec takes; a rate between is raised to the next."""
+"""Bits per second of one channel: more than speech needs."""
+MPEG_SAMPLE_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
+SAMPLE_RATES_HZ = {
+    "mp3": MPEG_SAMPLE_RATES_HZ,
+    "aac": MPEG_SAMPLE_RATES_HZ,
+    "opus": (8_000, 12_000, 16_000, 24_000, 48_000),
+}
+"""The sample rates of each codec; a rate between two is raised to the higher one."""
 CONTAINERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "mp3": ("mp3", "libmp3lame", {"write_xing": "0", "id3v2_version": "0"}),
     "opus": ("ogg", "libopus", {"page_duration": "100000"}),
     "aac": ("adts", "aac", {}),
     "flac": ("flac", "flac", {}),
 }
-"""Format, codec and the options that let the first bytes out at once."""
-EXACT = frozenset({"wav", "flac"})
-"""Formats that tell their length at the beginning: a whole answer is written with it."""
-READABLE = "aac,aiff,amr,au,caf,flac,matroska,webm,mov,mp4,m4a,mp3,mpeg,mpegts,ogg,w64,wav"
-"""Containers that may be decoded. Playlists are not among them: they make their reader open files and URLs."""
-BAD_SHARE = 0.1
-"""Of a file's packets: one torn frame is no reason to refuse it."""
+"""Container, codec, and options that release the first bytes at once."""
+EXACT_LENGTH_FORMATS = frozenset({"wav", "flac"})
+"""Formats that give their length in the header: a complete answer is written with the true one."""
+READABLE_CONTAINERS = "aac,aiff,amr,au,caf,flac,matroska,webm,mov,mp4,m4a,mp3,mpeg,mpegts,ogg,w64,wav"
+"""Containers that may be decoded. Playlists are excluded: they make their reader open files and URLs."""
+MAX_DAMAGED_SHARE = 0.1
+"""The share of damaged packets from which a file is refused: single damaged frames are accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
-    """What bytes of sound are."""
+    """The format of audio bytes."""
 
     codec: str = "pcm"
-    """`pcm` for bare samples, else `wav`, `mp3`, `opus`, `aac`, `flac`. All but `pcm` say the rest themselves."""
+    """`pcm` for raw samples, else `wav`, `mp3`, `opus`, `aac`, `flac`, whose headers hold rate and channels."""
     rate: int = PCM_RATE_HZ
     channels: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedAudio:
-    """Decoded sound."""
+    """Decoded audio."""
 
     samples: bytes
     rate: int
@@ -74,12 +78,12 @@ class DecodedAudio:
     seconds: float
 
     def wav(self) -> bytes:
-        """As a WAV file."""
+        """Return a WAV file of it."""
         return wav_header(self.rate, self.channels, len(self.samples)) + self.samples
 
 
 def has_pyav() -> bool:
-    """Whether PyAV is installed."""
+    """Return whether PyAV is installed."""
     try:
         import av  # noqa: F401
     except ImportError:
@@ -88,7 +92,7 @@ def has_pyav() -> bool:
 
 
 def require_codec(codec: str, source: AudioFormat, speed: float) -> None:
-    """Raises BackendRefused when `codec`, or a change of speed, takes PyAV and it is not installed."""
+    """Raise BackendRefused when `codec`, or a change of speed, needs PyAV and it is not installed."""
     if has_pyav():
         return
     possible = ["wav"] if source.codec in ("wav", "pcm") else [source.codec]
@@ -104,7 +108,7 @@ def require_codec(codec: str, source: AudioFormat, speed: float) -> None:
 
 
 def wav_header(rate: int, channels: int, size: int | None = None) -> bytes:
-    """The 44 bytes before the samples; `size` is theirs in bytes, None where it is not known yet."""
+    """Return the 44 bytes before the samples; `size` is the samples' size in bytes, None where it is not known yet."""
     riff, data = (UNKNOWN_SIZE, UNKNOWN_SIZE) if size is None else (size + 36, size)
     block = channels * SAMPLE_WIDTH
     fields = (
@@ -126,46 +130,46 @@ def wav_header(rate: int, channels: int, size: int | None = None) -> bytes:
 
 
 class WavReader:
-    """Takes a WAV file in pieces, gives its samples. `format` is known as soon as samples come."""
+    """Reads a WAV file in pieces, and returns its samples. `format` is set when the first samples are returned."""
 
     def __init__(self) -> None:
         self.format: AudioFormat | None = None
         self._head = bytearray()
-        self._begun = False
-        self._left = 0
+        self._in_samples = False
+        self._samples_left = 0
 
     def feed(self, data: bytes) -> bytes:
-        """The samples in `data`. Raises BackendError where it is no WAV of 16-bit samples."""
-        if self._begun:
+        """Return the samples in `data`. Raises BackendError where it is not a WAV of 16-bit samples."""
+        if self._in_samples:
             return self._take(data)
         self._head += data
-        start = self._begin()
+        start = self._parse_header()
         if start is None:
             if len(self._head) > HEADER_LIMIT:
                 raise BackendError("the backend's WAV has no samples")
             return b""
-        self._begun = True
+        self._in_samples = True
         rest = bytes(self._head[start:])
         self._head.clear()
         return self._take(rest)
 
     def _take(self, data: bytes) -> bytes:
-        taken = data[: self._left]
-        self._left -= len(taken)
+        taken = data[: self._samples_left]
+        self._samples_left -= len(taken)
         return taken
 
-    def _begin(self) -> int | None:
-        """Where the samples begin, once all before them is there."""
+    def _parse_header(self) -> int | None:
+        """Return where the samples begin, once the whole header has arrived; None before that."""
         head = self._head
         if head[:4] != b"RIFF"[: len(head)] or head[8:12] != b"WAVE"[: max(0, len(head) - 8)]:
-            raise BackendError("the backend's sound is not the WAV that it should be")
+            raise BackendError("the backend's audio is not a WAV file")
         at = 12
         while len(head) >= at + 8:
             name, size = struct.unpack_from("<4sI", head, at)
             if name == b"data":
                 if self.format is None:
-                    raise BackendError("the backend's WAV does not say what its samples are")
-                self._left = UNKNOWN_SIZE * SAMPLE_WIDTH if size >= NO_LENGTH or not size else size
+                    raise BackendError("the backend's WAV does not give the format of its samples")
+                self._samples_left = UNKNOWN_SIZE * SAMPLE_WIDTH if size >= MIN_PLACEHOLDER_SIZE or not size else size
                 return at + 8
             if name == b"fmt " and len(head) >= at + 24:
                 self.format = _wav_format(bytes(head[at + 8 : at + 24]))
@@ -176,62 +180,64 @@ class WavReader:
 def _wav_format(chunk: bytes) -> AudioFormat:
     kind, channels, rate, _, _, bits = struct.unpack("<HHIIHH", chunk)
     if kind not in (1, 0xFFFE) or bits != SAMPLE_WIDTH * 8 or channels not in (1, 2) or not rate:
-        raise BackendError(f"the backend's WAV has samples of {bits} bits in {channels} channels; 16 bits are possible")
+        raise BackendError(
+            f"the backend's WAV has samples of {bits} bits in {channels} channels; only 16 bits in one or two channels can be read"
+        )
     return AudioFormat("pcm", rate, channels)
 
 
 class AudioEncoder:
-    """Takes samples in pieces, gives a format in pieces, the first as soon as the codec can.
+    """Encodes samples in pieces, and returns the first bytes as soon as the codec can.
 
-    `whole`: the pieces make up one complete answer, so formats that tell their length at the beginning are given only at
-    the end, with the true one. `speed` plays faster or slower at the same pitch. Not more than a few frames are in memory.
-    Raises BackendRefused for a conversion that needs PyAV where it is absent.
+    `whole`: the pieces make one complete answer, so formats that give their length in the header are returned only at the
+    end, with the true one. `speed` plays faster or slower at the same pitch. At most a few frames are in memory.
+    Raises BackendRefused for a conversion that needs PyAV where it is not installed.
     """
 
     def __init__(self, codec: str, source: AudioFormat, *, whole: bool = False, speed: float = 1.0) -> None:
         self._block = source.channels * SAMPLE_WIDTH
         self._rest = b""
         self.samples = 0
-        """How many came, of each channel."""
-        held = SpooledTemporaryFile(MAX_BUFFERED_BYTES) if whole and codec in EXACT else None  # noqa: SIM115 - closed by close()
+        """How many samples were encoded, of each channel."""
+        buffer = SpooledTemporaryFile(MAX_BUFFERED_BYTES) if whole and codec in EXACT_LENGTH_FORMATS else None  # noqa: SIM115 - closed by close()
         require_codec(codec, source, speed)
-        self.plain = speed == 1 and (codec == "wav" or (codec == "pcm" and _is_openai_pcm(source)))
-        """Costs next to nothing."""
-        self._stage: _PcmEncoder | _ContainerEncoder
+        self.is_passthrough = speed == 1 and (codec == "wav" or (codec == "pcm" and _is_openai_pcm(source)))
+        """The samples are passed on without encoding, which costs next to nothing."""
+        self._codec: _PcmEncoder | _ContainerEncoder
         if codec in CONTAINERS:
-            self._stage = _ContainerEncoder(codec, source, speed, held)
+            self._codec = _ContainerEncoder(codec, source, speed, buffer)
         else:
-            self._stage = _PcmEncoder(codec, source, speed, held)
+            self._codec = _PcmEncoder(codec, source, speed, buffer)
 
     def encode(self, data: bytes) -> bytes:
-        """The bytes that can be given after these samples; often none."""
+        """Encode samples; return the bytes that are ready, often none."""
         data = self._rest + data
         end = len(data) - len(data) % self._block
         self._rest = data[end:]
         if not end:
             return b""
         self.samples += end // self._block
-        return self._stage.encode(data[:end])
+        return self._codec.encode(data[:end])
 
     def finish(self) -> Iterator[bytes]:
-        """What is left to give."""
-        return self._stage.finish()
+        """Yield the remaining bytes."""
+        return self._codec.finish()
 
     def close(self) -> None:
-        """Let go of everything, finished or not. No other call is under way."""
-        self._stage.close()
+        """Release everything, finished or not. No other call may be running."""
+        self._codec.close()
 
 
 class _FrameSource:
-    """Samples as PyAV's frames, at the speed that is wanted."""
+    """Makes PyAV frames of samples, at the requested speed."""
 
     def __init__(self, source: AudioFormat, speed: float) -> None:
         self._source = source
         self._layout = "mono" if source.channels == 1 else "stereo"
-        self._at = 0
-        self._graph = self._tempo(speed) if speed != 1 else None
+        self._position = 0
+        self._graph = self._tempo_graph(speed) if speed != 1 else None
 
-    def _tempo(self, speed: float) -> Any:
+    def _tempo_graph(self, speed: float) -> Any:
         from av.filter import Graph
 
         graph = Graph()
@@ -243,21 +249,21 @@ class _FrameSource:
         graph.link_nodes(*nodes).configure()
         return graph
 
-    def of(self, data: bytes) -> list[Any]:
+    def make_frames(self, data: bytes) -> list[Any]:
         from av import AudioFrame
 
         count = len(data) // (self._source.channels * SAMPLE_WIDTH)
         frame = AudioFrame(format="s16", layout=self._layout, samples=count)
         frame.sample_rate = self._source.rate
         frame.planes[0].update(data)
-        frame.pts = self._at
-        self._at += count
-        return [frame] if self._graph is None else self._through(frame)
+        frame.pts = self._position
+        self._position += count
+        return [frame] if self._graph is None else self._filter(frame)
 
-    def last(self) -> list[Any]:
-        return [] if self._graph is None else self._through(None)
+    def last_frames(self) -> list[Any]:
+        return [] if self._graph is None else self._filter(None)
 
-    def _through(self, frame: Any) -> list[Any]:
+    def _filter(self, frame: Any) -> list[Any]:
         from av.error import BlockingIOError as NothingYet
         from av.error import EOFError as NothingMore
 
@@ -268,40 +274,40 @@ class _FrameSource:
             while True:
                 frames.append(self._graph.pull())
         for done in frames:
-            done.pts = None  # the coder counts for itself
+            done.pts = None  # the encoder counts them itself
         return frames
 
 
 class _PcmEncoder:
-    """Samples, behind a header for WAV."""
+    """Writes raw samples, after a header for WAV."""
 
-    def __init__(self, codec: str, source: AudioFormat, speed: float, held: Any) -> None:
+    def __init__(self, codec: str, source: AudioFormat, speed: float, buffer: Any) -> None:
         self._rate, self._channels = (source.rate, source.channels) if codec == "wav" else (PCM_RATE_HZ, 1)
         self._header = codec == "wav"
-        self._held = held
+        self._buffer = buffer
         same = (source.rate, source.channels) == (self._rate, self._channels)
         self._frames = None if same and speed == 1 else _FrameSource(source, speed)
         self._resampler: Any = None if self._frames is None else _resampler(self._rate, self._channels)
 
     def encode(self, data: bytes) -> bytes:
         if self._frames is not None:
-            data = self._resampled(self._frames.of(data))
+            data = self._resampled(self._frames.make_frames(data))
         return self._out(data)
 
     def finish(self) -> Iterator[bytes]:
         if self._frames is not None:
-            yield self._out(self._resampled([*self._frames.last(), None]))
-        if self._held is not None:
-            yield wav_header(self._rate, self._channels, self._held.tell())
-            yield from _read(self._held)
+            yield self._out(self._resampled([*self._frames.last_frames(), None]))
+        if self._buffer is not None:
+            yield wav_header(self._rate, self._channels, self._buffer.tell())
+            yield from _read_buffer(self._buffer)
 
     def close(self) -> None:
-        if self._held is not None:
-            self._held.close()
+        if self._buffer is not None:
+            self._buffer.close()
 
     def _out(self, data: bytes) -> bytes:
-        if self._held is not None:
-            self._held.write(data)
+        if self._buffer is not None:
+            self._buffer.write(data)
             return b""
         if not self._header:
             return data
@@ -313,55 +319,55 @@ class _PcmEncoder:
 
 
 class _ContainerEncoder:
-    """A codec in its container."""
+    """Encodes with a codec, into its container."""
 
-    def __init__(self, codec: str, source: AudioFormat, speed: float, held: Any) -> None:
+    def __init__(self, codec: str, source: AudioFormat, speed: float, buffer: Any) -> None:
         import av
 
         container, name, options = CONTAINERS[codec]
         self._frames = _FrameSource(source, speed)
-        self._held = held
+        self._buffer = buffer
         self._sink = _ByteSink()
         options = {"flush_packets": "1"} | options
-        self._container: Any = av.open(held or self._sink, "w", format=container, options=options)
-        rate = next((rate for rate in RATES.get(codec, (source.rate,)) if rate >= source.rate), 48_000)
+        self._container: Any = av.open(buffer or self._sink, "w", format=container, options=options)
+        rate = next((rate for rate in SAMPLE_RATES_HZ.get(codec, (source.rate,)) if rate >= source.rate), 48_000)
         layout = "mono" if source.channels == 1 else "stereo"
         bit_rate = 0 if codec == "flac" else BIT_RATE * source.channels
         self._stream: Any = self._container.add_stream(name, rate=rate, layout=layout, bit_rate=bit_rate)
         self._closed = False
 
     def encode(self, data: bytes) -> bytes:
-        return self._code(self._frames.of(data))
+        return self._encode_frames(self._frames.make_frames(data))
 
     def finish(self) -> Iterator[bytes]:
-        yield self._code([*self._frames.last(), None])
-        self._end()
+        yield self._encode_frames([*self._frames.last_frames(), None])
+        self._close_container()
         yield self._sink.take()
-        if self._held is not None:
-            yield from _read(self._held)
+        if self._buffer is not None:
+            yield from _read_buffer(self._buffer)
 
     def close(self) -> None:
         if not self._closed:
             from av.error import FFmpegError
 
             with contextlib.suppress(FFmpegError):
-                self._end()
-        if self._held is not None:
-            self._held.close()
+                self._close_container()
+        if self._buffer is not None:
+            self._buffer.close()
 
-    def _code(self, frames: list[Any]) -> bytes:
+    def _encode_frames(self, frames: list[Any]) -> bytes:
         for frame in frames:
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
-        return b"" if self._held is not None else self._sink.take()
+        return b"" if self._buffer is not None else self._sink.take()
 
-    def _end(self) -> None:
+    def _close_container(self) -> None:
         self._closed = True
         self._container.close()
 
 
 class _ByteSink:
-    """What PyAV writes into. It cannot seek: that is how a container learns that it is a stream."""
+    """Takes the bytes that PyAV writes. It cannot seek, which tells a container that it is written as a stream."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -377,7 +383,7 @@ class _ByteSink:
 
 
 async def finish_before_cancel(work: Awaitable[T], stop: Callable[[], None] | None = None) -> T:
-    """What `work` returns. When this is cancelled, it ends only after `work` has, which `stop` may hasten."""
+    """Return the result of `work`. A cancelled call ends only after `work` has ended; `stop` may make that sooner."""
     running = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(running)
@@ -386,12 +392,12 @@ async def finish_before_cancel(work: Awaitable[T], stop: Callable[[], None] | No
             stop()
         await asyncio.wait([running])
         if not running.cancelled():
-            running.exception()  # nobody asks any more
+            running.exception()  # retrieved, so that asyncio does not log it
         raise
 
 
 async def decode_audio(data: bytes, *, rate: int = TRANSCRIPTION_RATE_HZ) -> DecodedAudio:
-    """Any audio file as mono samples at `rate`. Raises BackendRefused when it is none, is corrupt, or lasts too long."""
+    """Decode any audio file into mono samples at `rate`. Raises BackendRefused when it is not audio, is corrupt, or lasts too long."""
     if not has_pyav():
         raise BackendRefused(
             f"this worker cannot convert audio; its operator can add that with: {install_hint('audio')}", param="file"
@@ -404,9 +410,9 @@ def _decode(data: bytes, rate: int, stopped: threading.Event) -> DecodedAudio:
     import av
 
     try:
-        with av.open(io.BytesIO(data), options={"format_whitelist": READABLE}) as container:
+        with av.open(io.BytesIO(data), options={"format_whitelist": READABLE_CONTAINERS}) as container:
             if not container.streams.audio:
-                raise BackendRefused("the file holds no sound", param="file")
+                raise BackendRefused("the file holds no audio", param="file")
             samples = _decoded(container, rate, stopped)
     except av.error.FFmpegError as error:
         raise BackendRefused(f"the file is not audio that can be read: {error.strerror}", param="file") from error
@@ -436,8 +442,8 @@ def _decoded(container: Any, rate: int, stopped: threading.Event) -> bytes:
             return b""
     for done in resampler.resample(None):
         out += _samples(done)
-    if not out or bad > BAD_SHARE * good:
-        raise BackendRefused("the file is corrupt: its sound cannot be decoded", param="file")
+    if not out or bad > MAX_DAMAGED_SHARE * good:
+        raise BackendRefused("the file is corrupt: its audio cannot be decoded", param="file")
     return bytes(out)
 
 
@@ -448,14 +454,14 @@ def _resampler(rate: int, channels: int) -> Any:
 
 
 def _samples(frame: Any) -> bytes:
-    """A frame's samples; its plane may be longer."""
+    """Return a frame's samples; its plane may be longer."""
     size: int = frame.samples * frame.layout.nb_channels * SAMPLE_WIDTH
     return bytes(frame.planes[0])[:size]
 
 
-def _read(held: Any) -> Iterator[bytes]:
-    held.seek(0)
-    while data := held.read(256 * 1024):
+def _read_buffer(buffer: Any) -> Iterator[bytes]:
+    buffer.seek(0)
+    while data := buffer.read(256 * 1024):
         yield data
 
 

@@ -1,7 +1,7 @@
-"""Transcripts: what a caller asks for, what servers answer, and OpenAI's five formats of it. Pure.
+"""Transcripts: the parsed request, servers' answers, and OpenAI's five formats. Pure.
 
-`parse_transcript` reads what a server gave and `render_transcript` writes what the caller wants. What was not given cannot be written: an
-answer without times makes no subtitles, and the refusal says what is possible then.
+`parse_transcript` reads a server's answer and `render_transcript` writes the requested format. An answer without times makes no
+subtitles: the error then names the possible formats.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ TranscriptFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 RecognitionMode = Literal["transcribe", "translate"]
 
 FORMATS: tuple[TranscriptFormat, ...] = get_args(TranscriptFormat)
-STREAMED: tuple[TranscriptFormat, ...] = ("json", "text")
+STREAMED_FORMATS: tuple[TranscriptFormat, ...] = ("json", "text")
 RECOGNITION_MODES: dict[str, RecognitionMode] = {
     "/v1/audio/transcriptions": "transcribe",
     "/v1/audio/translations": "translate",
 }
 GRANULARITIES = frozenset({"word", "segment"})
 TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
-"""Of text, srt and vtt alike, as with OpenAI: their SDKs hand these out as strings."""
-OWN_FIELDS = frozenset(
+"""The content type of text, srt and vtt alike, as with OpenAI, whose SDKs return them as strings."""
+READ_FIELDS = frozenset(
     {"model", "language", "prompt", "response_format", "temperature", "stream", "timestamp_granularities"}
 )
-FOR_NEXUS = frozenset({"service_tier"})
-"""Chose the lane; a server behind it must not take it for its own."""
+NEXUS_ONLY_FIELDS = frozenset({"service_tier"})
+"""Fields that Nexus itself reads, such as the lane; a server must not get them."""
 TIMES = re.compile(r"((?:\d+:)?\d+:\d+[.,]\d+)\s+-->\s+((?:\d+:)?\d+:\d+[.,]\d+)")
 
 
-# What is said
+# Transcripts
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechWord:
-    """One word, and when it was said: seconds from the beginning."""
+    """One word with its times, in seconds from the beginning."""
 
     word: str
     start: float
@@ -54,7 +54,7 @@ class SpeechWord:
 
 @dataclass(frozen=True, slots=True)
 class SpeechSegment:
-    """A phrase, and when it was said: seconds from the beginning. The rest is Whisper's own figures, where known."""
+    """A phrase with its times, in seconds from the beginning. The other fields are Whisper's figures, where known."""
 
     text: str
     start: float
@@ -69,12 +69,12 @@ class SpeechSegment:
 
 @dataclass(frozen=True, slots=True)
 class SpeechTranscript:
-    """What was said. None: the server did not tell."""
+    """The text of audio. A field is None where the server did not give it."""
 
     text: str
     language: str | None = None
     duration: float | None = None
-    """Seconds of sound."""
+    """Seconds of audio."""
     segments: tuple[SpeechSegment, ...] | None = None
     words: tuple[SpeechWord, ...] | None = None
     usage: JSON | None = None
@@ -82,13 +82,13 @@ class SpeechTranscript:
 
     @property
     def seconds(self) -> float | None:
-        """How long the sound is, or at least the part of it in which something was said."""
+        """The length of the audio; where it is unknown, the end of the last segment."""
         if self.duration is None and self.segments:
             return max(segment.end for segment in self.segments)
         return self.duration
 
 
-# What is asked for
+# Requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +105,23 @@ class RecognitionRequest:
     temperature: float | None = None
     granularities: frozenset[str] = frozenset({"segment"})
     extra: JSON = field(default_factory=dict)
-    """Fields that are not OpenAI's, or not of every server's."""
+    """Fields that OpenAI, or some servers, do not have."""
 
     @classmethod
     def from_task(cls, task: Task) -> RecognitionRequest:
-        """Raises BackendRefused when the task is none, or asks for what no transcript holds."""
+        """Parse a task. Raises BackendRefused for another endpoint, a wrong field, or an impossible combination of fields."""
         mode = RECOGNITION_MODES.get(task.endpoint)
         if mode is None:
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
         body = parse_json_object(task.body)
         file = next((file for file in task.files if file.field == "file"), None)
         if file is None:
-            raise BackendRefused("the form holds no file; send the sound in the field 'file'", param="file")
-        wanted = _format(body.get("response_format"))
-        if task.stream and wanted not in STREAMED:
+            raise BackendRefused("the form holds no file; send the audio in the field 'file'", param="file")
+        wanted = _parse_format(body.get("response_format"))
+        if task.stream and wanted not in STREAMED_FORMATS:
             raise BackendRefused(
-                f"a stream is of text alone; response_format may be {_either(STREAMED)}", param="response_format"
+                f"a stream holds text only; response_format may be {_or_list(STREAMED_FORMATS)}",
+                param="response_format",
             )
         return cls(
             mode=mode,
@@ -132,23 +133,23 @@ class RecognitionRequest:
             prompt=_text(body, "prompt"),
             temperature=_number(body, "temperature"),
             granularities=_granularities(body.get("timestamp_granularities"), wanted),
-            extra={name: value for name, value in body.items() if name not in OWN_FIELDS | FOR_NEXUS},
+            extra={name: value for name, value in body.items() if name not in READ_FIELDS | NEXUS_ONLY_FIELDS},
         )
 
     @property
     def wants_word_times(self) -> bool:
-        """Whether every word is to have its times."""
+        """Whether the caller wants the times of every word."""
         return "word" in self.granularities
 
 
-def _format(value: Any) -> TranscriptFormat:
+def _parse_format(value: Any) -> TranscriptFormat:
     if value == "diarized_json":
         raise BackendRefused(
-            f"this backend cannot tell speakers apart; response_format may be {_either(FORMATS)}",
+            f"this backend cannot tell speakers apart; response_format may be {_or_list(FORMATS)}",
             param="response_format",
         )
     if value is not None and value not in FORMATS:
-        raise BackendRefused(f"response_format may be {_either(FORMATS)}", param="response_format")
+        raise BackendRefused(f"response_format may be {_or_list(FORMATS)}", param="response_format")
     return value or "json"
 
 
@@ -181,12 +182,12 @@ def _granularities(value: Any, wanted: TranscriptFormat) -> frozenset[str]:
     return frozenset(value)
 
 
-def _either(names: Collection[str]) -> str:
+def _or_list(names: Collection[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 
 
-# What the caller gets
+# Output formats
 
 
 def render_transcript(
@@ -196,25 +197,25 @@ def render_transcript(
     task: RecognitionMode = "transcribe",
     granularities: Collection[str] = ("segment",),
 ) -> tuple[bytes, str]:
-    """The body in this format, and its content type.
+    """Return the body in this format, and its content type.
 
-    Raises BackendRefused, naming what is possible, when the server did not tell what the format must hold.
+    Raises BackendRefused, naming the possible formats, when the server's answer lacks what the format needs.
     """
     if response_format == "json":
-        return orjson.dumps({"text": transcript.text} | _usage(transcript)), "application/json"
+        return orjson.dumps({"text": transcript.text} | _usage_field(transcript)), "application/json"
     if response_format == "text":
         return f"{transcript.text}\n".encode(), TEXT_CONTENT_TYPE
     if response_format == "verbose_json":
         return orjson.dumps(verbose_json(transcript, task, granularities)), "application/json"
     write = _srt if response_format == "srt" else _vtt
-    return write(_timed(transcript)).encode(), TEXT_CONTENT_TYPE
+    return write(_require_segments(transcript)).encode(), TEXT_CONTENT_TYPE
 
 
 def verbose_json(
     transcript: SpeechTranscript, task: RecognitionMode, granularities: Collection[str] = ("segment",)
 ) -> JSON:
-    """OpenAI's verbose_json. Raises BackendRefused when the server gave no times."""
-    segments = _timed(transcript)
+    """Return OpenAI's verbose_json. Raises BackendRefused when the server gave no times."""
+    segments = _require_segments(transcript)
     body: JSON = {
         "task": task,
         "language": "english" if task == "translate" else transcript.language or "",
@@ -230,11 +231,11 @@ def verbose_json(
                 param="timestamp_granularities",
             )
         body["words"] = [{"word": one.word, "start": one.start, "end": one.end} for one in transcript.words or ()]
-    return body | _usage(transcript)
+    return body | _usage_field(transcript)
 
 
 def segment_json(number: int, segment: SpeechSegment) -> JSON:
-    """A segment with all of OpenAI's fields."""
+    """Return a segment with all of OpenAI's fields."""
     return {
         "id": number,
         "seek": segment.seek,
@@ -250,25 +251,25 @@ def segment_json(number: int, segment: SpeechSegment) -> JSON:
 
 
 def compression_ratio(text: str) -> float:
-    """How far zlib shortens a text: Whisper's sign of a model that repeats itself."""
+    """Return how much zlib shortens a text: Whisper's sign of a model that repeats itself."""
     data = text.encode()
     return len(data) / len(zlib.compress(data)) if data else 0.0
 
 
 def delta_frame(text: str) -> bytes:
-    """An event of a stream: more text."""
+    """Return an event of a stream that adds text."""
     return _frame({"type": "transcript.text.delta", "delta": text})
 
 
 def done_frame(transcript: SpeechTranscript) -> bytes:
-    """A stream's last event. Its usage counts tokens or is left out: OpenAI has no other kind there."""
+    """Return a stream's last event. Its usage counts tokens or is missing: OpenAI has no other kind there."""
     usage = transcript.usage or {}
     counted = {"usage": usage} if usage.get("type") == "tokens" else {}
     return _frame({"type": "transcript.text.done", "text": transcript.text} | counted)
 
 
 def text_deltas(transcript: SpeechTranscript) -> Iterator[str]:
-    """A finished transcript in pieces, which joined are its text."""
+    """Yield the text of a finished transcript in pieces."""
     joined = "".join(segment.text for segment in transcript.segments or ())
     if joined.strip() != transcript.text or not transcript.segments:
         yield transcript.text
@@ -283,7 +284,7 @@ def _frame(event: JSON) -> bytes:
     return b"data: %b\n\n" % orjson.dumps(event)
 
 
-def _usage(transcript: SpeechTranscript) -> JSON:
+def _usage_field(transcript: SpeechTranscript) -> JSON:
     if transcript.usage is not None:
         return {"usage": transcript.usage}
     if transcript.seconds is None:
@@ -291,10 +292,10 @@ def _usage(transcript: SpeechTranscript) -> JSON:
     return {"usage": {"type": "duration", "seconds": math.ceil(transcript.seconds)}}
 
 
-def _timed(transcript: SpeechTranscript) -> tuple[SpeechSegment, ...]:
+def _require_segments(transcript: SpeechTranscript) -> tuple[SpeechSegment, ...]:
     if transcript.segments is None:
         raise BackendRefused(
-            "this backend does not say when what was said; response_format may be json or text",
+            "this backend gives no times; response_format may be json or text",
             param="response_format",
         )
     return transcript.segments
@@ -302,7 +303,7 @@ def _timed(transcript: SpeechTranscript) -> tuple[SpeechSegment, ...]:
 
 def _srt(segments: tuple[SpeechSegment, ...]) -> str:
     cues = (
-        f"{number}\n{_clock(one.start, ',')} --> {_clock(one.end, ',')}\n{_line(one.text)}\n\n"
+        f"{number}\n{_format_time(one.start, ',')} --> {_format_time(one.end, ',')}\n{_one_line(one.text)}\n\n"
         for number, one in enumerate(segments, 1)
     )
     return "".join(cues)
@@ -310,18 +311,18 @@ def _srt(segments: tuple[SpeechSegment, ...]) -> str:
 
 def _vtt(segments: tuple[SpeechSegment, ...]) -> str:
     cues = (
-        f"{_clock(one.start, '.')} --> {_clock(one.end, '.')}\n{html.escape(_line(one.text), quote=False)}\n\n"
+        f"{_format_time(one.start, '.')} --> {_format_time(one.end, '.')}\n{html.escape(_one_line(one.text), quote=False)}\n\n"
         for one in segments
     )
     return "".join(("WEBVTT\n\n", *cues))
 
 
-def _line(text: str) -> str:
-    """On one line, and without what would begin another cue."""
+def _one_line(text: str) -> str:
+    """Return a text on one line, without an arrow that would begin another cue."""
     return " ".join(text.split()).replace("-->", "->")
 
 
-def _clock(seconds: float, point: str) -> str:
+def _format_time(seconds: float, point: str) -> str:
     rest = round(max(0.0, seconds) * 1000)
     hours, rest = divmod(rest, 3_600_000)
     minutes, rest = divmod(rest, 60_000)
@@ -329,24 +330,24 @@ def _clock(seconds: float, point: str) -> str:
     return f"{hours:02}:{minutes:02}:{whole:02}{point}{thousandths:03}"
 
 
-# What servers answer
+# Servers' answers
 
 
 def parse_transcript(body: bytes, response_format: TranscriptFormat) -> SpeechTranscript:
-    """The transcript in a server's answer of this format. Raises BackendError when it holds none."""
+    """Parse a server's answer in this format. Raises BackendError when it holds no transcript."""
     if response_format in ("json", "verbose_json"):
-        return parse_transcript_json(_object(body))
+        return parse_transcript_json(_parse_object(body))
     text = body.decode("utf-8", "replace").replace("\r\n", "\n")
     if response_format == "text":
         return SpeechTranscript(" ".join(text.split("\n")).strip())
-    segments = tuple(_cues(text, escaped=response_format == "vtt"))
+    segments = tuple(_parse_cues(text, escaped=response_format == "vtt"))
     if not segments and text.removeprefix("\ufeff").removeprefix("WEBVTT").strip():
-        raise BackendError(f"the backend's answer is no {response_format}")
+        raise BackendError(f"the backend's answer is not {response_format}")
     return SpeechTranscript(" ".join(one.text.strip() for one in segments), segments=segments)
 
 
 def parse_transcript_json(body: JSON) -> SpeechTranscript:
-    """From json or verbose_json, as far as the server fills it. Raises BackendError when it has no text."""
+    """Parse json or verbose_json, whose fields may be missing. Raises BackendError when it has no text."""
     text = body.get("text")
     if not isinstance(text, str):
         raise BackendError("the backend's answer has no text")
@@ -357,16 +358,16 @@ def parse_transcript_json(body: JSON) -> SpeechTranscript:
         return SpeechTranscript(
             text=text.strip(),
             language=str(language) if language else None,
-            duration=_seconds(body.get("duration")),
-            segments=tuple(_segment(one) for one in segments) if isinstance(segments, list) else None,
-            words=_words(body),
+            duration=_parse_seconds(body.get("duration")),
+            segments=tuple(_parse_segment(one) for one in segments) if isinstance(segments, list) else None,
+            words=_parse_words(body),
             usage=usage if isinstance(usage, dict) and usage.get("type") else None,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BackendError(f"the backend's transcript is not in OpenAI's form: {error!r}") from error
 
 
-def _object(body: bytes) -> JSON:
+def _parse_object(body: bytes) -> JSON:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -376,7 +377,7 @@ def _object(body: bytes) -> JSON:
     return value
 
 
-def _segment(value: JSON) -> SpeechSegment:
+def _parse_segment(value: JSON) -> SpeechSegment:
     return SpeechSegment(
         text=str(value.get("text") or ""),
         start=float(value["start"]),
@@ -390,8 +391,8 @@ def _segment(value: JSON) -> SpeechSegment:
     )
 
 
-def _words(body: JSON) -> tuple[SpeechWord, ...] | None:
-    """At the top, as OpenAI has them, or within the segments, as whisper.cpp and faster-whisper do."""
+def _parse_words(body: JSON) -> tuple[SpeechWord, ...] | None:
+    """Return the words, from the top of the answer (OpenAI) or from its segments (whisper.cpp, faster-whisper)."""
     words = body.get("words")
     if not words:
         lists = [one.get("words") for one in body.get("segments") or ()]
@@ -401,23 +402,23 @@ def _words(body: JSON) -> tuple[SpeechWord, ...] | None:
     return tuple(SpeechWord(str(one["word"]).strip(), float(one["start"]), float(one["end"])) for one in words)
 
 
-def _seconds(value: Any) -> float | None:
-    """OpenAI's own server has been seen to send this number as a text."""
+def _parse_seconds(value: Any) -> float | None:
+    """Return a number of seconds, which OpenAI's own server may send as a text."""
     return None if value is None else float(value)
 
 
-def _cues(text: str, *, escaped: bool) -> Iterator[SpeechSegment]:
+def _parse_cues(text: str, *, escaped: bool) -> Iterator[SpeechSegment]:
     for block in re.split(r"\n\s*\n", text):
         lines = block.strip().split("\n")
         for at, line in enumerate(lines):
             if times := TIMES.search(line):
                 said = " ".join(lines[at + 1 :]).strip()
-                start, end = (_from_clock(one) for one in times.groups())
+                start, end = (_parse_time(one) for one in times.groups())
                 yield SpeechSegment(html.unescape(said) if escaped else said, start, end)
                 break
 
 
-def _from_clock(text: str) -> float:
+def _parse_time(text: str) -> float:
     seconds = 0.0
     for part in text.replace(",", ".").split(":"):
         seconds = 60 * seconds + float(part)

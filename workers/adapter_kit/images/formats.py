@@ -1,4 +1,4 @@
-"""Pictures from one format into another, off the event loop. Needs Pillow: the extra `images`."""
+"""Conversion of images, in a thread. Needs Pillow: the extra `images`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class PillowMissing(BackendError):
 
 
 PREVIEW_SIDES = (512, 256, 128)
-"""Pixels of a preview's longer side, tried in this order until it is small enough."""
+"""Pixels of a preview's longer side, tried in this order until the preview is small enough."""
 DEFAULT_QUALITY = 95
-COLORED = ("RGB", "RGBA", "RGBX", "P")
-"""Pillow's modes whose color profile is one of RGB, as that of what is made of them."""
+RGB_MODES = ("RGB", "RGBA", "RGBX", "P")
+"""Pillow's modes whose color profile is for RGB, and stays valid after a conversion."""
 
 
 def detect_content_type(data: bytes) -> str:
-    """What a picture is, by its first bytes; empty where they say nothing that is known here."""
+    """Return an image's content type, by its first bytes; an empty string for an unknown format."""
     if data.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
@@ -43,9 +43,9 @@ def detect_content_type(data: bytes) -> str:
 
 
 async def convert_image(data: bytes, output_format: str, quality: int | None = None) -> bytes:
-    """The picture as `png`, `jpeg` or `webp`. Raises BackendError when `data` is no picture, BackendRefused without Pillow."""
+    """Convert an image into `png`, `jpeg` or `webp`. Raises BackendError when `data` is not an image, BackendRefused without Pillow."""
     try:
-        return await _apart(_converted, data, output_format, quality)
+        return await _in_thread(_convert, data, output_format, quality)
     except PillowMissing as error:
         made = detect_content_type(data).removeprefix("image/") or "another format"
         raise BackendRefused(
@@ -56,78 +56,78 @@ async def convert_image(data: bytes, output_format: str, quality: int | None = N
 
 
 async def strip_metadata(data: bytes) -> bytes:
-    """The picture without its metadata, but for how it is to be shown; its pixels are not touched. See `picture_metadata`."""
-    return await _apart(remove_metadata, data)
+    """Return the image without its metadata; pixels and orientation stay. See `images.metadata`."""
+    return await _in_thread(remove_metadata, data)
 
 
 async def read_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height; None where that cannot be told."""
+    """Return width and height; None where the image cannot be read."""
     try:
-        return await _apart(_size_of, data)
+        return await _in_thread(_read_size, data)
     except BackendError:
         return None
 
 
 async def make_preview(data: bytes, content_type: str) -> str | None:
-    """`data` as the data URL of a `Progress.preview`, made smaller where it must be; None where it cannot be."""
+    """Return an image as the data URL of a `Progress.preview`, scaled down where necessary; None where that fails."""
     try:
         if len(data) <= MAX_PREVIEW:
             url = _data_url(await strip_metadata(data), content_type)
             if len(url) <= MAX_PREVIEW:
                 return url
-        return await _apart(_small, data)
+        return await _in_thread(_make_small_preview, data)
     except BackendError:
         return None
 
 
 async def make_edit_mask(mask: bytes, field: str = "mask") -> bytes:
-    """OpenAI's mask (what is fully transparent is to be painted anew) as a PNG that is white there and black elsewhere.
+    """Convert OpenAI's mask, whose transparent area is to be edited, into a PNG that is white in that area and black elsewhere.
 
-    Raises BackendRefused when it has no transparency, or is no picture.
+    Raises BackendRefused when the mask has no transparency, or is not an image.
     """
     try:
-        return await _apart(_edit_area, mask, field)
+        return await _in_thread(_make_edit_mask, mask, field)
     except (BackendRefused, PillowMissing):
         raise
     except BackendError as error:
-        raise BackendRefused(f"{field} is not a picture that can be read", param=field) from error
+        raise BackendRefused(f"{field} is not an image that can be read", param=field) from error
 
 
-async def _apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`work` in a thread. Raises BackendError for whatever Pillow raises, and where it is missing."""
+async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work` in a thread. Raises BackendError for any error of Pillow, and where Pillow is missing."""
     try:
         return await asyncio.to_thread(work, *args, **kwargs)
     except ImportError as error:
         text = (
-            "this picture needs converting, and Pillow is not installed beside the worker; its operator can add it with: "
+            "this image needs converting, and Pillow is not installed beside the worker; its operator can add it with: "
             f"{install_hint('images')}"
         )
         raise PillowMissing(text) from error
     except BackendError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly everything: ValueError, SyntaxError, struct.error, …
-        raise BackendError(f"a picture cannot be read: {error}") from error
+        raise BackendError(f"an image cannot be read: {error}") from error
 
 
-def _converted(data: bytes, output_format: str, quality: int | None) -> bytes:
-    """Nothing of the metadata comes along; the orientation becomes that of the pixels, and a color profile stays."""
+def _convert(data: bytes, output_format: str, quality: int | None) -> bytes:
+    """Convert an image without its metadata; the orientation is applied to the pixels, and a color profile stays."""
     from PIL import Image, ImageOps
 
     with Image.open(BytesIO(data)) as image:
         out = BytesIO()
-        profile = image.info.get("icc_profile") if image.mode in COLORED else None
+        profile = image.info.get("icc_profile") if image.mode in RGB_MODES else None
         upright = ImageOps.exif_transpose(image)
         if output_format == "png":
             upright.save(out, "PNG", icc_profile=profile)
         else:
             quality = DEFAULT_QUALITY if quality is None else quality
-            picture = upright if output_format == "webp" else _opaque(upright)
+            picture = upright if output_format == "webp" else _on_white(upright)
             picture.save(out, output_format.upper(), quality=quality, icc_profile=profile)
         return remove_metadata(out.getvalue())
 
 
-def _opaque(image: Image) -> Image:
-    """JPEG knows no transparency: white lies behind it."""
+def _on_white(image: Image) -> Image:
+    """Return an image on a white background, since JPEG has no transparency."""
     from PIL import Image
 
     if not image.has_transparency_data:
@@ -137,34 +137,34 @@ def _opaque(image: Image) -> Image:
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
-def _size_of(data: bytes) -> tuple[int, int]:
+def _read_size(data: bytes) -> tuple[int, int]:
     from PIL import Image
 
     with Image.open(BytesIO(data)) as image:
         return image.size
 
 
-def _small(data: bytes) -> str | None:
+def _make_small_preview(data: bytes) -> str | None:
     from PIL import Image
 
     with Image.open(BytesIO(data)) as image:
         for side in PREVIEW_SIDES:
             image.thumbnail((side, side))
             out = BytesIO()
-            _opaque(image).save(out, "JPEG", quality=80)
+            _on_white(image).save(out, "JPEG", quality=80)
             url = _data_url(out.getvalue(), "image/jpeg")
             if len(url) <= MAX_PREVIEW:
                 return url
     return None
 
 
-def _edit_area(mask: bytes, field: str) -> bytes:
+def _make_edit_mask(mask: bytes, field: str) -> bytes:
     from PIL import Image
 
     with Image.open(BytesIO(mask)) as image:
         if not image.has_transparency_data:
             raise BackendRefused(
-                f"{field} has no transparency: what is to be painted anew must be fully transparent in it", param=field
+                f"{field} has no transparency: the area to edit must be fully transparent in it", param=field
             )
         alpha = image.convert("RGBA").getchannel("A")
         out = BytesIO()

@@ -1,10 +1,11 @@
-"""Pictures without what describes them: texts, EXIF, XMP, comments, and whatever else a server writes beside the pixels.
+"""Removal of metadata from images: texts, EXIF, XMP, comments, and all else that a server writes beside the pixels. Pure.
 
-ComfyUI writes its whole workflow into each picture, InvokeAI its graph, the WebUI its parameters: an operator's business. The pixels
-are not touched, nor what they need to be shown as they were: color profile, transparency, animation, resolution, and the orientation,
-which is all that is left of an EXIF block. What is kept is listed; anything unknown goes, and so does what follows a picture's end.
+ComfyUI writes its workflow into each image, InvokeAI its graph, the WebUI its parameters, which only the operator may see. The
+pixels stay untouched, and so do the parts that show them correctly: color profile, transparency, animation, resolution, and the
+orientation, which is all that is left of an EXIF block. The kept parts are listed here; unknown parts are removed, and so are the
+bytes after an image's end.
 
-Each is one pass over the bytes. A damaged picture comes out as damaged as it was, without what could be recognized. Pure.
+Each format takes one pass over the bytes. A damaged image stays damaged; the metadata that is recognized in it is removed.
 """
 
 from __future__ import annotations
@@ -15,49 +16,49 @@ from collections.abc import Iterator
 from zlib import crc32
 
 MAX_PARTS = 500_000
-"""Chunks, segments or blocks of one picture; real ones have some thousand."""
-PNG = b"\x89PNG\r\n\x1a\n"
-PNG_KEPT = frozenset(
+"""The most chunks, segments or blocks of one image; real ones have some thousand."""
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+KEPT_PNG_CHUNKS = frozenset(
     b"tRNS cHRM gAMA iCCP sBIT sRGB cICP mDCV mDCv cLLI cLLi bKGD hIST pHYs sPLT acTL fcTL fdAT".split()
 )
-"""Chunks that change how the pixels look, beside those that every reader must know (a capital letter first)."""
-PNG_NAME = re.compile(rb"[A-Za-z]{4}")
-WEBP_KEPT = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"))
-FRAME_HEADER = 16
+"""Chunks that change how the pixels look, beside the critical ones, whose names begin with a capital letter."""
+PNG_CHUNK_NAME = re.compile(rb"[A-Za-z]{4}")
+KEPT_WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"))
+WEBP_FRAME_HEADER_BYTES = 16
 """Bytes of a frame of an animated WebP before its chunks."""
-EXIF_FLAG, XMP_FLAG = 0x08, 0x04
-"""Of a WebP's header."""
-GIF_KEPT = frozenset((b"NETSCAPE2.0", b"ANIMEXTS1.0", b"ICCRGBG1012"))
-"""Applications whose blocks say how often to repeat, and the color profile."""
+WEBP_EXIF_FLAG, WEBP_XMP_FLAG = 0x08, 0x04
+"""Flags of a WebP's header."""
+KEPT_GIF_APPLICATIONS = frozenset((b"NETSCAPE2.0", b"ANIMEXTS1.0", b"ICCRGBG1012"))
+"""Applications whose blocks hold the number of repetitions and the color profile."""
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
-JPEG_BREAK = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-"""The end of compressed data: any marker but those that restart it."""
-EXIF = b"Exif\x00\x00"
-ORIENTATION = 0x0112
+JPEG_DATA_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""The end of compressed data: any marker but a restart marker."""
+EXIF_PREFIX = b"Exif\x00\x00"
+ORIENTATION_TAG = 0x0112
 
 
 class TooManyImageParts(ValueError):
-    """A picture of more parts than any real one has."""
+    """An image has more parts than any real one."""
 
 
 def remove_metadata(data: bytes) -> bytes:
-    """Return a PNG, JPEG, WebP or GIF without its metadata; anything else as it is. Raises TooManyParts."""
-    if data.startswith(PNG):
-        return _joined(_png(data), data)
+    """Return a PNG, JPEG, WebP or GIF without its metadata; anything else as it is. Raises TooManyImageParts."""
+    if data.startswith(PNG_SIGNATURE):
+        return _join_parts(_png(data), data)
     if data.startswith(b"\xff\xd8\xff"):
-        return _joined(_jpeg(data), data)
+        return _join_parts(_jpeg(data), data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _webp(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
-        return _joined(_gif(data), data)
+        return _join_parts(_gif(data), data)
     return data
 
 
-def _joined(parts: Iterator[bytes | memoryview], data: bytes) -> bytes:
+def _join_parts(parts: Iterator[bytes | memoryview], data: bytes) -> bytes:
     kept = []
     for number, part in enumerate(parts):
         if number > MAX_PARTS:
-            raise TooManyImageParts(f"the picture has more than {MAX_PARTS} parts")
+            raise TooManyImageParts(f"the image has more than {MAX_PARTS} parts")
         kept.append(part)
     joined = b"".join(kept)
     return data if joined == data else joined
@@ -67,14 +68,14 @@ def _joined(parts: Iterator[bytes | memoryview], data: bytes) -> bytes:
 
 
 def _png(data: bytes) -> Iterator[bytes | memoryview]:
-    view, at = memoryview(data), len(PNG)
+    view, at = memoryview(data), len(PNG_SIGNATURE)
     yield view[:at]
     while at + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
-        if PNG_NAME.fullmatch(name) is None:
+        if PNG_CHUNK_NAME.fullmatch(name) is None:
             return
         end = at + 12 + length
-        if name[:1].isupper() or name in PNG_KEPT:
+        if name[:1].isupper() or name in KEPT_PNG_CHUNKS:
             yield view[at:end]
         else:
             yield _png_orientation(data[at + 8 : end - 4]) if name == b"eXIf" else b""
@@ -84,7 +85,7 @@ def _png(data: bytes) -> Iterator[bytes | memoryview]:
 
 
 def _png_orientation(tiff: bytes) -> bytes:
-    exif = _exif(read_orientation(tiff))
+    exif = _make_exif(read_orientation(tiff))
     if not exif:
         return b""
     body = b"eXIf" + exif
@@ -112,18 +113,18 @@ def _jpeg(data: bytes) -> Iterator[bytes | memoryview]:
         yield _jpeg_segment(marker, view[start:end])
         at = max(end, start + 4)
         if marker == 0xDA:
-            rest = JPEG_BREAK.search(data, at)
+            rest = JPEG_DATA_END.search(data, at)
             over = rest.start() if rest is not None else len(data)
             yield view[at:over]
             at = over
 
 
 def _jpeg_segment(marker: int, segment: memoryview) -> bytes | memoryview:
-    """The segment if it is needed to show the picture; of EXIF, the orientation."""
+    """Return a segment if the image needs it; of EXIF, only the orientation."""
     content = bytes(segment[4:20])
-    if marker == 0xE1 and content.startswith(EXIF):
-        exif = _exif(read_orientation(bytes(segment[10:])))
-        return b"\xff\xe1" + struct.pack(">H", 2 + len(EXIF) + len(exif)) + EXIF + exif if exif else b""
+    if marker == 0xE1 and content.startswith(EXIF_PREFIX):
+        exif = _make_exif(read_orientation(bytes(segment[10:])))
+        return b"\xff\xe1" + struct.pack(">H", 2 + len(EXIF_PREFIX) + len(exif)) + EXIF_PREFIX + exif if exif else b""
     if 0xE0 <= marker <= 0xEF:
         needed = (
             (marker == 0xE0 and content.startswith(b"JFIF\x00"))
@@ -139,36 +140,36 @@ def _jpeg_segment(marker: int, segment: memoryview) -> bytes | memoryview:
 
 def _webp(data: bytes) -> bytes:
     end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
-    body = bytearray(_joined(_webp_chunks(data, 12, end), data[12:]))
+    body = bytearray(_join_parts(_webp_chunks(data, 12, end), data[12:]))
     if body == data[12:]:
         return data
     if body[:4] == b"VP8X" and len(body) > 8:
-        exif = _exif(_webp_orientation(data, end))
-        body[8] = body[8] & ~(EXIF_FLAG | XMP_FLAG) | (EXIF_FLAG if exif else 0)
+        exif = _make_exif(_webp_orientation(data, end))
+        body[8] = body[8] & ~(WEBP_EXIF_FLAG | WEBP_XMP_FLAG) | (WEBP_EXIF_FLAG if exif else 0)
         body += struct.pack("<4sI", b"EXIF", len(exif)) + exif if exif else b""
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + bytes(body)
 
 
 def _webp_chunks(data: bytes, at: int, end: int, *, in_frame: bool = False) -> Iterator[bytes | memoryview]:
     view = memoryview(data)
-    for name, begin, over in _webp_walk(data, at, end):
-        if name == b"ANMF" and not in_frame and over - begin >= FRAME_HEADER:
-            inner = begin + FRAME_HEADER
-            frame = data[begin:inner] + _joined(_webp_chunks(data, inner, over, in_frame=True), data[inner:over])
+    for name, begin, over in _iter_webp_chunks(data, at, end):
+        if name == b"ANMF" and not in_frame and over - begin >= WEBP_FRAME_HEADER_BYTES:
+            inner = begin + WEBP_FRAME_HEADER_BYTES
+            frame = data[begin:inner] + _join_parts(_webp_chunks(data, inner, over, in_frame=True), data[inner:over])
             yield struct.pack("<4sI", name, len(frame)) + frame + b"\0" * (len(frame) % 2)
-        elif name in WEBP_KEPT:
+        elif name in KEPT_WEBP_CHUNKS:
             yield view[begin - 8 : min(end, over + (over - begin) % 2)]
         else:
             yield b""
 
 
 def _webp_orientation(data: bytes, end: int) -> int:
-    blocks = (data[begin:over] for name, begin, over in _webp_walk(data, 12, end) if name == b"EXIF")
-    return read_orientation(next(blocks, b"").removeprefix(EXIF))
+    blocks = (data[begin:over] for name, begin, over in _iter_webp_chunks(data, 12, end) if name == b"EXIF")
+    return read_orientation(next(blocks, b"").removeprefix(EXIF_PREFIX))
 
 
-def _webp_walk(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Each chunk's name, and where its data begin and end."""
+def _iter_webp_chunks(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield each chunk's name, and where its data begin and end."""
     while at + 8 <= end:
         name, length = struct.unpack_from("<4sI", data, at)
         over = min(end, at + 8 + length)
@@ -198,7 +199,7 @@ def _gif(data: bytes) -> Iterator[bytes | memoryview]:
         elif kind == 0x21:
             end = _gif_end(data, at + 2)
             label = data[at + 1 : at + 2]
-            kept = label == b"\xf9" or (label == b"\xff" and data[at + 3 : at + 14] in GIF_KEPT)
+            kept = label == b"\xf9" or (label == b"\xff" and data[at + 3 : at + 14] in KEPT_GIF_APPLICATIONS)
             yield view[at:end] if kept else b""
         else:
             return
@@ -206,7 +207,7 @@ def _gif(data: bytes) -> Iterator[bytes | memoryview]:
 
 
 def _gif_end(data: bytes, at: int) -> int:
-    """Where the sub-blocks that begin at `at` end."""
+    """Return where the sub-blocks that begin at `at` end."""
     while at < len(data) and data[at]:
         at += data[at] + 1
     return min(len(data), at + 1)
@@ -216,7 +217,7 @@ def _gif_end(data: bytes, at: int) -> int:
 
 
 def read_orientation(tiff: bytes) -> int:
-    """The orientation that an EXIF block gives, 2 to 8; 1 where it gives none, or cannot be read."""
+    """Return the orientation of an EXIF block, 2 to 8; 1 where it has none, or cannot be read."""
     order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 8:
         return 1
@@ -229,13 +230,13 @@ def read_orientation(tiff: bytes) -> int:
         if entry + 12 > len(tiff):
             return 1
         tag, kind, values, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
-        if tag == ORIENTATION:
+        if tag == ORIENTATION_TAG:
             return value if (kind, values) == (3, 1) and 2 <= value <= 8 else 1
     return 1
 
 
-def _exif(orientation: int) -> bytes:
-    """An EXIF block that holds an orientation and nothing else; nothing for the usual one."""
+def _make_exif(orientation: int) -> bytes:
+    """Return an EXIF block with only an orientation; empty for the default orientation."""
     if orientation == 1:
         return b""
-    return b"II*\x00" + struct.pack("<IHHHIHHI", 8, 1, ORIENTATION, 3, 1, orientation, 0, 0)
+    return b"II*\x00" + struct.pack("<IHHHIHHI", 8, 1, ORIENTATION_TAG, 3, 1, orientation, 0, 0)

@@ -1,7 +1,7 @@
-"""What a caller asks of `/v1/images/generations` and `/v1/images/edits`: pure.
+"""Requests to `/v1/images/generations` and `/v1/images/edits`, parsed and checked. Pure.
 
 Beyond OpenAI's fields there are `negative_prompt`, `seed`, `steps`, `guidance` (also `guidance_scale`, `cfg_scale`) and, for edits,
-`strength` (0 keeps the picture, 1 paints it anew).
+`strength` (0 keeps the image, 1 replaces it).
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from workers.backends.base import BackendRefused, Task, UploadedFile
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
 MAX_PROMPT = 32_000
-MAX_SIDE = 16_384
+MAX_SIDE_PIXELS = 16_384
 MAX_SEED = 2**64 - 1
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 GUIDANCE_NAMES = ("guidance", "guidance_scale", "cfg_scale")
-READ = frozenset(
+READ_FIELDS = frozenset(
     {
         *("model", "prompt", "negative_prompt", "n", "size", "seed", "steps", "strength", "output_format"),
         *("output_compression", "response_format", "stream", "partial_images", *GUIDANCE_NAMES),
     }
 )
-HARMLESS = frozenset({"user", "safety_identifier", "moderation", "service_tier", "metadata"})
-"""They change nothing in the picture."""
-NO_CHANGE: Mapping[str, frozenset[str]] = {
+IGNORED_FIELDS = frozenset({"user", "safety_identifier", "moderation", "service_tier", "metadata"})
+"""Fields that change nothing in the image."""
+NO_EFFECT_VALUES: Mapping[str, frozenset[str]] = {
     "background": frozenset({"auto", "opaque"}),
     "quality": frozenset({"auto", "standard", "medium"}),
     "input_fidelity": frozenset({"low"}),
 }
-"""Values with which a field asks for nothing in particular."""
-INSTEAD = {
+"""Values that change nothing in the image, by field."""
+UNSUPPORTED_HINTS = {
     "quality": "give steps instead",
     "style": "describe it in the prompt instead",
     "background": "it makes opaque pictures only",
@@ -47,44 +47,44 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """A request for pictures, checked. None: the caller leaves it to the backend."""
+    """A caller's request for images, checked. None: the caller leaves the value to the backend."""
 
     prompt: str
     negative_prompt: str | None = None
     n: int = 1
     width: int | None = None
     height: int | None = None
-    """Pixels; both are given or neither is."""
+    """Pixels; width and height are both given, or both None."""
     seed: int | None = None
-    """Of the first picture; the others' follow it: seed + 1, …"""
+    """The seed of the first image; the next ones have seed + 1, …"""
     steps: int | None = None
     guidance: float | None = None
     strength: float | None = None
     output_format: OutputFormat = "png"
     format_given: bool = False
-    """The caller named the format; otherwise an adapter may give its server's own."""
+    """The caller named the format; otherwise an adapter may return its server's own."""
     output_compression: int | None = None
     """0 to 100, as OpenAI counts it: 100 is the best quality."""
     response_format: Literal["b64_json", "url"] = "b64_json"
-    """OpenAI's newer models know only `b64_json`, which needs nothing to be kept; hence the default."""
+    """The default is `b64_json`: OpenAI's newer models know nothing else, and it stores no files."""
     stream: bool = False
     partial_images: int = 0
     edit: bool = False
     images: tuple[UploadedFile, ...] = ()
-    """Of an edit, at least one."""
+    """The images to edit, at least one; empty for a generation."""
     mask: UploadedFile | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that are none of the above and that may change the picture: `background`, `quality`, `sampler`, …"""
+    """Other fields that may change the image: `background`, `quality`, `sampler`, …"""
 
     @classmethod
     def from_task(cls, task: Task) -> ImageRequest:
-        """Raises BackendRefused, with the field as `param`, when the request makes no sense."""
+        """Parse a task. Raises BackendRefused, with the field as `param`, when the request is invalid."""
         if task.endpoint not in (GENERATIONS, EDITS):
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
         edit = task.endpoint == EDITS
         fields = _ImageFields(parse_json_object(task.body), text=edit)
         width, height = fields.size()
-        images, mask = _files(task.files, edit=edit)
+        images, mask = _sort_files(task.files, edit=edit)
         request = cls(
             prompt=fields.prompt(),
             negative_prompt=fields.string("negative_prompt"),
@@ -106,21 +106,21 @@ class ImageRequest:
             mask=mask,
             extra=fields.extra(),
         )
-        request._agree()
+        request._check_combinations()
         return request
 
     @property
     def size(self) -> str | None:
-        """`WIDTHxHEIGHT`, where the caller said it."""
+        """`WIDTHxHEIGHT`; None where the caller gave no size."""
         return f"{self.width}x{self.height}" if self.width else None
 
     def seed_for(self, index: int) -> int | None:
-        """The seed of the picture at `index`."""
+        """Return the seed of the image at `index`."""
         return None if self.seed is None else (self.seed + index) % (MAX_SEED + 1)
 
     def requested_features(self) -> dict[str, str]:
-        """What the request asks for beyond its prompt and n, and the field that says so."""
-        asked = {
+        """Return the features that the request uses beyond its prompt and n, with the field of each."""
+        used = {
             "negative_prompt": bool(self.negative_prompt),
             "size": self.width is not None,
             "seed": self.seed is not None,
@@ -132,25 +132,27 @@ class ImageRequest:
             "images": len(self.images) > 1,
         }
         fields = {"edit": "image", "images": "image"}
-        wanted = {name: fields.get(name, name) for name, there in asked.items() if there}
+        wanted = {name: fields.get(name, name) for name, there in used.items() if there}
         return wanted | {name: name for name in self.extra}
 
     def require_supported(self, *can: str) -> None:
-        """Refuse what would be ignored: raises BackendRefused for anything of `requested_features()` that is not in `can`.
+        """Raise BackendRefused for a requested feature that is not in `can` and would be ignored.
 
         `can` names fields of this class, `edit` and `images` (several of them), and fields of `extra`.
         """
         for what, name in self.requested_features().items():
             if what not in can:
                 known = ", ".join(what for what in can if what not in ("edit", "images"))
-                hint = INSTEAD.get(what) or (f"it takes prompt, n, {known}" if known else "it takes prompt and n")
+                hint = UNSUPPORTED_HINTS.get(what) or (
+                    f"it takes prompt, n, {known}" if known else "it takes prompt and n"
+                )
                 said = {"edit": "edit pictures", "images": "take several images"}.get(what, f"honour {name!r}")
                 raise BackendRefused(f"this model cannot {said}; {hint}", param=name)
 
-    def _agree(self) -> None:
+    def _check_combinations(self) -> None:
         if self.stream and self.response_format == "url":
             raise BackendRefused(
-                "a stream carries pictures as b64_json; leave response_format out, or ask without stream",
+                "a stream carries images as b64_json; leave response_format out, or send the request without stream",
                 param="response_format",
             )
         if self.output_format == "png" and self.output_compression not in (None, 100):
@@ -159,7 +161,7 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class _ImageFields:
-    """The request's fields. `text`: they come from a form, where numbers are text too."""
+    """Reads the request's fields. `text`: they come from a form, where numbers are texts."""
 
     body: dict[str, Any]
     text: bool
@@ -167,9 +169,9 @@ class _ImageFields:
     def prompt(self) -> str:
         prompt = self.string("prompt")
         if not prompt or not prompt.strip():
-            raise BackendRefused("prompt must say what the picture is to show", param="prompt")
+            raise BackendRefused("prompt must describe the image", param="prompt")
         if len(prompt) > MAX_PROMPT:
-            raise BackendRefused(f"prompt may hold {MAX_PROMPT} characters", param="prompt")
+            raise BackendRefused(f"prompt may have at most {MAX_PROMPT} characters", param="prompt")
         return prompt
 
     def string(self, name: str) -> str | None:
@@ -197,13 +199,13 @@ class _ImageFields:
         if value is None:
             return None
         if self.text and isinstance(value, str):
-            value = _number(value)
+            value = _parse_number(value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise BackendRefused(f"{name} must be a number from {least} to {most}", param=name)
         return value
 
     def seed(self) -> int | None:
-        """-1 is what several servers call a seed of their own choice."""
+        """Return the seed; None for -1, with which several servers choose one."""
         seed = self.integer("seed", -1, MAX_SEED)
         return None if seed == -1 else seed
 
@@ -215,8 +217,8 @@ class _ImageFields:
         if value in (None, "", "auto"):
             return None, None
         match = SIZE.fullmatch(value or "")
-        if match is None or max(int(side) for side in match.groups()) > MAX_SIDE:
-            raise BackendRefused(f"size must be auto, or WIDTHxHEIGHT of at most {MAX_SIDE} each", param="size")
+        if match is None or max(int(side) for side in match.groups()) > MAX_SIDE_PIXELS:
+            raise BackendRefused(f"size must be auto, or WIDTHxHEIGHT of at most {MAX_SIDE_PIXELS} each", param="size")
         return int(match[1]), int(match[2])
 
     def extra(self) -> dict[str, Any]:
@@ -224,13 +226,13 @@ class _ImageFields:
             name: value
             for name, value in self.body.items()
             if value not in (None, "")
-            and name not in READ
-            and name not in HARMLESS
-            and not (isinstance(value, str) and value in NO_CHANGE.get(name, ()))
+            and name not in READ_FIELDS
+            and name not in IGNORED_FIELDS
+            and not (isinstance(value, str) and value in NO_EFFECT_VALUES.get(name, ()))
         }
 
 
-def _number(text: str) -> int | float | None:
+def _parse_number(text: str) -> int | float | None:
     for kind in (int, float):
         try:
             return kind(text)
@@ -239,14 +241,14 @@ def _number(text: str) -> int | float | None:
     return None
 
 
-def _files(files: tuple[UploadedFile, ...], *, edit: bool) -> tuple[tuple[UploadedFile, ...], UploadedFile | None]:
+def _sort_files(files: tuple[UploadedFile, ...], *, edit: bool) -> tuple[tuple[UploadedFile, ...], UploadedFile | None]:
     images = tuple(file for file in files if file.field == "image")
     masks = [file for file in files if file.field == "mask"]
     other = next((file.field for file in files if file.field not in ("image", "mask")), None)
     if other is not None:
-        raise BackendRefused(f"nothing is known of a file called {other!r}; there are image and mask", param=other)
+        raise BackendRefused(f"the form has an unknown file {other!r}; send image and mask only", param=other)
     if edit and not images:
-        raise BackendRefused("an edit needs a file called image", param="image")
+        raise BackendRefused("an edit needs a file in the field 'image'", param="image")
     if len(masks) > 1:
-        raise BackendRefused("there may be one mask", param="mask")
+        raise BackendRefused("an edit takes at most one mask", param="mask")
     return images, masks[0] if masks else None

@@ -1,12 +1,13 @@
-"""Pictures as OpenAI's answers: what every image adapter shares.
+"""Images as OpenAI's answers, for every image adapter.
 
-An adapter reads `ImageRequest.from_task(task)`, refuses by `request.require_supported(…)` what it cannot honour, and hands `respond_with_images` what it makes:
+An adapter reads `ImageRequest.from_task(task)`, refuses with `request.require_supported(…)` the features that it lacks, and passes the images that it
+makes to `respond_with_images`:
 
     async with aclosing(answer(task, request, self._pictures(task, request))) as outputs:
         async for output in outputs:
             yield output
 
-Closing it closes `_pictures`, which MUST stop the server, as `base` says of `run`.
+Closing the generator closes `_pictures`, which MUST stop the server, as `base` requires of `run`.
 """
 
 from __future__ import annotations
@@ -49,46 +50,46 @@ __all__ = [
     "respond_with_images",
 ]
 
-PIECE = 192 * 1024
-"""Bytes of a picture that make one piece of 256 KiB in base64; divisible by three, so that the pieces join."""
+PIECE_BYTES = 192 * 1024
+"""Bytes of an image that make one piece of 256 KiB in base64; divisible by three, so that the pieces can be joined."""
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 KEEP_METADATA = "keep_metadata"
-"""The option of image adapters that leaves in pictures what their server writes into them."""
+"""The option of image adapters that keeps the metadata which the server writes into images."""
 FORMATS = {content_type: name for name, content_type in CONTENT_TYPES.items()}
-WORDS = {
+OPENAI_VALUES = {
     "size": frozenset({"1024x1024", "1024x1536", "1536x1024"}),
     "quality": frozenset({"low", "medium", "high"}),
     "background": frozenset({"transparent", "opaque"}),
 }
-"""What OpenAI's answers say of pictures; strict clients refuse any other word."""
-OURS = frozenset({"created", "data", "size", "quality", "background", "output_format"})
-"""Fields of an answer that say something about its pictures, or hold them."""
-NO_USAGE = {
+"""The values of these fields in OpenAI's answers; strict clients reject any other value."""
+OWN_FIELDS = frozenset({"created", "data", "size", "quality", "background", "output_format"})
+"""Fields of an answer that are made here, and not passed on from the server."""
+ZERO_USAGE = {
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
     "output_tokens": 0,
     "total_tokens": 0,
 }
-"""OpenAI's closing event must have a usage; these servers count no tokens."""
+"""OpenAI's closing event must have a usage; image servers count no tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """A picture, or a preview of one."""
+    """An image that a server has made, or a preview of one."""
 
     data: bytes
     content_type: str = ""
-    """What counts where its first bytes say nothing."""
+    """The content type, where the first bytes do not show it."""
     seed: int | None = None
     final: bool = True
-    """False: a preview, of which streams show as many as the caller asked for."""
+    """False: a preview; a stream shows as many as the caller requested."""
     index: int = 0
-    """Which of the request's `n`."""
+    """The number of the image among the request's `n`, from 0."""
     revised_prompt: str | None = None
     extra_fields: Mapping[str, Any] = field(default_factory=dict)
-    """Other fields of its server's, which go with it."""
+    """Other fields of the server's answer that are passed on with the image."""
     in_requested_format: bool = False
-    """Its server was asked for the format and the compression: one of that format, or any where the caller named none, stays as it is."""
+    """The server was asked for the format and compression: an image of that format, or any where the caller named none, is not convert."""
 
 
 def parse_keep_metadata(options: Mapping[str, str]) -> bool:
@@ -97,7 +98,7 @@ def parse_keep_metadata(options: Mapping[str, str]) -> bool:
 
 
 def authorization_header(api_key: str) -> dict[str, str]:
-    """The header for a server's key; `USER:PASSWORD` is HTTP's basic scheme."""
+    """Return the header for a server's key; `USER:PASSWORD` makes HTTP's basic scheme."""
     if not api_key:
         return {}
     if ":" in api_key:
@@ -109,46 +110,48 @@ async def respond_with_images(
     task: Task,
     request: ImageRequest,
     pictures: AsyncIterator[Progress | Adaptation | GeneratedImage],
-    said: MutableMapping[str, Any] | None = None,
+    server_fields: MutableMapping[str, Any] | None = None,
     *,
     keep_metadata: bool = False,
 ) -> AsyncGenerator[Output]:
-    """`pictures` as OpenAI answers: one JSON body, or events for a caller who streams; then `Finish`.
+    """Yield `pictures` as OpenAI answers: one JSON body, or events for a caller who streams; then `Finish`.
 
-    Unless `keep_metadata`, pictures go out without what their server wrote into them: workflows, prompts, parameters.
+    Unless `keep_metadata`, images leave without the server's metadata: workflows, prompts, parameters. At most one image is in
+    memory, and leaves in pieces of 256 KiB. Previews that the caller does not want are dropped.
 
-    Bytes are at most one picture's, and go out in pieces of 256 KiB. Previews that are not wanted are dropped. Raises
-    BackendError when fewer than `n` pictures came. `said`: what the server's answer says beside the pictures, once they have come; what is
-    not in OpenAI's words is left out.
+    `server_fields`: the other fields of the server's answer, complete once all images have come; values that OpenAI does not have
+    are left out. Raises BackendError when fewer than `n` images came.
     """
-    form = (
+    writer = (
         _EventImageWriter(request, keep_metadata)
         if task.stream
-        else _JsonImageWriter(task, request, keep_metadata, {} if said is None else said)
+        else _JsonImageWriter(task, request, keep_metadata, {} if server_fields is None else server_fields)
     )
     made = 0
     async with aclosing(cast("AsyncGenerator[Progress | Adaptation | GeneratedImage]", pictures)):
         async for item in pictures:
             if isinstance(item, Progress):
-                form.note(item)
+                writer.note(item)
                 yield item
             elif isinstance(item, Adaptation):
                 yield item
             elif item.final:
                 made += 1
-                async for chunk in form.picture(item):
+                async for chunk in writer.picture(item):
                     yield chunk
             else:
-                async for chunk in form.preview(item):
+                async for chunk in writer.preview(item):
                     yield chunk
     if made < request.n:
-        raise BackendError(f"the backend made {made} of {request.n} pictures")
-    for chunk in form.end():
+        raise BackendError(f"the backend made {made} of {request.n} images")
+    for chunk in writer.end():
         yield chunk
     yield Finish(content_type="text/event-stream" if task.stream else "application/json")
 
 
 class _ImageWriter(ABC):
+    """Writes images in the writer of an answer."""
+
     def __init__(self, request: ImageRequest, keep_metadata: bool) -> None:
         self.request = request
         self.keep_metadata = keep_metadata
@@ -156,22 +159,23 @@ class _ImageWriter(ABC):
         self.content_type = CONTENT_TYPES[request.output_format]
 
     def note(self, progress: Progress) -> None:
-        """Hear how far the work is."""
+        """Note the progress of the work."""
 
     async def preview(self, _picture: GeneratedImage) -> AsyncIterator[Chunk]:
-        """What there is so far."""
+        """Write a preview."""
         return
         yield
 
     @abstractmethod
     def picture(self, picture: GeneratedImage) -> AsyncIterator[Chunk]:
-        """A picture that is done."""
+        """Write a finished image."""
 
     def end(self) -> Iterator[Chunk]:
+        """Write the end of the answer."""
         return iter(())
 
-    async def converted(self, picture: GeneratedImage) -> tuple[bytes, str]:
-        """The picture's bytes in the format that was asked for, and their content type."""
+    async def convert(self, picture: GeneratedImage) -> tuple[bytes, str]:
+        """Return the image's bytes in the requested format, and their content type."""
         request, data = self.request, picture.data
         content_type = detect_content_type(data) or picture.content_type or "image/png"
         if picture.in_requested_format and (not request.format_given or content_type == self.content_type):
@@ -182,30 +186,32 @@ class _ImageWriter(ABC):
 
 
 def openai_values(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `size`, `quality` and `background` that are in OpenAI's words."""
-    return {name: fields[name] for name, words in WORDS.items() if fields.get(name) in words}
+    """Return those of `size`, `quality` and `background` whose values OpenAI has."""
+    return {name: fields[name] for name, values in OPENAI_VALUES.items() if fields.get(name) in values}
 
 
 async def format_size(data: bytes) -> str | None:
-    """Return the size of a picture as `WIDTHxHEIGHT`; None where it cannot be told."""
+    """Return the size of an image as `WIDTHxHEIGHT`; None where it cannot be read."""
     size = await read_size(data)
     return f"{size[0]}x{size[1]}" if size else None
 
 
 class _JsonImageWriter(_ImageWriter):
-    """`{"created", "data": [{"b64_json" or "url", "seed", "revised_prompt"}], "output_format", "size", …}`."""
+    """Writes `{"created", "data": [{"b64_json" or "url", "seed", "revised_prompt"}], "output_format", "size", …}`."""
 
-    def __init__(self, task: Task, request: ImageRequest, keep_metadata: bool, said: Mapping[str, Any]) -> None:
+    def __init__(
+        self, task: Task, request: ImageRequest, keep_metadata: bool, server_fields: Mapping[str, Any]
+    ) -> None:
         super().__init__(request, keep_metadata)
         self._task = task
-        self._said = said
+        self._server_fields = server_fields
         self._begun = False
         self._sizes: set[str | None] = set()
         self._types: set[str] = set()
 
     async def picture(self, picture: GeneratedImage) -> AsyncIterator[Chunk]:
-        data, content_type = await self.converted(picture)
-        created = self._said.get("created")
+        data, content_type = await self.convert(picture)
+        created = self._server_fields.get("created")
         lead = b"," if self._begun else b'{"created":%d,"data":[' % (created if type(created) is int else self.created)
         self._begun = True
         self._sizes.add(await format_size(data))
@@ -216,31 +222,33 @@ class _JsonImageWriter(_ImageWriter):
             url = await self._task.store_file(data, content_type)
             yield Chunk(lead + orjson.dumps({"url": url, **more}))
             return
-        for piece in _with_base64(lead, data, more):
+        for piece in _write_base64(lead, data, more):
             yield piece
 
     def end(self) -> Iterator[Chunk]:
-        rest = {name: value for name, value in self._said.items() if name not in OURS and value is not None}
+        rest = {
+            name: value for name, value in self._server_fields.items() if name not in OWN_FIELDS and value is not None
+        }
         one_size = self._sizes.copy().pop() if len(self._sizes) == 1 else None
         one_type = self._types.copy().pop() if len(self._types) == 1 else ""
         if one_type in FORMATS:
             rest["output_format"] = FORMATS[one_type]
-        words = openai_values({**self._said, "size": one_size})
-        if one_type == "image/jpeg" and "background" in words:
-            words["background"] = "opaque"
-        yield Chunk(b"]," + orjson.dumps(rest | words)[1:] if rest or words else b"]}", 0)
+        values = openai_values({**self._server_fields, "size": one_size})
+        if one_type == "image/jpeg" and "background" in values:
+            values["background"] = "opaque"
+        yield Chunk(b"]," + orjson.dumps(rest | values)[1:] if rest or values else b"]}", 0)
 
 
 class _EventImageWriter(_ImageWriter):
-    """`image_generation.partial_image` and `image_generation.completed`, or `image_edit.…`, as server-sent events.
+    """Writes `image_generation.partial_image` and `image_generation.completed`, or `image_edit.…`, as server-sent events.
 
-    Previews are spread over the work: the first of two comes after a third of it, where the backend says how far it is.
+    Previews are spread over the work: the first of two comes after a third of it, where the backend reports progress.
     """
 
     def __init__(self, request: ImageRequest, keep_metadata: bool) -> None:
         super().__init__(request, keep_metadata)
         self._kind = "image_edit" if request.edit else "image_generation"
-        self._shown = 0
+        self._preview_count = 0
         self._fraction: float | None = None
 
     def note(self, progress: Progress) -> None:
@@ -249,30 +257,30 @@ class _EventImageWriter(_ImageWriter):
 
     async def preview(self, picture: GeneratedImage) -> AsyncIterator[Chunk]:
         wanted = self.request.partial_images
-        if self._shown >= wanted:
+        if self._preview_count >= wanted:
             return
-        if self._fraction is not None and self._fraction * (wanted + 1) < self._shown + 1:
+        if self._fraction is not None and self._fraction * (wanted + 1) < self._preview_count + 1:
             return
-        index, self._shown = self._shown, self._shown + 1
+        index, self._preview_count = self._preview_count, self._preview_count + 1
         for piece in await self._event("partial_image", picture, {"partial_image_index": index}):
             yield piece
 
     async def picture(self, picture: GeneratedImage) -> AsyncIterator[Chunk]:
-        more = {"usage": NO_USAGE} | ({"seed": picture.seed} if picture.seed is not None else {})
+        more = {"usage": ZERO_USAGE} | ({"seed": picture.seed} if picture.seed is not None else {})
         for piece in await self._event("completed", picture, more):
             yield piece
 
     async def _event(self, kind: str, picture: GeneratedImage, more: dict[str, Any]) -> Iterator[Chunk]:
-        data, content_type = await self.converted(picture)
+        data, content_type = await self.convert(picture)
         fields = await event_fields(
             f"{self._kind}.{kind}", data, content_type, {**self.request.extra, **picture.extra_fields}
         )
         return image_event(data, {**fields, **more})
 
 
-async def event_fields(name: str, data: bytes, content_type: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of an event about a picture: those that OpenAI's events must have, true or `auto`."""
-    words = openai_values({**said, "size": await format_size(data)})
+async def event_fields(name: str, data: bytes, content_type: str, server_fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that OpenAI's events about an image must have, with true values or `auto`."""
+    values = openai_values({**server_fields, "size": await format_size(data)})
     return {
         "type": name,
         "background": "auto",
@@ -280,19 +288,19 @@ async def event_fields(name: str, data: bytes, content_type: str, said: Mapping[
         "output_format": FORMATS.get(content_type, "png"),
         "quality": "auto",
         "size": "auto",
-        **words,
+        **values,
     }
 
 
 def image_event(data: bytes, fields: Mapping[str, Any]) -> Iterator[Chunk]:
-    """Return a picture as one server-sent event, in pieces."""
-    return _with_base64(f"event: {fields['type']}\ndata: ".encode(), data, dict(fields), b"\n\n")
+    """Return an image as one server-sent event, in pieces."""
+    return _write_base64(f"event: {fields['type']}\ndata: ".encode(), data, dict(fields), b"\n\n")
 
 
-def _with_base64(lead: bytes, data: bytes, more: dict[str, Any], tail: bytes = b"") -> Iterator[Chunk]:
-    """`lead`, an object of `b64_json` and `more`, `tail`: in pieces. One picture counts as one token."""
+def _write_base64(lead: bytes, data: bytes, more: dict[str, Any], tail: bytes = b"") -> Iterator[Chunk]:
+    """Yield `lead`, an object of `b64_json` and `more`, and `tail`, in pieces. One image counts as one token."""
     rest = orjson.dumps(more)
     yield Chunk(lead + b'{"b64_json":"')
-    for start in range(0, len(data), PIECE):
-        yield Chunk(base64.b64encode(data[start : start + PIECE]), 0)
+    for start in range(0, len(data), PIECE_BYTES):
+        yield Chunk(base64.b64encode(data[start : start + PIECE_BYTES]), 0)
     yield Chunk(b'"' + (b"," + rest[1:] if more else b"}") + tail, 0)

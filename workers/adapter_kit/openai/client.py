@@ -1,4 +1,4 @@
-"""An OpenAI-style server as the parts of its adapters see it: one call, one answer."""
+"""A client of an OpenAI-style server, and the reading of its responses, for the parts of an adapter."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ JSON = dict[str, Any]
 
 ERROR_LIMIT = 1024 * 1024
 NEXUS_FIELDS = ("service_tier",)
-"""Chose the lane in Nexus; a server behind it must not take it for its own."""
+"""Fields that Nexus itself reads, such as the lane; a server must not get them."""
 
 ErrorFactory = Callable[[int, Mapping[str, str], bytes], BackendError]
 
 
 @dataclass(slots=True)
 class OpenAIClient:
-    """The server, and what was learned about it."""
+    """Sends requests to one server, and holds what probes have learned about it."""
 
     http: HttpClient
     base_path: str
-    """Where its API lies: `/v1`."""
+    """The path of its API: `/v1`."""
     make_error: ErrorFactory = error_from_response
-    """The error for an answer whose status is not 200."""
+    """Makes the error for a response whose status is not 200."""
     limitations: ModelLimitations = field(default_factory=ModelLimitations)
-    """What its models lack, by probes."""
+    """The features that its models lack, by probes."""
     rerank_routes: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Which of the known ways of reranking each model has, and until when that counts."""
+    """The reranking route of each model, and until when that counts."""
     voices: dict[str, str] = field(default_factory=dict)
-    """A voice of each model whose voices the server lists."""
+    """One voice of each model whose voices the server lists."""
 
     async def post(self, path: str, body: JSON | MultipartForm, *, root: str | None = None) -> BackendResponse:
-        """The answer, where its status is 200; whoever asked closes it. Raises BackendError for any other.
+        """Return the response, whose status is 200; the caller closes it. Raises BackendError for any other status.
 
-        When this is cancelled while the server works on its answer, it ends only when that work has: few servers stop for
-        a caller who hangs up. A second cancellation hangs up.
+        A call that is cancelled while the server works ends only when that work has ended: few servers stop for a client
+        that disconnects. A second cancellation disconnects.
         """
-        response = await _finished(self.send((self.base_path if root is None else root) + path, body))
+        response = await _finish_before_cancel(self.send((self.base_path if root is None else root) + path, body))
         if response.status == 200:
             return response
         try:
@@ -58,7 +58,7 @@ class OpenAIClient:
     async def post_and_read(
         self, path: str, body: JSON | MultipartForm, limit: int, *, root: str | None = None
     ) -> tuple[BackendResponse, bytes]:
-        """As `post`, with the answer's body of at most `limit` bytes."""
+        """Return the response as `post` does, with its body of at most `limit` bytes."""
         response = await self.post(path, body, root=root)
         try:
             return response, await response.read_all(limit)
@@ -66,7 +66,7 @@ class OpenAIClient:
             response.close()
 
     async def send(self, path: str, body: JSON | MultipartForm) -> BackendResponse:
-        """The answer, whatever its status; `path` begins at the server's root."""
+        """Return the response with any status; `path` begins at the server's root."""
         if not isinstance(body, MultipartForm):
             return await self.http.request("POST", path, orjson.dumps(body))
         return await self.http.request(
@@ -74,7 +74,7 @@ class OpenAIClient:
         )
 
 
-async def _finished(sending: Coroutine[Any, Any, BackendResponse]) -> BackendResponse:
+async def _finish_before_cancel(sending: Coroutine[Any, Any, BackendResponse]) -> BackendResponse:
     work = asyncio.create_task(sending)
     try:
         return await asyncio.shield(work)
@@ -89,14 +89,14 @@ async def _finished(sending: Coroutine[Any, Any, BackendResponse]) -> BackendRes
 
 
 def forwarded_fields(body: JSON, model: str) -> JSON:
-    """What the server gets of the caller's fields; one that is null counts as not given, which not every server knows."""
+    """Return the caller's fields for the server, without those that are null, which not every server accepts."""
     return {name: value for name, value in body.items() if value is not None and name not in NEXUS_FIELDS} | {
         "model": model
     }
 
 
 def form_fields(fields: JSON) -> list[tuple[str, str]]:
-    """A form's fields as they are written in one; a list is written as `name[]`, once for each of its items."""
+    """Return a form's fields as texts; a list becomes `name[]`, once for each of its items."""
     written: list[tuple[str, str]] = []
     for name, value in fields.items():
         if isinstance(value, list):
@@ -111,7 +111,7 @@ def _text(value: Any) -> str:
 
 
 def parse_json_response(response: BackendResponse, data: bytes) -> Any:
-    """An answer's JSON. Raises BackendError: transient where it may have been cut short unnoticed."""
+    """Parse a response's JSON. Raises BackendError, transient where the body may have been cut short unnoticed."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -121,28 +121,28 @@ def parse_json_response(response: BackendResponse, data: bytes) -> Any:
 
 
 def rejects_parameter(error: BackendError, *words: str) -> bool:
-    """Whether a refusal is about one of these fields or values."""
+    """Return whether an error rejects one of these fields or values."""
     return error.info.status in (400, 422) and mentions(error, *words)
 
 
 def mentions(error: BackendError, *words: str) -> bool:
-    """Whether an error names one of these fields or values, in lower case."""
-    said = f"{error.info.param or ''} {error.info.message}".lower()
-    return any(word in said for word in words)
+    """Return whether an error names one of these fields or values, which are in lower case."""
+    message = f"{error.info.param or ''} {error.info.message}".lower()
+    return any(word in message for word in words)
 
 
 def is_json_response(response: BackendResponse) -> bool:
-    """Whether an answer says that it is JSON."""
+    """Return whether a response has a content type of JSON."""
     return is_json_content_type(response.headers.get("content-type", ""))
 
 
 def is_event_stream(response: BackendResponse) -> bool:
-    """Whether an answer says that it is a stream of events."""
+    """Return whether a response has the content type of an event stream."""
     return response.headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
 async def read_events(response: BackendResponse, limit: int) -> AsyncIterator[bytes]:
-    """The events as they come, each block of them with its empty line; b"" where one is not complete yet."""
+    """Yield blocks of complete events, each with its empty line; b"" while an event is incomplete."""
     splitter = SseSplitter(limit)
     try:
         while data := await response.read():

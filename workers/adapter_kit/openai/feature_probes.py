@@ -1,8 +1,8 @@
-"""Tiny requests of the worker's own, which show whether an OpenAI-style server lacks a feature.
+"""Probes: tiny requests of the worker's own that show whether an OpenAI-style server lacks a feature.
 
-Each is sent with the feature and, where the server refuses that, without it: one word of text and at most one token, one embedding
-of one letter, two letters of speech, half a second of a quiet tone. Nothing of a caller is in them but, for speech, the name
-of a voice where the server lists none. Pictures are never made for a probe.
+A probe is sent with the feature and, where the server refuses it, without: one word of text and at most one token, one embedding
+of one letter, two letters of speech, half a second of a quiet tone. A probe holds no data of a caller, except for speech the name
+of a voice where the server lists none. No probe makes images.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from workers.backends.base import BackendError
 
 STREAM, STREAM_OPTIONS, TOOL_STREAM = "stream", "stream_options", "stream with tools"
 STREAM_USAGE = "usage in streams"
-USAGE = re.compile(rb'"usage"\s*:\s*\{')
-REFUSED = frozenset({400, 415, 422})
-FAILED = frozenset({500, 501})
-"""Some servers answer so for what they do not support; only an answer that names the feature counts."""
-TOOL = {
+USAGE_FIELD = re.compile(rb'"usage"\s*:\s*\{')
+REFUSED_STATUSES = frozenset({400, 415, 422})
+FAILED_STATUSES = frozenset({500, 501})
+"""Statuses of some servers for an unsupported feature; they count only where the answer names the feature."""
+PROBE_TOOL = {
     "type": "function",
     "function": {"name": "noop", "description": "Do nothing.", "parameters": {"type": "object", "properties": {}}},
 }
@@ -39,60 +39,62 @@ PARAMETER_VALUES: JSON = {
     "verbosity": "medium",
     "store": False,
 }
-TONE_S, TONE_RATE = 0.5, 16_000
+TONE_DURATION_S, TONE_RATE_HZ = 0.5, 16_000
 
 
 async def lacks_text_feature(api: OpenAIClient, path: str, model: str, feature: str) -> bool | None:
-    """Ask for one token, with and without `STREAM`, `STREAM_OPTIONS` or `TOOL_STREAM`."""
+    """Request one token, with and without `STREAM`, `STREAM_OPTIONS` or `TOOL_STREAM`."""
     plain: JSON = {"model": model, "max_tokens": 1}
     plain |= {"messages": [{"role": "user", "content": "Hi"}]} if path == CHAT_PATH else {"prompt": "Hi"}
     if feature == TOOL_STREAM:
-        plain["tools"] = [TOOL]
+        plain["tools"] = [PROBE_TOOL]
     streamed = {"stream": True}
-    wanted = streamed | {"stream_options": {"include_usage": True}} if feature == STREAM_OPTIONS else streamed
+    with_feature = streamed | {"stream_options": {"include_usage": True}} if feature == STREAM_OPTIONS else streamed
     without = streamed if feature == STREAM_OPTIONS else {"stream": False}
-    return await _differs(_text_sent(api, path, plain | wanted), _text_sent(api, path, plain | without))
+    return await _refuses_only(
+        _text_request(api, path, plain | with_feature), _text_request(api, path, plain | without)
+    )
 
 
 async def lacks_stream_usage(api: OpenAIClient, path: str, model: str) -> bool | None:
-    """Ask for one token, streamed and in one piece: whether only the second answer says how many there were."""
+    """Request one token, streamed and in one piece; return whether only the second answer has usage."""
     plain: JSON = {"model": model, "max_tokens": 1}
     plain |= {"messages": [{"role": "user", "content": "Hi"}]} if path == CHAT_PATH else {"prompt": "Hi"}
-    streamed = await _counts(api, path, plain | {"stream": True, "stream_options": {"include_usage": True}})
+    streamed = await _has_usage(api, path, plain | {"stream": True, "stream_options": {"include_usage": True}})
     if streamed is None:
-        streamed = await _counts(api, path, plain | {"stream": True})
+        streamed = await _has_usage(api, path, plain | {"stream": True})
     if streamed is not False:
         return None if streamed is None else False
-    return await _counts(api, path, plain | {"stream": False})
+    return await _has_usage(api, path, plain | {"stream": False})
 
 
-async def _counts(api: OpenAIClient, path: str, fields: JSON) -> bool | None:
-    """Whether the answer holds usage; None where there is no answer. Raises BackendError."""
+async def _has_usage(api: OpenAIClient, path: str, fields: JSON) -> bool | None:
+    """Return whether the answer has usage; None where the request failed. Raises BackendError."""
     response = await api.send(api.base_path + path, fields)
     try:
-        return USAGE.search(await response.read_all(ERROR_LIMIT)) is not None if response.status == 200 else None
+        return USAGE_FIELD.search(await response.read_all(ERROR_LIMIT)) is not None if response.status == 200 else None
     finally:
         response.close()
 
 
 async def lacks_parameter(api: OpenAIClient, path: str, model: str, name: str) -> bool | None:
-    """Ask for one token with and without a parameter of text; with `n`, see whether two choices come."""
+    """Request one token with and without a parameter of text; for `n`, check whether two choices come."""
     plain: JSON = {"model": model, "max_tokens": 1}
     plain |= {"messages": [{"role": "user", "content": "Hi"}]} if path == CHAT_PATH else {"prompt": "Hi"}
     if name in ("tool_choice", "parallel_tool_calls"):
-        plain["tools"] = [TOOL]
-    wanted = _ProbeRequest(api, path, plain | {name: PARAMETER_VALUES[name]}, name)
+        plain["tools"] = [PROBE_TOOL]
+    with_feature = _ProbeRequest(api, path, plain | {name: PARAMETER_VALUES[name]}, name)
     if name == "n":
-        choices = await wanted.choices()
+        choices = await with_feature.choices()
         if choices is not None:
             return choices < 2
-    return await _differs(wanted, _ProbeRequest(api, path, dict(plain)))
+    return await _refuses_only(with_feature, _ProbeRequest(api, path, dict(plain)))
 
 
 async def lacks_encoding_format(api: OpenAIClient, model: str) -> bool | None:
     """Embed one letter, with and without `encoding_format`."""
     plain = {"model": model, "input": "a"}
-    return await _differs(
+    return await _refuses_only(
         _ProbeRequest(api, "/embeddings", plain | {"encoding_format": "base64"}, "encoding_format"),
         _ProbeRequest(api, "/embeddings", plain),
     )
@@ -101,7 +103,7 @@ async def lacks_encoding_format(api: OpenAIClient, model: str) -> bool | None:
 async def lacks_sound(api: OpenAIClient, model: str, voice: str, codec: str, others: Iterable[str]) -> bool | None:
     """Speak two letters in the format `codec` and, where that is refused, in one of the others."""
     plain = {"model": model, "input": "Hi", "voice": voice}
-    return await _differs(
+    return await _refuses_only(
         _ProbeRequest(api, "/audio/speech", plain | {"response_format": codec}, codec),
         *(
             _ProbeRequest(api, "/audio/speech", plain | {"response_format": other})
@@ -115,7 +117,7 @@ async def lacks_transcript(
     api: OpenAIClient, path: str, fields: JSON, form: str, others: Iterable[str], *, root: str | None = None
 ) -> bool | None:
     """Transcribe a quiet tone in the format `form` and, where that is refused, in one of the others. `fields` name the model."""
-    return await _differs(
+    return await _refuses_only(
         _ProbeRequest(api, path, fields | {"response_format": form}, form, root=root, sound=True),
         *(
             _ProbeRequest(api, path, fields | {"response_format": other}, root=root, sound=True)
@@ -128,7 +130,7 @@ async def lacks_transcript(
 async def lacks_transcript_stream(api: OpenAIClient, path: str, model: str) -> bool | None:
     """Transcribe a quiet tone, streamed and in one piece."""
     plain = {"model": model, "response_format": "json"}
-    return await _differs(
+    return await _refuses_only(
         _ProbeRequest(api, path, plain | {"stream": True}, STREAM, sound=True),
         _ProbeRequest(api, path, plain, sound=True),
     )
@@ -137,24 +139,24 @@ async def lacks_transcript_stream(api: OpenAIClient, path: str, model: str) -> b
 async def reranks_like_tei(api: OpenAIClient, model: str) -> bool | None:
     """Return whether `/rerank` refuses Jina's fields and takes those of text-embeddings-inference."""
     usual = {"model": model, "query": "a", "documents": ["a"], "top_n": 1}
-    return await _differs(
+    return await _refuses_only(
         _ProbeRequest(api, "/rerank", usual, root=""),
         _ProbeRequest(api, "/rerank", {"query": "a", "texts": ["a"], "truncate": False}, root=""),
     )
 
 
 @cache
-def tone() -> bytes:
+def make_tone() -> bytes:
     """Return half a second of a quiet tone, as a WAV file."""
-    count = int(TONE_S * TONE_RATE)
+    count = int(TONE_DURATION_S * TONE_RATE_HZ)
     samples = struct.pack(f"<{count}h", *(int(800 * math.sin(0.17 * at)) for at in range(count)))
-    head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(samples), b"WAVE", b"fmt ", 16, 1, 1, TONE_RATE,
-                       2 * TONE_RATE, 2, 16, b"data", len(samples))  # fmt: skip
+    head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(samples), b"WAVE", b"fmt ", 16, 1, 1, TONE_RATE_HZ,
+                       2 * TONE_RATE_HZ, 2, 16, b"data", len(samples))  # fmt: skip
     return head + samples
 
 
 class _ProbeRequest:
-    """One request of a probe."""
+    """Sends one request of a probe."""
 
     def __init__(
         self,
@@ -173,18 +175,18 @@ class _ProbeRequest:
         self._feature = feature
 
     async def accepted(self) -> bool | None:
-        """Whether the server takes it; None where its answer says neither. Raises BackendError."""
+        """Return whether the server accepts the request; None where its answer does not show that. Raises BackendError."""
         status, error = await self._send()
-        if status in REFUSED and b"max_completion_tokens" in error and "max_tokens" in self._fields:
-            self._fields["max_completion_tokens"] = self._fields.pop("max_tokens")  # OpenAI's models that think
+        if status in REFUSED_STATUSES and b"max_completion_tokens" in error and "max_tokens" in self._fields:
+            self._fields["max_completion_tokens"] = self._fields.pop("max_tokens")  # OpenAI's reasoning models
             status, error = await self._send()
         if status == 200:
             return True
-        named = status in FAILED and self._feature and self._feature.split()[0].encode() in error.lower()
-        return False if status in REFUSED or named else None
+        named = status in FAILED_STATUSES and self._feature and self._feature.split()[0].encode() in error.lower()
+        return False if status in REFUSED_STATUSES or named else None
 
     async def choices(self) -> int | None:
-        """How many choices the server's answer in one piece holds; None where there is no such answer. Raises BackendError."""
+        """Return the number of choices in the server's answer; None where there is no such answer. Raises BackendError."""
         response = await self._api.send(self._path, self._fields)
         try:
             answer = orjson.loads(await response.read_all(ERROR_LIMIT)) if response.status == 200 else None
@@ -198,25 +200,25 @@ class _ProbeRequest:
     async def _send(self) -> tuple[int, bytes]:
         if self._sound:
             form = encode_multipart(
-                form_fields(self._fields), [FilePart.from_bytes("file", "tone.wav", "audio/wav", tone())]
+                form_fields(self._fields), [FilePart.from_bytes("file", "tone.wav", "audio/wav", make_tone())]
             )
             response = await self._api.send(self._path, form)
         else:
             response = await self._api.send(self._path, self._fields)
         try:
-            # The head of an answer tells enough; closing a stream ends the server's work.
+            # The status is enough; closing a stream ends the server's work.
             return response.status, b"" if response.status == 200 else await response.read_all(ERROR_LIMIT)
         finally:
             response.close()
 
 
-def _text_sent(api: OpenAIClient, path: str, fields: JSON) -> _ProbeRequest:
+def _text_request(api: OpenAIClient, path: str, fields: JSON) -> _ProbeRequest:
     return _ProbeRequest(api, path, fields, STREAM)
 
 
-async def _differs(wanted: _ProbeRequest, *without: _ProbeRequest) -> bool | None:
-    """Whether the server refuses `wanted` and accepts one of the others."""
-    accepted = await wanted.accepted()
+async def _refuses_only(with_feature: _ProbeRequest, *without: _ProbeRequest) -> bool | None:
+    """Return whether the server refuses the request with the feature and accepts one without it."""
+    accepted = await with_feature.accepted()
     if accepted is not False:
         return None if accepted is None else False
     for other in without:

@@ -40,32 +40,32 @@ from workers.adapter_kit.sse import payloads
 from workers.backends.base import Adaptation, BackendError, BackendRefused, Chunk, Finish, Output, Task
 
 ANSWER_LIMIT = 256 * 1024 * 1024
-PICTURE_LIMIT = 64 * 1024 * 1024
+IMAGE_LIMIT = 64 * 1024 * 1024
 ABOUT_N = re.compile(r"['\"`]n['\"`]|\bn\s*(?:=|>|must|should|may)", re.IGNORECASE)
-"""Words of a refusal that is about `n`: OpenAI's are "You must provide n=1 for this model"."""
-CODE = "unsupported_parameter"
-REFUSED = {
-    "n": ("its server makes fewer pictures a request", "Send several requests"),
-    "size": ("its server made a picture of another size", "Leave size out"),
+"""Messages about `n`: OpenAI's is "You must provide n=1 for this model"."""
+UNSUPPORTED_PARAMETER = "unsupported_parameter"
+UNSUPPORTED_HINTS = {
+    "n": ("its server makes fewer images a request", "Send several requests"),
+    "size": ("its server made an image of another size", "Leave size out"),
 }
-LEFT_OUT = {
+OPTIONAL_FIELDS = {
     "response_format": ("response_format",),
     "output_format": ("output_format", "output_compression"),
     "output_compression": ("output_format", "output_compression"),
     "stream": ("stream", "partial_images"),
 }
-"""What an image server may refuse, and what is left out then."""
+"""Fields that an image server may refuse, and the fields that the next request leaves out."""
 URL_SAFE = "/%:@!$&'()*+,;=~?"
 
 
 async def generate_images(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
-    """Pictures in the format and the number that the caller wants, however many the server makes at a time."""
+    """Yield as many images as the caller wants, in the requested format, however many the server makes at a time."""
     request = ImageRequest.from_task(task)
     drawing = _ImageGeneration(api, task, request)
     outputs = (
         drawing.stream()
         if task.stream
-        else respond_with_images(task, request, drawing.pictures(), drawing.said, keep_metadata=True)
+        else respond_with_images(task, request, drawing.images(), drawing.server_fields, keep_metadata=True)
     )
     async with aclosing(outputs):
         async for output in outputs:
@@ -73,65 +73,65 @@ async def generate_images(api: OpenAIClient, task: Task) -> AsyncGenerator[Outpu
 
 
 class _ImageGeneration:
-    """One task, and the requests that it takes."""
+    """Serves one task, by as many requests as it takes."""
 
     def __init__(self, api: OpenAIClient, task: Task, request: ImageRequest) -> None:
         self._api = api
         self._task = task
         self._request = request
-        self._left_out: set[str] = set()
-        self._alone = False
-        """The server makes one picture a request."""
-        self._made = 0
+        self._omitted_fields: set[str] = set()
+        self._one_per_request = False
+        """The server makes one image a request."""
+        self._made_count = 0
         self._adapted: set[str] = set()
-        self.said: JSON = {}
-        """What the answers say beside their pictures; usage added up."""
+        self.server_fields: JSON = {}
+        """The other fields of the server's answers; usage is added up."""
 
-    async def pictures(self) -> AsyncGenerator[Adaptation | GeneratedImage]:
-        """As many as the caller wants: a server that gives fewer is asked for the rest."""
+    async def images(self) -> AsyncGenerator[Adaptation | GeneratedImage]:
+        """Yield as many images as the caller wants; a server that makes fewer gets further requests."""
         wanted = self._request.n
-        while self._made < wanted:
-            response = await self._asked(1 if self._alone else wanted - self._made)
+        while self._made_count < wanted:
+            response = await self._request_images(1 if self._one_per_request else wanted - self._made_count)
             try:
                 found = parse_json_response(response, await response.read_all(ANSWER_LIMIT))
             finally:
                 response.close()
-            items = self._items(found)
-            for item in items[: wanted - self._made]:
-                picture = await self._picture(item)
+            items = self._read_items(found)
+            for item in items[: wanted - self._made_count]:
+                picture = await self._read_image(item)
                 yield picture
                 if self._wrong_size(await format_size(picture.data)):
                     yield self._adapt("size")
-                item.clear()  # a picture that was passed on need not be held
-                self._made += 1
-            if self._made < wanted:
+                item.clear()  # frees the memory of an image that was passed on
+                self._made_count += 1
+            if self._made_count < wanted:
                 yield self._adapt("n")
 
     async def stream(self) -> AsyncGenerator[Output]:
-        """Events as the server makes them, with true fields; a server without events is asked for pictures."""
+        """Yield events as the server makes them, with corrected fields; a server without events is asked for whole images."""
         wanted = self._request.n
         if wanted > 1:
-            # How many a stream holds shows at its end, and by then its head has left.
+            # The number of images shows only at a stream's end, after its head has been sent.
             yield self._adapt("n")
-            self._alone = True
-        while self._made < wanted:
-            response = await self._asked(1)
+            self._one_per_request = True
+        while self._made_count < wanted:
+            response = await self._request_images(1)
             try:
-                outputs = self._events(response) if is_event_stream(response) else self._as_events(response)
+                outputs = self._relay_events(response) if is_event_stream(response) else self._as_events(response)
                 async with aclosing(outputs):
                     async for output in outputs:
                         yield output
             finally:
                 response.close()
-            self._made += 1
+            self._made_count += 1
         yield Finish(content_type="text/event-stream")
 
     def _adapt(self, name: str) -> Adaptation:
-        """Raises BackendRefused where the policy does."""
+        """Note an adaptation. Raises BackendRefused where the policy refuses it."""
         if not self._task.adapt:
-            why, instead = REFUSED[name]
+            why, instead = UNSUPPORTED_HINTS[name]
             message = f"The model '{self._task.public_model[:100]}' cannot honor '{name}': {why}. {instead}."
-            raise BackendRefused(message, param=name, code=CODE)
+            raise BackendRefused(message, param=name, code=UNSUPPORTED_PARAMETER)
         self._adapted.add(name)
         return Adaptation(tuple(sorted(self._adapted)))
 
@@ -139,12 +139,12 @@ class _ImageGeneration:
         wanted = self._request.size
         return "size" not in self._adapted and None not in (wanted, size) and size != wanted
 
-    async def _asked(self, n: int) -> BackendResponse:
-        """The answer; where the server refuses one of these fields by name, that of the same request without it.
+    async def _request_images(self, n: int) -> BackendResponse:
+        """Request images; where the server refuses an optional field by name, repeat the request without it.
 
-        `response_format` is ours (OpenAI's newer models do not know it), an answer in one piece serves a caller who streams as
-        well, and any format can be made here. Nothing is remembered: only a picture could prove that a model lacks them, and a
-        probe must cost next to nothing.
+        Nexus adds `response_format` (OpenAI's newer models do not know it), an answer in one piece can serve a caller who streams,
+        and any format can be converted. The refusal is not remembered: only making an image could prove that a model lacks
+        the field, and a probe must cost next to nothing.
         """
         task, request = self._task, self._request
         fields = forwarded_fields(parse_json_object(task.body), task.model) | {"response_format": "b64_json"}
@@ -152,55 +152,57 @@ class _ImageGeneration:
         fields |= {"stream": True} if task.stream else {}
         if request.n > 1:
             fields["n"] = n
-        if self._made and request.seed is not None:
-            fields["seed"] = request.seed_for(self._made)
-        for name in self._left_out:
+        if self._made_count and request.seed is not None:
+            fields["seed"] = request.seed_for(self._made_count)
+        for name in self._omitted_fields:
             fields.pop(name, None)
         path = "/images/edits" if request.edit else "/images/generations"
         while True:
             try:
-                return await self._api.post(path, _body(fields, request))
+                return await self._api.post(path, _request_body(fields, request))
             except BackendRefused as error:
                 if fields.get("n", 1) != 1 and _is_about_n(error) and task.adapt:
-                    self._alone, fields["n"] = True, 1
+                    self._one_per_request, fields["n"] = True, 1
                     continue
-                named = next((name for name in LEFT_OUT if name in fields and rejects_parameter(error, name)), None)
+                named = next(
+                    (name for name in OPTIONAL_FIELDS if name in fields and rejects_parameter(error, name)), None
+                )
                 if named is None:
                     raise
-                self._left_out |= set(LEFT_OUT[named])
-                for name in LEFT_OUT[named]:
+                self._omitted_fields |= set(OPTIONAL_FIELDS[named])
+                for name in OPTIONAL_FIELDS[named]:
                     fields.pop(name, None)
 
-    def _items(self, found: Any) -> list[JSON]:
+    def _read_items(self, found: Any) -> list[JSON]:
         items = found.get("data") if isinstance(found, dict) else None
         if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
             if isinstance(found, dict) and found.get("error"):
                 raise error_from_payload(found)
-            raise BackendError("the backend's answer holds no pictures")
+            raise BackendError("the backend's answer holds no images")
         rest = {name: value for name, value in found.items() if name != "data"}
-        usage, more = self.said.get("usage"), rest.get("usage")
-        self.said |= rest
+        usage, more = self.server_fields.get("usage"), rest.get("usage")
+        self.server_fields |= rest
         if isinstance(usage, dict) and isinstance(more, dict):
-            self.said["usage"] = _sum(usage, more)
+            self.server_fields["usage"] = _add_usage(usage, more)
         return items
 
-    async def _picture(self, item: JSON) -> GeneratedImage:
-        data = await _picture(self._api, item)
+    async def _read_image(self, item: JSON) -> GeneratedImage:
+        data = await _read_image(self._api, item)
         prompt = item.get("revised_prompt")
         return GeneratedImage(
             data,
-            index=self._made,
+            index=self._made_count,
             revised_prompt=prompt if isinstance(prompt, str) else None,
             extra_fields={
                 name: value for name, value in item.items() if name not in ("b64_json", "url", "revised_prompt")
             },
-            in_requested_format="output_format" not in self._left_out,
+            in_requested_format="output_format" not in self._omitted_fields,
         )
 
     async def _as_events(self, response: BackendResponse) -> AsyncGenerator[Output]:
-        """The finished picture of an answer that is no stream."""
-        items = self._items(parse_json_response(response, await response.read_all(ANSWER_LIMIT)))
-        picture = await self._picture(items[0])
+        """Yield the image of an answer in one piece as an event."""
+        items = self._read_items(parse_json_response(response, await response.read_all(ANSWER_LIMIT)))
+        picture = await self._read_image(items[0])
 
         async def one() -> AsyncIterator[GeneratedImage]:
             yield picture
@@ -209,9 +211,9 @@ class _ImageGeneration:
             if not isinstance(output, Finish):
                 yield output
 
-    async def _events(self, response: BackendResponse) -> AsyncGenerator[Output]:
+    async def _relay_events(self, response: BackendResponse) -> AsyncGenerator[Output]:
         completed = False
-        async for block in read_events(response, PICTURE_LIMIT * 2):
+        async for block in read_events(response, IMAGE_LIMIT * 2):
             for payload in payloads(block):
                 if payload == b"[DONE]":
                     continue
@@ -219,17 +221,17 @@ class _ImageGeneration:
                 if isinstance(event, dict) and event.get("error"):
                     raise error_from_payload(event)
                 completed = completed or str(event.get("type")).endswith(".completed")
-                for chunk in await self._event(event):
+                for chunk in await self._convert_event(event):
                     yield chunk
         if not completed:
-            raise BackendError("the backend's stream ended before a picture was complete", transient=True)
+            raise BackendError("the backend's stream ended before an image was complete", transient=True)
 
-    async def _event(self, event: JSON) -> Iterable[Chunk]:
-        """One event of the server's, with fields that are true of its picture."""
+    async def _convert_event(self, event: JSON) -> Iterable[Chunk]:
+        """Return one event of the server, with fields that are true for its image."""
         name, coded = str(event.get("type") or "message"), event.pop("b64_json", None)
         if not isinstance(coded, str):
             return [Chunk(b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(event)))]
-        data = await _picture(self._api, {"b64_json": coded})
+        data = await _read_image(self._api, {"b64_json": coded})
         content_type = detect_content_type(data) or "image/png"
         wanted = CONTENT_TYPES[self._request.output_format]
         if self._request.format_given and content_type != wanted:
@@ -246,12 +248,12 @@ def _is_about_n(error: BackendRefused) -> bool:
     )
 
 
-def _sum(one: JSON, other: JSON) -> JSON:
+def _add_usage(one: JSON, other: JSON) -> JSON:
     total = dict(one)
     for name, value in other.items():
         old = total.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
-            total[name] = _sum(old, value)
+            total[name] = _add_usage(old, value)
         elif isinstance(value, int) and isinstance(old, int):
             total[name] = old + value
         else:
@@ -259,7 +261,7 @@ def _sum(one: JSON, other: JSON) -> JSON:
     return total
 
 
-def _body(fields: JSON, request: ImageRequest) -> JSON | MultipartForm:
+def _request_body(fields: JSON, request: ImageRequest) -> JSON | MultipartForm:
     if not request.edit:
         return fields
     name = "image[]" if len(request.images) > 1 else "image"
@@ -269,41 +271,41 @@ def _body(fields: JSON, request: ImageRequest) -> JSON | MultipartForm:
     return encode_multipart(form_fields(fields), parts)
 
 
-async def _picture(api: OpenAIClient, item: JSON) -> bytes:
+async def _read_image(api: OpenAIClient, item: JSON) -> bytes:
     coded, url = item.get("b64_json"), item.get("url")
     if not coded and isinstance(url, str) and not url.startswith("data:"):
-        return await _fetched(api, url)
+        return await _download(api, url)
     if not isinstance(coded, str) and isinstance(url, str):
         coded = url
     try:
-        data = base64.b64decode(_bare(coded or ""), validate=True)
+        data = base64.b64decode(_strip_data_url(coded or ""), validate=True)
     except (AttributeError, ValueError) as error:
-        raise BackendError("the backend's picture is not base64") from error
+        raise BackendError("the backend's image is not base64") from error
     if not data:
-        raise BackendError("the backend's answer holds no picture")
+        raise BackendError("the backend's answer holds no image")
     return data
 
 
-def _bare(coded: str) -> str:
-    """The base64 alone, which some servers write as a data URL, or in lines."""
+def _strip_data_url(coded: str) -> str:
+    """Return only the base64; some servers write it as a data URL, or in lines."""
     return "".join((coded.partition(",")[2] if coded.startswith("data:") else coded).split())
 
 
-async def _fetched(api: OpenAIClient, url: str) -> bytes:
-    """What lies at a URL of the backend itself: no other server is asked, whatever the backend says."""
+async def _download(api: OpenAIClient, url: str) -> bytes:
+    """Download an image from a URL of the backend itself. Raises BackendError for a URL of any other server."""
     client = api.http
     whole = urlsplit(urljoin(f"{client.origin}{client.prefix}/", url))
     origin = f"{whole.scheme}://{whole.netloc}"
     if origin != client.origin or not whole.path.startswith(f"{client.prefix}/"):
         raise BackendError(
-            f"the backend gave its picture as a URL at {origin}, and only {client.origin}{client.prefix} is asked for any;"
+            f"the backend gave its image as a URL at {origin}, and only URLs at {client.origin}{client.prefix} are fetched;"
             " set it up to answer with b64_json"
         )
     path = quote(whole.path.removeprefix(client.prefix) + (f"?{whole.query}" if whole.query else ""), safe=URL_SAFE)
     response = await client.request("GET", path)
     try:
         if response.status != 200:
-            raise BackendError(f"the backend answered {response.status} for the picture that it had made")
-        return await response.read_all(PICTURE_LIMIT)
+            raise BackendError(f"the backend answered {response.status} to the request for the image that it had made")
+        return await response.read_all(IMAGE_LIMIT)
     finally:
         response.close()

@@ -1,7 +1,7 @@
-"""Which models an OpenAI-style server holds in memory, where it loads and unloads them: llama.cpp's router, and llama-swap.
+"""The models that an OpenAI-style server holds in memory, where it loads and unloads them: llama.cpp's router, and llama-swap.
 
-llama.cpp's router says it in each entry of `/v1/models`: `"status": {"value": "loaded"}`. llama-swap lists its processes at `/running`; what runs
-elsewhere (peers, selectors, profiles) is not its to load.
+llama.cpp's router gives the state in each entry of `/v1/models`: `"status": {"value": "loaded"}`. llama-swap lists its processes at
+`/running`; it does not load models that run elsewhere (peers, selectors, profiles).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 JSON = dict[str, Any]
 
 LOADED_STATES, LOADING_STATES = frozenset({"loaded", "ready"}), frozenset({"loading", "starting"})
-RESIDENT = LOADED_STATES | LOADING_STATES | {"sleeping"}
-"""A model that sleeps has its process, and counts against `--models-max`."""
+RESIDENT_STATES = LOADED_STATES | LOADING_STATES | {"sleeping"}
+"""States in which a model occupies memory. A sleeping model has a process, and counts against `--models-max`."""
 LLAMA_SWAP = "llama-swap"
 
 
@@ -23,7 +23,7 @@ def is_llama_swap(models: Iterable[JSON]) -> bool:
 
 
 def add_llama_swap_states(models: list[JSON], running: Any) -> list[JSON]:
-    """Return llama-swap's entries with the states that `/running` gives as their status; none for what runs elsewhere."""
+    """Return llama-swap's entries with the states of `/running` as their status; None for models that run elsewhere."""
     listed = running.get("running") if isinstance(running, dict) else None
     processes = [one for one in listed or () if isinstance(one, dict)] if isinstance(listed, list) else []
     states = {str(one.get("model")): str(one.get("state")) for one in processes}
@@ -40,15 +40,15 @@ def _is_local(model: JSON) -> bool:
 
 
 def model_state(model: JSON) -> str | None:
-    """Return the word for where the model is; None where the server does not say."""
+    """Return the model's state; None where the server gives none."""
     status = model.get("status")
     value = status.get("value") if isinstance(status, dict) else None
     return value if isinstance(value, str) else None
 
 
 def resident_models(models: Iterable[JSON]) -> frozenset[str] | None:
-    """Return the models that are in memory, or on their way; None where the server does not say."""
+    """Return the models that are in memory or being loaded; None where the server gives no states."""
     states = {str(model["id"]): model_state(model) for model in models}
     if all(state is None for state in states.values()):
         return None
-    return frozenset(name for name, state in states.items() if state in RESIDENT)
+    return frozenset(name for name, state in states.items() if state in RESIDENT_STATES)

@@ -1,9 +1,9 @@
 """`/v1/chat/completions` and `/v1/completions` of an OpenAI-style server.
 
-A stream is asked for, also for a caller who does not want one: closing a stream stops the server's work, closing a plain
-call may not. A server that refuses a stream is asked for an answer in one piece, which is cut into events for a caller who
-streams. Only a probe of our own proves that a model lacks a feature; without that proof, the fields that Nexus
-added are left out for this one request, and those that the caller sent are not.
+The server is always asked for a stream, even for a caller who does not want one: closing a stream stops the server's work, closing
+a plain request may not. A server that refuses a stream is asked for an answer in one piece, which becomes events for a caller who
+streams. Only a probe of the worker's own proves that a model lacks a feature; without that proof, the fields that Nexus added are
+left out for this one request, and those that the caller sent are not.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from workers.adapter_kit.text.completion_stream import CompletionOptions, Comple
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Finish, Output, Task
 
 ANSWER_LIMIT = 64 * 1024 * 1024
-BLANK = b" \t\r\n" + BYTE_ORDER_MARK
+BLANK_BYTES = b" \t\r\n" + BYTE_ORDER_MARK
 CHAT = "/v1/chat/completions"
 PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
-OUR_OPTIONS = {"include_usage": True}
+NEXUS_STREAM_OPTIONS = {"include_usage": True}
 FEATURES = (STREAM_OPTIONS, STREAM, TOOL_STREAM)
-TOOLS = ("tools", "functions")
+TOOL_FIELDS = ("tools", "functions")
 STREAM_FEATURES = (STREAM, f"{STREAM} of completions")
-"""What a model lacks that streams no text at all."""
+"""The features that a model lacks which streams no text at all."""
 
 
 async def generate_text(api: OpenAIClient, task: Task, planned: AdaptationPlan | None = None) -> AsyncGenerator[Output]:
-    """Yield the text, streamed or in one piece, whichever way the server gives it. `planned`: the plan that it is one of."""
+    """Yield the text, streamed or in one piece as the caller wants it. `planned`: the plan that this request belongs to."""
     path = PATHS.get(task.endpoint)
     if path is None:
         raise BackendRefused(f"this backend does not serve {task.endpoint}")
@@ -104,7 +104,7 @@ async def generate_text(api: OpenAIClient, task: Task, planned: AdaptationPlan |
 
 
 def completion_options(task: Task, body: JSON) -> CompletionOptions:
-    """Return what shapes the answer to a request for text."""
+    """Return the options that shape the answer to a request for text."""
     return CompletionOptions(
         chat=task.endpoint == CHAT,
         model=task.public_model,
@@ -122,19 +122,19 @@ def completion_options(task: Task, body: JSON) -> CompletionOptions:
 async def feed_start(
     response: BackendResponse, answer: CompletionReader, clean: Callable[[bytes], bytes] | None = None
 ) -> Chunk | None:
-    """Give `answer` the beginning of a response; all of it, where it is no stream, whatever its content type says.
+    """Feed `answer` with the beginning of a response, or with all of it where it is not a stream, whatever its content type.
 
-    `clean` changes what came in one piece. Raises BackendError, also for a web page, which a wrong URL gives.
+    `clean` changes an answer in one piece. Raises BackendError, also for a web page, which a wrong URL returns.
     """
     data = await response.read()
     if data.startswith(b"data:") and not is_json_response(response):
         return answer.feed(data)
-    while data and not (start := data.lstrip(BLANK)):
+    while data and not (start := data.lstrip(BLANK_BYTES)):
         more = await response.read()
         if not more:
             break
         data += more
-    start = data.lstrip(BLANK)
+    start = data.lstrip(BLANK_BYTES)
     if start.startswith(b"<"):
         raise BackendError(
             f"the backend answered with a web page in place of text; check the worker's URL ({response.headers.get('content-type', 'no content type')})"
@@ -150,7 +150,7 @@ async def feed_start(
 
 
 async def read_next(response: BackendResponse, answer: CompletionReader) -> bytes:
-    """Return what comes next, b"" at the end. A connection that breaks behind a complete answer has ended it."""
+    """Return the next bytes, b"" at the end. A connection that breaks after a complete answer ends it."""
     try:
         return await response.read()
     except BackendError:
@@ -160,38 +160,40 @@ async def read_next(response: BackendResponse, answer: CompletionReader) -> byte
 
 
 async def request_completion(api: OpenAIClient, path: str, fields: JSON, *, streams: bool) -> BackendResponse:
-    """Return the answer, whose status is 200: a stream, or JSON where the server does not stream. Changes `fields`.
+    """Return the response, whose status is 200: a stream, or JSON where the server does not stream. Changes `fields`.
 
-    `streams`: the caller asked for a stream. Raises BackendError with the server's own words for any other answer.
+    `streams`: the caller wants a stream. Raises BackendError with the server's own message for any other status.
     """
     if not streams and path != PATHS[CHAT]:
-        # Callers of the older endpoint count on usage, and some servers count in answers in one piece alone.
+        # Callers of the older endpoint rely on usage, and some servers count tokens only in answers in one piece.
         await api.limitations.confirm(
             fields["model"], STREAM_USAGE + _suffix(path), _usage_probe(api, path, fields["model"])
         )
-    theirs = stream_options(fields)
+    caller_options = stream_options(fields)
     fields["stream"] = True
-    fields["stream_options"] = theirs | OUR_OPTIONS
-    _leave_out_known(api, path, fields)
+    fields["stream_options"] = caller_options | NEXUS_STREAM_OPTIONS
+    _omit_lacking(api, path, fields)
     if not streams and api.limitations.lacks(fields["model"], STREAM_USAGE + _suffix(path)):
-        _leave_out(fields, STREAM)
-    ours = {STREAM_OPTIONS: not theirs, STREAM: not streams, TOOL_STREAM: not streams}
+        _omit(fields, STREAM)
+    added_by_nexus = {STREAM_OPTIONS: not caller_options, STREAM: not streams, TOOL_STREAM: not streams}
     while True:
         if not fields["stream"]:
             return await api.post(path, fields)
         response = await api.http.request("POST", api.base_path + path, orjson.dumps(fields))
         if response.status == 200:
             return response
-        error = await _error(api, response)
+        error = await _read_error(api, response)
         suspects = list(_suspects(fields, error))
-        feature = await _confirmed(api, path, fields["model"], suspects) or next(filter(ours.get, suspects), None)
+        feature = await _confirm_first(api, path, fields["model"], suspects) or next(
+            filter(added_by_nexus.get, suspects), None
+        )
         if feature is None:
             raise error
-        _leave_out(fields, feature)
+        _omit(fields, feature)
 
 
 def probe_missing_usage(api: OpenAIClient, path: str, task: Task, output: Output) -> None:
-    """Let a probe see whether the model counts in answers in one piece alone, where one that was streamed for us has no usage."""
+    """Start a probe of whether the model counts tokens only in answers in one piece, after a stream without usage."""
     if not task.stream and isinstance(output, Finish) and output.usage is None:
         api.limitations.suspect(task.model, STREAM_USAGE + _suffix(path), _usage_probe(api, path, task.model))
 
@@ -200,42 +202,42 @@ def _usage_probe(api: OpenAIClient, path: str, model: str) -> Probe:
     return partial(lacks_stream_usage, api, path, model)
 
 
-def _leave_out_known(api: OpenAIClient, path: str, fields: JSON) -> None:
+def _omit_lacking(api: OpenAIClient, path: str, fields: JSON) -> None:
     limitations, model = api.limitations, fields["model"]
     if limitations.is_empty:
         return
     if limitations.lacks(model, STREAM_OPTIONS + _suffix(path)):
-        _leave_out(fields, STREAM_OPTIONS)
+        _omit(fields, STREAM_OPTIONS)
     if limitations.lacks(model, STREAM + _suffix(path)) or (
-        limitations.lacks(model, TOOL_STREAM) and any(map(fields.get, TOOLS))
+        limitations.lacks(model, TOOL_STREAM) and any(map(fields.get, TOOL_FIELDS))
     ):
-        _leave_out(fields, STREAM)
+        _omit(fields, STREAM)
 
 
-def _leave_out(fields: JSON, feature: str) -> None:
+def _omit(fields: JSON, feature: str) -> None:
     fields.pop("stream_options", None)
     if feature != STREAM_OPTIONS:
         fields["stream"] = False
 
 
 def _suffix(path: str) -> str:
-    """What tells the features of `/v1/completions` from those of chat, where most servers are used."""
+    """Return the suffix that distinguishes the features of `/v1/completions` from those of chat."""
     return "" if path == PATHS[CHAT] else " of completions"
 
 
 def _suspects(fields: JSON, error: BackendError) -> Iterator[str]:
-    """The features that an error may be about: the fields that carry them were sent, and it names them."""
+    """Yield the features that an error may be about: their fields were sent, and the error names them."""
     if isinstance(error, BackendUnavailable) or not mentions(error, "stream"):
         return
     if "stream_options" in fields and mentions(error, "stream_options"):
         yield STREAM_OPTIONS
         return
     yield STREAM
-    if any(map(fields.get, TOOLS)):
+    if any(map(fields.get, TOOL_FIELDS)):
         yield TOOL_STREAM
 
 
-async def _confirmed(api: OpenAIClient, path: str, model: str, suspects: list[str]) -> str | None:
+async def _confirm_first(api: OpenAIClient, path: str, model: str, suspects: list[str]) -> str | None:
     for feature in suspects:
         name = feature if feature == TOOL_STREAM else feature + _suffix(path)
         if await api.limitations.confirm(model, name, partial(lacks_text_feature, api, path, model, feature)):
@@ -243,7 +245,7 @@ async def _confirmed(api: OpenAIClient, path: str, model: str, suspects: list[st
     return None
 
 
-async def _error(api: OpenAIClient, response: BackendResponse) -> BackendError:
+async def _read_error(api: OpenAIClient, response: BackendResponse) -> BackendError:
     try:
         return api.make_error(response.status, response.headers, await response.read_all(ERROR_LIMIT))
     finally:

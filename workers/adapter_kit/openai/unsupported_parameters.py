@@ -1,8 +1,9 @@
-"""Which parameters of text requests an OpenAI-style server lacks, and the plan for a request that has them.
+"""Parameters of text requests that an OpenAI-style server lacks, and the plan for a request that has them.
 
-The operator names them (`lacks`), or a probe of the worker's own finds them. Before the first request with `n` above 1 the worker
-asks for two choices of one token: many servers ignore `n`, and a stream shows that only at its end. For the others a refusal that
-names the parameter raises the suspicion. A tool call that `tool_choice` requires is looked for in the answer itself.
+The operator names them (the option `lacks`), or a probe of the worker's own finds them. Before the first request with `n` above 1
+the worker requests two choices of one token: many servers ignore `n`, and a stream shows that only at its end. For the other
+parameters, an error that names the parameter raises the suspicion. The answer itself shows whether a tool call that `tool_choice`
+requires is missing.
 """
 
 from __future__ import annotations
@@ -34,29 +35,31 @@ def parse_lacks_option(text: str) -> frozenset[str]:
     found = frozenset(part.strip() for part in text.split("+") if part.strip())
     unknown = ", ".join(sorted(found - PARAMETERS))
     if unknown:
-        raise ValueError(f"the option lacks knows no {unknown}; it may name {', '.join(sorted(PARAMETERS))}")
+        raise ValueError(
+            f"the option lacks names unknown parameters: {unknown}; it may name {', '.join(sorted(PARAMETERS))}"
+        )
     return found
 
 
 async def plan_text(
     api: OpenAIClient, path: str, task: Task, body: JSON, declared: frozenset[str] = frozenset()
 ) -> AdaptationPlan | None:
-    """Return the plan for a request, by what is known of the model; None where the server can be asked as it is."""
+    """Return the plan for a request, by what is known of the model; None where the request can be sent unchanged."""
     if requested_choices(body) > 1 and N not in declared:
-        await _confirmed(api, path, task.model, N)
+        await _confirm(api, path, task.model, N)
     return _plan(api, path, task, declared)
 
 
 async def plan_after_refusal(
     api: OpenAIClient, path: str, task: Task, error: BackendError, declared: frozenset[str] = frozenset()
 ) -> AdaptationPlan | None:
-    """Return the plan for a request that the server refused, where a probe shows that it lacks what the error names."""
+    """Return the plan for a refused request, where a probe shows that the server lacks a parameter that the error names; else None."""
     if isinstance(error, BackendUnavailable):
         return None
     body = parse_json_object(task.body)
     sent = [name for name in PARAMETERS if name != N and (has_effect(body, name) or has_no_effect(body, name))]
     suspects = [name for name in sent if mentions(error, name)]
-    found = [name for name in suspects if await _confirmed(api, path, task.model, name)]
+    found = [name for name in suspects if await _confirm(api, path, task.model, name)]
     return _plan(api, path, task, declared) if found else None
 
 
@@ -68,41 +71,41 @@ async def execute_and_replan(
     ask: SendRequest,
     declared: frozenset[str] = frozenset(),
 ) -> AsyncGenerator[Output]:
-    """Serve a task by its plan; where the server refuses that and a probe shows why, by the plan that follows."""
-    shown = False
+    """Serve a task by its plan; where the server refuses it and a probe shows why, by a new plan."""
+    has_output = False
     try:
         async with aclosing(execute_plan(task, plan, ask)) as outputs:
             async for output in outputs:
-                shown = shown or (isinstance(output, Chunk) and bool(output.data))
+                has_output = has_output or (isinstance(output, Chunk) and bool(output.data))
                 yield output
         return
     except BackendRefused as error:
-        following = None if shown else await plan_after_refusal(api, path, task, error, declared)
-        if following is None or following == plan:
+        new_plan = None if has_output else await plan_after_refusal(api, path, task, error, declared)
+        if new_plan is None or new_plan == plan:
             raise
-    async with aclosing(execute_plan(task, following, ask)) as outputs:
+    async with aclosing(execute_plan(task, new_plan, ask)) as outputs:
         async for output in outputs:
             yield output
 
 
 def _plan(api: OpenAIClient, path: str, task: Task, declared: frozenset[str]) -> AdaptationPlan | None:
-    lacks = declared | frozenset(_known(api, path, task.model))
+    lacks = declared | frozenset(_known_lacks(api, path, task.model))
     chat = path == CHAT_PATH
     return plan_adaptations(
         parse_json_object(task.body), lacks, model=task.public_model, adapt=task.adapt, chat=chat, strict=True
     )
 
 
-def _known(api: OpenAIClient, path: str, model: str) -> Iterator[str]:
+def _known_lacks(api: OpenAIClient, path: str, model: str) -> Iterator[str]:
     for name in PARAMETERS:
-        if api.limitations.lacks(model, _feature(name, path)):
+        if api.limitations.lacks(model, _feature_name(name, path)):
             yield name
 
 
-async def _confirmed(api: OpenAIClient, path: str, model: str, name: str) -> bool:
+async def _confirm(api: OpenAIClient, path: str, model: str, name: str) -> bool:
     probe = partial(lacks_parameter, api, path, model, name)
-    return await api.limitations.confirm(model, _feature(name, path), probe)
+    return await api.limitations.confirm(model, _feature_name(name, path), probe)
 
 
-def _feature(name: str, path: str) -> str:
+def _feature_name(name: str, path: str) -> str:
     return name if path == CHAT_PATH else f"{name} of completions"
