@@ -1,13 +1,13 @@
-"""How fast jobs come on one queue, and how many slots it may be promised for that. Pure: no clock, no bus.
+"""The demand for one queue's jobs, and whether a worker keeps a pull open there. Pure: no clock, no bus.
 
-cold ──HOT_RATE, in two ticks together──► hot ──a promise ran out in vain, or too few slots──► cold
+cold ──HOT_RATE in two consecutive ticks──► hot ──a pull ended without any job, or too few slots──► cold
 
-The rate is that of the jobs that came here, or of the notifications where others were quicker: a worker beside a hot one would else get
-nothing but what that one leaves.
+The rate counts the jobs that came to this worker, or the wake-up notifications where other workers were quicker: a worker beside a
+hot one would otherwise get only the jobs that the other one leaves.
 
-A cold queue is asked without waiting, when a wake-up notification says that it holds a job: that promises no slot to anybody. A hot
-queue has a pull open that lingers: cheaper for each job, but a slot that is promised to it is idle until a job comes. So it is promised as
-many as are likely to come within LINGER_S, and for no longer.
+A cold queue is pulled without waiting, when a wake-up notification says that it holds a job: that reserves no slot. A hot queue has
+a pull open that lingers. It costs less per job, but a slot that is reserved for it is idle until a job comes. Therefore it reserves as
+many slots as jobs are likely to come within LINGER_S, and for no longer.
 """
 
 from __future__ import annotations
@@ -16,66 +16,67 @@ from dataclasses import dataclass
 
 TICK_S = 0.25
 HOT_RATE = 40.0
-"""Jobs per second: below, wake-up notifications cost less than what they save."""
+"""Jobs per second: below this rate, wake-up notifications cost less than a lingering pull."""
 LINGER_S = 0.25
-HOT_SLOTS = 8
-"""A worker with fewer never lingers: one promise would be too large a share of them."""
-MAX_DEAF_TICKS = 128
-SLOTS_PER_QUEUE = 4
-"""With fewer for each queue in use, none lingers."""
+MIN_SLOTS_TO_LINGER = 8
+"""A worker with fewer slots never lingers: one reserved slot would be too large a share of them."""
+MAX_IGNORED_TICKS = 128
+MIN_SLOTS_PER_QUEUE = 4
+"""With fewer slots for each queue in use, no pull lingers."""
 
 
 @dataclass(slots=True)
 class Demand:
-    """What an intake knows of one queue."""
+    """A puller's state of one queue."""
 
-    asked: int = 0
-    """Jobs that were asked for and have neither come nor been denied."""
+    outstanding: int = 0
+    """Jobs that were requested and have neither come nor been denied."""
     lingers: bool = False
-    """Those were asked for by pulls that linger."""
-    asked_at: float = 0.0
-    rang: bool = False
-    """A job was stored while the queue was being asked."""
+    """The outstanding jobs were requested by pulls that linger."""
+    last_pull: float = 0.0
+    """When the queue was pulled last."""
+    notified: bool = False
+    """A job was stored while the queue was being pulled."""
     hot: bool = False
     target: int = 1
-    """Jobs to have asked for, while it is hot."""
-    arrived: int = 0
-    """Since the last tick."""
-    heard: int = 0
+    """How many jobs to have outstanding while the queue is hot."""
+    arrivals: int = 0
+    """Jobs since the last tick."""
+    notifications: int = 0
     """Wake-up notifications since the last tick."""
-    deaf_ticks: int = 0
-    """For so long, they do not make it hot."""
-    vain: int = 0
-    """Promises in a row that ran out without any job. Each doubles the time for which it is deaf: of a thousand idle workers few linger."""
-    fast: bool = False
-    """HOT_RATE was reached before the last tick. One burst is not enough: the promises made for it would idle slots."""
+    ignored_ticks: int = 0
+    """Ticks during which notifications do not make the queue hot."""
+    empty_pulls: int = 0
+    """Lingering pulls in a row that ended without any job. Each doubles `ignored_ticks`: of a thousand idle workers few linger."""
+    was_fast: bool = False
+    """HOT_RATE was reached before the last tick. One burst is not enough: the slots reserved for it would be idle."""
 
-    def tick(self, share: int) -> bool:
-        """Count what has come since the last tick; return whether the queue is hot from now on.
+    def tick(self, max_outstanding: int) -> bool:
+        """Count the jobs since the last tick; return whether the queue is hot from now on.
 
-        `share`: the slots that it may be promised at most; 0: it may not linger.
+        `max_outstanding`: the most slots that may be reserved for the queue; 0: its pulls may not linger.
         """
-        rate, heard = self.arrived / TICK_S, self.heard / TICK_S
-        self.arrived = self.heard = 0
-        if self.deaf_ticks:
-            self.deaf_ticks -= 1
-            heard = 0.0
-        before, self.fast = self.fast, max(rate, heard) >= HOT_RATE
-        self.target = max(1, min(share, round(rate * LINGER_S)))
-        return share > 0 and (self.hot or (before and self.fast))
+        rate, notification_rate = self.arrivals / TICK_S, self.notifications / TICK_S
+        self.arrivals = self.notifications = 0
+        if self.ignored_ticks:
+            self.ignored_ticks -= 1
+            notification_rate = 0.0
+        was_fast, self.was_fast = self.was_fast, max(rate, notification_rate) >= HOT_RATE
+        self.target = max(1, min(max_outstanding, round(rate * LINGER_S)))
+        return max_outstanding > 0 and (self.hot or (was_fast and self.was_fast))
 
-    def ran_out(self) -> None:
-        """Cool down: a promise ended without a job."""
-        self.deaf_ticks = min(MAX_DEAF_TICKS, 1 << min(self.vain, 8))
-        self.vain += 1
+    def cool_down(self) -> None:
+        """Note that a lingering pull ended without a job."""
+        self.ignored_ticks = min(MAX_IGNORED_TICKS, 1 << min(self.empty_pulls, 8))
+        self.empty_pulls += 1
 
 
-def share_of(slots: int, busy: int, active: int) -> int:
-    """Return how many slots one of `active` queues may be promised: half of all, divided among them; 0: none may linger.
+def slots_per_queue(slots: int, busy: int, active: int) -> int:
+    """Return how many slots may be reserved for one of `active` queues: half of all slots, divided among them; 0 where none may.
 
-    Several queues need more free slots than there are of them: otherwise the promises of some idle what the others wait for.
+    Several queues need more free slots than there are queues: otherwise the slots reserved for some keep the others waiting.
     """
-    if slots < HOT_SLOTS or active * SLOTS_PER_QUEUE > slots:
+    if slots < MIN_SLOTS_TO_LINGER or active * MIN_SLOTS_PER_QUEUE > slots:
         return 0
     if active > 1 and slots - busy < max(active, slots // 8):
         return 0

@@ -1,38 +1,38 @@
-"""Which gateways answer, so that no backend works for callers whose gateway has died."""
+"""The health of gateways, so that no backend works for callers whose gateway has died."""
 
 from __future__ import annotations
 
 MAX_REMEMBERED = 64
-"""Gateways that do not answer are remembered, up to this many; a gateway that starts again has a new name."""
+"""The most gateways without an answer that are remembered; a gateway that restarts has a new name."""
 
 
 class GatewayHealth:
-    """What this worker's questions have shown about gateways.
+    """Knows which gateways have left requests of this worker unanswered.
 
-    A question that nobody listens for comes back at once. The gateway may only be reconnecting to NATS: from then on its
-    jobs wait for its answer before they begin. Once it was asked in vain for long enough, it counts as gone, and one
-    question decides about each of its other jobs. An answer makes all of it good.
+    A request to a gateway that does not listen fails at once. The gateway may only be reconnecting to NATS: from then on its
+    jobs wait for its answer before they start. After enough failed requests it counts as gone, and one request decides
+    about each of its other jobs. An answer clears all of that.
     """
 
     def __init__(self) -> None:
-        self._doubtful: dict[str, bool] = {}
+        self._silent: dict[str, bool] = {}
         """Gateways without an answer; True: gone."""
 
-    def answered(self, gateway: str) -> None:
-        """Note that it is there."""
-        if self._doubtful:
-            self._doubtful.pop(gateway, None)
+    def record_answer(self, gateway: str) -> None:
+        """Note that the gateway has answered."""
+        if self._silent:
+            self._silent.pop(gateway, None)
 
-    def doubt(self, gateway: str, *, gone: bool = False) -> None:
-        """Note that nobody listened to a question, or that all questions were in vain."""
-        if gateway not in self._doubtful and len(self._doubtful) >= MAX_REMEMBERED:
-            self._doubtful.pop(next(iter(self._doubtful)))
-        self._doubtful[gateway] = gone or self._doubtful.get(gateway, False)
+    def record_silence(self, gateway: str, *, gone: bool = False) -> None:
+        """Note that the gateway did not listen to a request. `gone`: all requests have failed."""
+        if gateway not in self._silent and len(self._silent) >= MAX_REMEMBERED:
+            self._silent.pop(next(iter(self._silent)))
+        self._silent[gateway] = gone or self._silent.get(gateway, False)
 
-    def is_doubtful(self, gateway: str) -> bool:
-        """Whether its jobs must wait for an answer."""
-        return gateway in self._doubtful
+    def is_suspect(self, gateway: str) -> bool:
+        """Return whether the gateway's jobs must wait for its answer."""
+        return gateway in self._silent
 
     def is_gone(self, gateway: str) -> bool:
-        """Whether it was asked in vain for long enough."""
-        return self._doubtful.get(gateway, False)
+        """Return whether the gateway counts as gone."""
+        return self._silent.get(gateway, False)

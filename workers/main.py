@@ -139,7 +139,7 @@ def _open_probes(settings: WorkerSettings, metrics: WorkerMetrics, worker: Worke
     if not port:
         return
     try:
-        serve_probes(host, port, metrics.registry, lambda: worker.standing, lambda: worker.problems)
+        serve_probes(host, port, metrics.registry, lambda: worker.state, lambda: worker.problems)
     except OSError as error:
         why = describe_listen_error(
             error,

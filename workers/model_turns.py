@@ -1,13 +1,14 @@
-"""Which models get jobs now, where a server cannot hold all of its models at once. Pure: no clock, no bus.
+"""Turns of the models on a server that cannot hold all of its models at once. Pure: no clock, no bus.
 
-A model's group of jobs goes on as long as jobs of it wait. A model that does not fit beside those in use gets its turn
+A model's jobs are served as long as more of them wait. A model that does not fit beside those in use gets its turn
 
-- when none of those in use, or loaded and wanted, is left;
-- when its oldest job has waited for `patience_s`; URGENT_S where it is in a higher lane than the others' jobs that wait, and AGED_S where it is in a
-  lower one: the others get no further jobs then, and it begins when they have ended. A model keeps its turn for at least as long as it took to load.
+- when no model in use, and no loaded model with waiting jobs, is left;
+- when its oldest job has waited for `patience_s`; HIGHER_LANE_PATIENCE_S where that job is in a higher lane than the other waiting
+  jobs, and AGING_S where it is in a lower one: the other models get no further jobs then, and the model starts when their jobs have
+  ended. A model keeps its turn for at least as long as its load took.
 
-Whether models fit beside each other is learned from the server (`Residency`). Where nothing is known yet, the first job of one more model tries it, and the other
-models get no jobs until the server shows the new one: in a moment where there is memory for both.
+Whether models fit beside each other is learned from the server (`Residency`). Where that is unknown, the first job of one more model
+is a trial, and the other models get no jobs until the server shows the new model: that takes a moment where memory suffices for both.
 """
 
 from __future__ import annotations
@@ -16,213 +17,222 @@ from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from workers.queue_selector import AGED_S
-from workers.residency import Models, Residency
+from workers.queue_selector import AGING_S
+from workers.residency import ModelSet, Residency
 
-URGENT_S = 1.0
+HIGHER_LANE_PATIENCE_S = 1.0
 """For so long, a job of a higher lane is left to a worker that has its model loaded."""
-NONE: Models = frozenset()
+NO_MODELS: ModelSet = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class _ModelLoad:
-    """A model that the server is loading for one of our jobs."""
+    """A model that the server is loading for a job of this worker."""
 
     since: float
-    before: Models
-    """What was loaded before."""
+    resident_before: ModelSet
+    """The models that were in memory before."""
 
 
 class ModelTurns:
-    """The decisions, for one server."""
+    """Decides which models of one server get jobs."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self._residency = Residency()
-        self._swappable: Models = NONE
-        self.free = True
-        """No model was seen to give way, and none is being loaded: those that are loaded get jobs at any time, uncounted."""
-        self.resident: Models = NONE
+        self._swappable: ModelSet = NO_MODELS
+        self.unrestricted = True
+        """No model had to be unloaded for another one, and none is being loaded: loaded models get jobs at any time, uncounted."""
+        self.resident_models: ModelSet = NO_MODELS
         """The models that the server holds, as far as is known."""
-        self._reported: Models = NONE
-        """Those that the server named last; while it loads a model, `resident` is what that leads to."""
-        self._in_hand: dict[str, int] = {}
-        """Jobs that run here or were asked for, by model."""
+        self._reported: ModelSet = NO_MODELS
+        """The models that the server named last; while it loads a model, `resident_models` is the expected result."""
+        self._active_jobs: dict[str, int] = {}
+        """Jobs that run on this worker or were requested, by model."""
         self._loads: dict[str, _ModelLoad] = {}
         self._load_s: dict[str, float] = {}
-        self._began: dict[str, float] = {}
+        self._turn_began: dict[str, float] = {}
         self._trial: str | None = None
         """The model whose load shows whether it fits beside the others."""
-        self._next: str | None = None
-        """The model whose turn comes when those that give way have ended."""
-        self._giving_way: Models = NONE
-        self.loads_begun = 0
+        self._claimant: str | None = None
+        """The model whose turn comes when the jobs of the yielding models have ended."""
+        self._yielding: ModelSet = NO_MODELS
+        self.load_count = 0
 
     @property
-    def loading(self) -> Collection[str]:
+    def loading_models(self) -> Collection[str]:
         """The models that the server loads for jobs of this worker."""
         return self._loads.keys()
 
     @property
-    def needed(self) -> bool:
+    def is_needed(self) -> bool:
         """Whether the server loads and unloads more than one model."""
         return len(self._swappable) > 1
 
-    def serve(self, swappable: Models, resident: Models | None) -> None:
-        """Decide about these models. `resident`: those that the server holds; None: nothing new is known."""
+    def update_models(self, swappable: ModelSet, resident: ModelSet | None) -> None:
+        """Set the models to decide about. `resident`: the models in memory; None where nothing new is known."""
         self._swappable = swappable
-        if not self.needed:
+        if not self.is_needed:
             self._loads.clear()
-        self._in_hand = {model: count for model, count in self._in_hand.items() if model in swappable}
-        if self._next is not None and self._next not in swappable:
-            self.withdraw(self._next)
+        self._active_jobs = {model: count for model, count in self._active_jobs.items() if model in swappable}
+        if self._claimant is not None and self._claimant not in swappable:
+            self.cancel_claim(self._claimant)
         if resident is not None and not self._loads:
-            self.resident = self._reported = resident
-            self._residency.seen_together(resident)
-        self._judge()
+            self.resident_models = self._reported = resident
+            self._residency.record_fitting(resident)
+        self._update_restriction()
 
-    # Questions
+    # Decisions
 
-    def admits(self, model: str, wanted: Collection[str]) -> bool:
-        """Return whether a job of the model may be taken now. `wanted`: the models of which jobs wait."""
+    def admits(self, model: str, waiting: Collection[str]) -> bool:
+        """Return whether a job of the model may be taken now. `waiting`: the models of which jobs wait."""
         if model not in self._swappable:
             return True
-        hand = self._loads.keys() | self._in_hand.keys()
-        if self._next is not None:
-            if model == self._next:
-                return not hand & self._giving_way
-            stays = hand - self._giving_way | {self._next, model}
-            return model not in self._giving_way and self._fits(stays) is not False
+        active = self._loads.keys() | self._active_jobs.keys()
+        if self._claimant is not None:
+            if model == self._claimant:
+                return not active & self._yielding
+            staying = active - self._yielding | {self._claimant, model}
+            return model not in self._yielding and self._fits(staying) is not False
         if self._trial is not None:
             return model == self._trial
-        if model in hand:
-            return self._fits(hand) is not False
-        if model in self.resident:
-            return self._fits(hand | {model}) is not False
-        fits = self._fits(hand | {model} | self.resident.intersection(wanted))
+        if model in active:
+            return self._fits(active) is not False
+        if model in self.resident_models:
+            return self._fits(active | {model}) is not False
+        fits = self._fits(active | {model} | self.resident_models.intersection(waiting))
         return not self._loads if fits is None else fits
 
-    def may_claim(self, model: str, wanted: Collection[str], now: float) -> bool:
-        """Return whether the others may give way to a model now, if it has waited long enough."""
-        if self._next is not None or self._loads:
+    def may_claim(self, model: str, waiting: Collection[str], now: float) -> bool:
+        """Return whether the other models may yield to this one now, if it has waited long enough."""
+        if self._claimant is not None or self._loads:
             return False
-        rivals = self._rivals(model, wanted)
-        return all(now - self._began.get(rival, 0.0) >= self._load_s.get(rival, 0.0) for rival in rivals)
+        rivals = self._rivals(model, waiting)
+        return all(now - self._turn_began.get(rival, 0.0) >= self._load_s.get(rival, 0.0) for rival in rivals)
 
-    def patience_s(self, standing: int) -> float:
-        """Return how long a job waits before the others give way. `standing`: below 0 in a higher lane than theirs, above 0 in a lower one."""
-        if standing < 0:
-            return min(URGENT_S, self._patience_s)
-        return max(AGED_S, self._patience_s) if standing > 0 else self._patience_s
+    def patience_s(self, lane_difference: int) -> float:
+        """Return how long a job waits before the other models yield.
 
-    def is_cold(self, model: str) -> bool:
+        `lane_difference`: below 0 in a higher lane than the other models' jobs, above 0 in a lower one.
+        """
+        if lane_difference < 0:
+            return min(HIGHER_LANE_PATIENCE_S, self._patience_s)
+        return max(AGING_S, self._patience_s) if lane_difference > 0 else self._patience_s
+
+    def needs_load(self, model: str) -> bool:
         """Return whether a job of the model makes the server load it."""
-        return model in self._swappable and model not in self.resident
+        return model in self._swappable and model not in self.resident_models
 
     # Events
 
-    def ask(self, model: str, count: int = 1) -> None:
-        """Jobs of the model were asked for, and count as in hand."""
-        if not self.free and model in self._swappable:
-            self._in_hand[model] = self._in_hand.get(model, 0) + count
+    def record_request(self, model: str, count: int = 1) -> None:
+        """Count jobs of the model that were requested."""
+        if not self.unrestricted and model in self._swappable:
+            self._active_jobs[model] = self._active_jobs.get(model, 0) + count
 
-    def leave(self, model: str, count: int = 1) -> None:
-        """Jobs of the model have ended, or were asked for in vain."""
-        left = self._in_hand.get(model, 0) - count
+    def record_end(self, model: str, count: int = 1) -> None:
+        """Discount jobs of the model that have ended, or did not come."""
+        left = self._active_jobs.get(model, 0) - count
         if left > 0:
-            self._in_hand[model] = left
+            self._active_jobs[model] = left
         else:
-            self._in_hand.pop(model, None)  # what was asked for before the model was known is not counted
+            self._active_jobs.pop(model, None)  # jobs requested before the model was known were not counted
 
-    def empty_hands(self) -> None:
-        """No job runs, and none was asked for."""
-        self._in_hand.clear()
+    def reset_active_jobs(self) -> None:
+        """Note that no job runs, and none was requested."""
+        self._active_jobs.clear()
 
-    def begin(self, model: str, now: float) -> None:
-        """A job of the model begins."""
-        if model == self._next:
-            self._next, self._giving_way = None, NONE
-        if model in self.resident or model not in self._swappable:
+    def start_job(self, model: str, now: float) -> None:
+        """Note that a job of the model starts, which may begin its load."""
+        if model == self._claimant:
+            self._claimant, self._yielding = None, NO_MODELS
+        if model in self.resident_models or model not in self._swappable:
             return
-        self._loads[model] = _ModelLoad(now, self.resident)
-        self.loads_begun += 1
-        if self._fits(self.resident.union(self._in_hand, (model,))) is None:
+        self._loads[model] = _ModelLoad(now, self.resident_models)
+        self.load_count += 1
+        if self._fits(self.resident_models.union(self._active_jobs, (model,))) is None:
             self._trial = model
-        self._judge()
-        self.resident = frozenset(one for one in self.resident if self._fits(frozenset((one, model))) is not False)
-        self.resident |= {model}
+        self._update_restriction()
+        self.resident_models = frozenset(
+            one for one in self.resident_models if self._fits(frozenset((one, model))) is not False
+        )
+        self.resident_models |= {model}
 
-    def claim(self, model: str, wanted: Collection[str]) -> None:
-        """The others give way to the model; as few of them as need to."""
-        self._next = model
-        keep, giving_way = frozenset((model,)), NONE
-        rivals = self._rivals(model, wanted)
-        for rival in sorted(rivals, key=lambda one: self._began.get(one, 0.0), reverse=True):
+    def claim(self, model: str, waiting: Collection[str]) -> None:
+        """Let the other models yield to this one; as few of them as necessary."""
+        self._claimant = model
+        keep, yielding = frozenset((model,)), NO_MODELS
+        rivals = self._rivals(model, waiting)
+        for rival in sorted(rivals, key=lambda one: self._turn_began.get(one, 0.0), reverse=True):
             if self._fits(keep | {rival}) is False:
-                giving_way |= {rival}
+                yielding |= {rival}
             else:
                 keep |= {rival}
-        self._giving_way = giving_way
+        self._yielding = yielding
 
-    def withdraw(self, model: str) -> None:
-        """No job of the model is to be taken for now: the others need not give way."""
-        if model == self._next:
-            self._next, self._giving_way = None, NONE
+    def cancel_claim(self, model: str) -> None:
+        """Let the other models go on, where they yield to this one: no job of it will be taken for now."""
+        if model == self._claimant:
+            self._claimant, self._yielding = None, NO_MODELS
 
     @property
-    def next(self) -> str | None:
-        """The model that the others give way to."""
-        return self._next
+    def claimant(self) -> str | None:
+        """The model to which the others yield."""
+        return self._claimant
 
-    def saw(self, resident: Models | None, loaded: Collection[str], now: float) -> bool:
-        """Learn from what the server holds now, where it says so; `loaded`: models whose load has ended. Return whether anything has changed."""
+    def update_residency(self, resident: ModelSet | None, loaded: Collection[str], now: float) -> bool:
+        """Learn from the models in memory now (None where the server does not say); return whether anything has changed.
+
+        `loaded`: models whose load has ended.
+        """
         if resident is None:
             return self._end_loads(loaded)
         changed, self._reported = resident != self._reported, resident
         for model, load in list(self._loads.items()):
-            there = model in resident
-            if there and load.before <= resident:
-                self._residency.seen_together(resident)
+            is_resident = model in resident
+            if is_resident and load.resident_before <= resident:
+                self._residency.record_fitting(resident)
                 self._end_trial(model)
             if model not in loaded:
                 continue
             changed = True
             del self._loads[model]
             self._end_trial(model)
-            if there:
-                self._load_s[model], self._began[model] = now - load.since, now
-                if not load.before <= resident:
-                    self._residency.seen_apart(load.before | {model})
-                    self._residency.seen_together(resident)
+            if is_resident:
+                self._load_s[model], self._turn_began[model] = now - load.since, now
+                if not load.resident_before <= resident:
+                    self._residency.record_conflict(load.resident_before | {model})
+                    self._residency.record_fitting(resident)
         if not self._loads:
-            self.resident = resident
-        self._judge()
+            self.resident_models = resident
+        self._update_restriction()
         return changed
 
-    # The rest
+    # Private parts
 
     def _fits(self, models: AbstractSet[str]) -> bool | None:
         return self._residency.fits(frozenset(models))
 
-    def _rivals(self, model: str, wanted: Collection[str]) -> Models:
-        return (self.resident.intersection(wanted) | self._in_hand.keys() | self._loads.keys()) - {model}
+    def _rivals(self, model: str, waiting: Collection[str]) -> ModelSet:
+        active = self.resident_models.intersection(waiting) | self._active_jobs.keys() | self._loads.keys()
+        return active - {model}
 
     def _end_loads(self, models: Collection[str]) -> bool:
-        """Forget these loads, of which nothing can be learned. Return whether there was one."""
+        """End these loads without an observation; return whether there was one."""
         ended = self._loads.keys() & set(models)
         for model in ended:
             del self._loads[model]
             self._end_trial(model)
-        self._judge()
+        self._update_restriction()
         return bool(ended)
 
     def _end_trial(self, model: str) -> None:
         if self._trial == model:
             self._trial = None
 
-    def _judge(self) -> None:
-        limited = self._residency.knows_limit and self._fits(self._swappable) is not True
-        self.free = not limited and not self._loads
-        if self.free:
-            self._in_hand.clear()
-            self._trial, self._next, self._giving_way = None, None, NONE
+    def _update_restriction(self) -> None:
+        limited = self._residency.has_limit and self._fits(self._swappable) is not True
+        self.unrestricted = not limited and not self._loads
+        if self.unrestricted:
+            self._active_jobs.clear()
+            self._trial, self._claimant, self._yielding = None, None, NO_MODELS

@@ -1,56 +1,56 @@
-"""Which models a server's memory has been seen to hold together, and which not. Pure.
+"""Which sets of models a server can hold in memory at once, learned from observation. Pure.
 
-It learns from what the server shows when it has loaded a model: the models that are still there fit beside each other; where one gave way, those that
-were there and the new one do not. What was seen last counts: memory changes, and so does what a model needs.
+When the server has loaded a model, the models that are still in memory fit together; where one was unloaded, the earlier models and the
+new one do not fit. The latest observation counts: memory changes, and so does the size of a model's context.
 """
 
 from __future__ import annotations
 
 MAX_SETS = 64
-"""So many sets of models are remembered of each kind, the newest."""
+"""The most sets of models that are remembered of each kind; the oldest are forgotten."""
 
-Models = frozenset[str]
+ModelSet = frozenset[str]
 
 
 class Residency:
-    """What was learned about one server."""
+    """The knowledge about one server's memory."""
 
     def __init__(self) -> None:
-        self._together: dict[Models, None] = {}
-        self._apart: dict[Models, None] = {}
+        self._fitting: dict[ModelSet, None] = {}
+        self._conflicting: dict[ModelSet, None] = {}
 
     @property
-    def knows_limit(self) -> bool:
-        """Whether a model was ever seen to give way, and that still counts."""
-        return bool(self._apart)
+    def has_limit(self) -> bool:
+        """Whether the server was seen to unload a model for another one, and that still counts."""
+        return bool(self._conflicting)
 
-    def fits(self, models: Models) -> bool | None:
-        """Return whether the server holds these at once; None where nothing was seen that tells.
+    def fits(self, models: ModelSet) -> bool | None:
+        """Return whether the server can hold these models at once; None where no observation shows it.
 
-        Sets that were never tried are judged by their size.
+        Sets that were never observed are judged by their size.
         """
-        if len(models) < 2 or any(models <= seen for seen in self._together):
+        if len(models) < 2 or any(models <= known for known in self._fitting):
             return True
-        if any(seen <= models for seen in self._apart):
+        if any(known <= models for known in self._conflicting):
             return False
-        if len(models) <= max(map(len, self._together), default=1):
+        if len(models) <= max(map(len, self._fitting), default=1):
             return True
-        return False if self._apart else None
+        return False if self._conflicting else None
 
-    def seen_together(self, models: Models) -> None:
-        """The server holds these at once."""
+    def record_fitting(self, models: ModelSet) -> None:
+        """Note that the server holds these models at once."""
         if len(models) < 2:
             return
-        self._apart = {seen: None for seen in self._apart if not seen <= models}
-        _remember(self._together, models)
+        self._conflicting = {known: None for known in self._conflicting if not known <= models}
+        _remember(self._fitting, models)
 
-    def seen_apart(self, models: Models) -> None:
-        """One of these gave way to another one."""
-        self._together = {seen: None for seen in self._together if not models <= seen}
-        _remember(self._apart, models)
+    def record_conflict(self, models: ModelSet) -> None:
+        """Note that the server unloaded one of these models for another one."""
+        self._fitting = {known: None for known in self._fitting if not models <= known}
+        _remember(self._conflicting, models)
 
 
-def _remember(sets: dict[Models, None], models: Models) -> None:
+def _remember(sets: dict[ModelSet, None], models: ModelSet) -> None:
     sets.pop(models, None)
     sets[models] = None
     while len(sets) > MAX_SETS:

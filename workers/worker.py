@@ -1,4 +1,4 @@
-"""A worker: takes jobs from the bus, runs them on one backend, and is known to the registry."""
+"""A worker: takes jobs from the bus, runs them on one backend, and announces itself to the registry."""
 
 from __future__ import annotations
 
@@ -29,41 +29,42 @@ from schemas.presence import (
     WorkerPresence,
     WorkerState,
 )
-from workers.backends.base import Backend, BackendError, BackendUnavailable, Requirement, is_unreachable
+from workers.attempt import Attempt, StopReason, WorkerContext
+from workers.backends.base import Backend, BackendError, BackendUnavailable, is_unreachable
 from workers.durable_attempt import DurableAttempt
+from workers.load_monitor import LoadMonitor
 from workers.metrics import WorkerMetrics
 from workers.model_pauses import ModelPauses
 from workers.model_turns import ModelTurns
 from workers.puller import Puller
-from workers.sync_attempt import Attempt, StopReason, WorkerContext
+from workers.requirement_checks import missing_requirements, optional_problems
+from workers.sync_attempt import SyncAttempt
 
 log = structlog.get_logger(__name__)
 
-WATCH_S = 0.25
-NO_SLOT_DELAY_S = 0.1
-BUSY_UPDATE_S = 5.0
-"""How often the registry is told how busy we are; every gateway hears of each change."""
-MAX_LIMITATIONS = 100
-"""As many limitations, as many pauses, and as many problems are shown in the registry."""
-MAX_PROBLEM = 1000
-"""Characters of a problem that are shown."""
-TROUBLE_LOG_S = 30.0
-"""How often another reason for being unhealthy is logged."""
-PAUSES_UPDATE_S = 1.0
-"""How often the registry is told which models are paused."""
-LOSS_S = 10.0
-"""How often a connection that breaks may stop intake until the backend has answered. One that is refused always does."""
-HEALTH_LIMIT_S = 10.0
-"""How long a backend may take to say how it is."""
-LOAD_LOOK_S, LOAD_LOOK_MAX_S = 0.02, 0.25
-"""How often the server is asked what it holds while it loads a model: often at first, when that shows whether the model fits."""
-SILENT_TRIES = 3
-DISCOVER_INTERVALS = 3
-"""Health checks for each discovery: a new model is served within that many intervals."""
+LIMIT_CHECK_INTERVAL_S = 0.25
+NO_SLOT_RETRY_S = 0.1
+PRESENCE_INTERVAL_S = 5.0
+"""The shortest interval of updates of the worker's load in the registry: every gateway receives each of them."""
+MAX_LISTED = 100
+"""The most limitations, pauses, and problems in the registry, of each."""
+MAX_PROBLEM_LENGTH = 1000
+"""Characters of a problem in the registry."""
+PROBLEM_LOG_INTERVAL_S = 30.0
+"""The shortest interval of log lines about changing problems of the backend."""
+PAUSES_INTERVAL_S = 1.0
+"""The shortest interval of updates of the paused models in the registry."""
+CONNECTION_LOSS_INTERVAL_S = 10.0
+"""The shortest interval at which a broken connection may stop the pulling until the backend answers. A refused one always does."""
+HEALTH_TIMEOUT_S = 10.0
+"""How long a backend's health check or discovery may take."""
+MAX_HEALTH_TIMEOUTS = 3
+HEALTH_CHECKS_PER_DISCOVERY = 3
+"""A new model is served within this many health check intervals."""
 
 
 class Worker:
-    """One worker process's work. `run` from start to drained."""
+    """Runs the jobs of one worker process, and keeps its presence in the registry. `run` returns when the worker has drained."""
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class Worker:
         drain_s: float = 25.0,
         adapts: bool = True,
     ) -> None:
-        """`adapts`: parameters that the server lacks are replaced by their nearest equivalent, not refused."""
+        """Create a worker. `adapts`: parameters that the server lacks are replaced by their nearest equivalent, not refused."""
         self.id = worker_id
         self._host = host
         self._backend = backend
@@ -90,61 +91,73 @@ class Worker:
         self._log = log
         self._registry = registry
         self._metrics = metrics
-        self._beat_s = ack_wait_s / 3
-        self._wanted_slots = slots
+        self._heartbeat_s = ack_wait_s / 3
+        self._configured_slots = slots
         self._health_interval_s = health_interval_s
         self._drain_s = drain_s
-        # Only a server that says what it holds can be seen to swap.
-        says = type(backend).resident_models is not Backend.resident_models
-        self._turns = ModelTurns(swap_patience_s) if says else None
-        self._load_began = asyncio.Event()
-        self._answered: set[str] = set()
-        """Models of which a job has been completed since their load began."""
-        self._bus: WorkerBus | None = None
-        self._intake: Puller | None = None
-        self._announcement: Announcement | None = None
+        self._changed = asyncio.Event()
         self._attempts: dict[tuple[str, int, int], Attempt] = {}
+        # Without the models in memory, the worker cannot observe that the server swaps them.
+        reports_models = type(backend).resident_models is not Backend.resident_models
+        self._turns = ModelTurns(swap_patience_s) if reports_models else None
+        self._load_monitor = self._make_load_monitor(self._turns) if self._turns is not None else None
+        self._bus: WorkerBus | None = None
+        self._puller: Puller | None = None
+        self._announcement: Announcement | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._models: tuple[ModelOffer, ...] = ()
         self._last_model: str | None = None
-        self._unnamed: set[str] = set()
+        self._unservable: set[str] = set()
         self._services: Mapping[str, ServiceRecord] = {}
         self._problems: tuple[str, ...] = ()
-        self._shown_problems: tuple[str, ...] = ()
-        self._next_trouble = 0.0
+        self._announced_problems: tuple[str, ...] = ()
+        self._next_problem_log = 0.0
         self._limitations: tuple[Limitation, ...] = ()
         self._load_figures: BackendLoad | None = None
         self._pauses = ModelPauses()
-        self._shown_pauses: tuple[Pause, ...] = ()
-        self._next_loss = 0.0
+        self._announced_pauses: tuple[Pause, ...] = ()
+        self._next_connection_loss = 0.0
         self._slots = 1
         self._state = WorkerState.UNHEALTHY
-        self._identity = WorkerContext(worker_id, backend.name, adapts=adapts)
-        self._draining = asyncio.Event()
-        self._changed = asyncio.Event()
+        self._context = WorkerContext(worker_id, backend.name, adapts=adapts)
+        self._drain_requested = asyncio.Event()
         backend.notify_changed = self._changed.set
 
-    # Life
+    def _make_load_monitor(self, turns: ModelTurns) -> LoadMonitor:
+        return LoadMonitor(
+            self._backend,
+            turns,
+            worker=self.id,
+            attempts=self._attempts.values,
+            on_models_changed=self._changed.set,
+            on_poll=self._refill,
+        )
+
+    def _refill(self) -> None:
+        if self._puller is not None:
+            self._puller.refill()
+
+    # Lifecycle
 
     async def run(self, bus: WorkerBus) -> None:
-        """Serve until drained. `bus` delivers to `self.on_job`."""
+        """Serve until drained. `bus` delivers jobs to `self.on_job`."""
         self._bus = bus
         await self._backend.start()
         await bus.start()
         await self._start_registry()
         await bus.subscribe_control(self.id, self._on_control)
-        watcher = asyncio.create_task(self._watch())
-        tasks = [asyncio.create_task(self._keep_healthy())]
-        if self._turns is not None:
-            tasks.append(asyncio.create_task(self._follow_loads(self._turns)))
+        watcher = asyncio.create_task(self._watch_attempts())
+        tasks = [asyncio.create_task(self._check_health())]
+        if self._load_monitor is not None:
+            tasks.append(asyncio.create_task(self._load_monitor.run()))
         try:
-            await self._draining.wait()
+            await self._drain_requested.wait()
         finally:
             for task in tasks:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-            await self._leave()
+            await self._shut_down()
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
@@ -153,14 +166,14 @@ class Worker:
             await self._backend.close()
 
     async def _start_registry(self) -> None:
-        """With a backend that follows services, watch them."""
+        """Start the registry, and follow its services where the backend needs them."""
         follows = self._backend.follows_services
         await self._registry.start(watch=follows)
         if follows:
-            self._registry.subscribe(self._services_seen)
-            self._services_seen(self._registry.snapshot or RegistrySnapshot())
+            self._registry.subscribe(self._on_services)
+            self._on_services(self._registry.snapshot or RegistrySnapshot())
 
-    def _services_seen(self, snapshot: RegistrySnapshot) -> None:
+    def _on_services(self, snapshot: RegistrySnapshot) -> None:
         if snapshot.services != self._services:
             self._services = snapshot.services
             self._backend.services_changed(snapshot.services)
@@ -168,34 +181,34 @@ class Worker:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why the worker is unhealthy, or what a ready one does not serve."""
+        """Why the worker is unhealthy, or what a ready worker does not serve."""
         return self._problems
 
     @property
-    def standing(self) -> str:
-        """`ready`: takes jobs; `starting`; `disconnected` from NATS; `unhealthy`: its backend does not answer; `draining`."""
-        if self._draining.is_set():
+    def state(self) -> str:
+        """`ready` (takes jobs), `starting`, `disconnected` (from NATS), `unhealthy` (its backend does not answer), or `draining`."""
+        if self._drain_requested.is_set():
             return WorkerState.DRAINING.value
         if self._bus is None or self._announcement is None:
             return "starting"
         return self._state.value if self._bus.connected else "disconnected"
 
     def drain(self) -> None:
-        """Leave: registry first, then no new jobs, then finish those in hand. A second call ends those too."""
-        if self._draining.is_set():
+        """Shut down: leave the registry, take no new jobs, and finish the running ones. A second call stops those as well."""
+        if self._drain_requested.is_set():
             for attempt in list(self._attempts.values()):
                 attempt.stop(StopReason.DRAINED)
-        self._draining.set()
+        self._drain_requested.set()
 
-    async def _leave(self) -> None:
+    async def _shut_down(self) -> None:
         self._state = WorkerState.DRAINING
         log.info("worker.draining", worker=self.id, running=len(self._attempts))
-        if self._intake is not None:
-            self._intake.pause()
+        if self._puller is not None:
+            self._puller.pause()
         if self._announcement is not None:
             await self._announcement.withdraw()
-        if self._intake is not None:
-            await self._intake.close()
+        if self._puller is not None:
+            await self._puller.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._drain_s)
         for attempt in list(self._attempts.values()):
@@ -206,71 +219,71 @@ class Worker:
 
     # Health and presence
 
-    async def _keep_healthy(self) -> None:
-        """Ask the backend again and again: what it serves, now and then; whether it answers, in between."""
+    async def _check_health(self) -> None:
+        """Check the backend periodically: discover its models at every few checks, and only its health in between."""
         silent, next_discovery = 0, 0.0
         while True:
             try:
-                async with asyncio.timeout(HEALTH_LIMIT_S):
+                async with asyncio.timeout(HEALTH_TIMEOUT_S):
                     changed = self._changed.is_set()
                     if self._state is not WorkerState.READY or changed or monotonic() >= next_discovery:
                         self._changed.clear()
                         missing = await asyncio.to_thread(missing_requirements, self._backend)
-                        loads_before = self._turns.loads_begun if self._turns is not None else 0
+                        loads_before = self._turns.load_count if self._turns is not None else 0
                         discovery = await self._backend.discover()
-                        self._learn(discovery.models, loads_before)
-                        next_discovery = monotonic() + DISCOVER_INTERVALS * self._health_interval_s
-                        self._tell(discovery.problems + optional_problems(missing, discovery.models))
+                        self._update_model_turns(discovery.models, loads_before)
+                        next_discovery = monotonic() + HEALTH_CHECKS_PER_DISCOVERY * self._health_interval_s
+                        self._update_problems(discovery.problems + optional_problems(missing, discovery.models))
                         await self._serve(discovery.models, discovery.slots)
                     else:
                         await self._backend.health()
-                        self._open_intake()
+                        self._resume_pulling()
                 silent = 0
             except TimeoutError as error:
-                # A server at full load may be slow to say how it is.
+                # A server at full load may be slow to answer.
                 silent += 1
-                if silent >= SILENT_TRIES or self._state is not WorkerState.READY:
-                    await self._unhealthy(error)
+                if silent >= MAX_HEALTH_TIMEOUTS or self._state is not WorkerState.READY:
+                    await self._mark_unhealthy(error)
             except Exception as error:
-                await self._unhealthy(error)
-            # Soon while the backend is away, so that it serves again soon after it is back.
-            well = self._state is WorkerState.READY and self._intake is not None and self._intake.is_open
+                await self._mark_unhealthy(error)
+            # Check sooner while the backend is away, so that the worker serves soon after it is back.
+            well = self._state is WorkerState.READY and self._puller is not None and self._puller.is_open
             pause = self._health_interval_s if well else min(1.0, self._health_interval_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._changed.wait()
 
     async def _serve(self, models: tuple[ModelOffer, ...], slots: int | None) -> None:
-        """The backend is well, and this is what it serves."""
+        """Serve these models of a healthy backend."""
         assert self._bus is not None
-        slots = self._wanted_slots or slots or self._backend.default_slots
-        models = tuple(model for model in models if self._can_name(model))
+        slots = self._configured_slots or slots or self._backend.default_slots
+        models = tuple(model for model in models if self._is_name_valid(model))
         if self._backend.manages_models:
             models += (ModelOffer(name=f"worker:{self.id}", capabilities=(Capability.MODELS,)),)
-        changed = self._intake is None or models != self._models or slots != self._slots
+        changed = self._puller is None or models != self._models or slots != self._slots
         self._metrics.backend_up.labels(self._backend.name).set(1)
         self._metrics.slots.set(slots)
-        if self._intake is None:
-            self._intake = Puller(self._bus, slots, self._loaded)
-        self._intake.take_turns(self._turns if self._turns is not None and self._turns.needed else None)
+        if self._puller is None:
+            self._puller = Puller(self._bus, slots, self._loaded)
+        self._puller.set_model_turns(self._turns if self._turns is not None and self._turns.is_needed else None)
         if changed:
             self._models, self._slots = models, slots
             queues = [Queue(c, lane, m.name) for m in models for c in m.capabilities for lane in LANES]
-            await self._intake.serve(queues, slots)
+            await self._puller.serve(queues, slots)
             log.info("worker.serving", worker=self.id, models=[m.name for m in models], slots=slots)
-        if self._state is not WorkerState.READY or changed or self._problems != self._shown_problems:
+        if self._state is not WorkerState.READY or changed or self._problems != self._announced_problems:
             self._state = WorkerState.READY
             await self._announce()
-        self._open_intake()
+        self._resume_pulling()
 
-    def _open_intake(self) -> None:
-        """Take jobs, also again after a connection was lost: the backend is well."""
-        if self._intake is not None:
-            self._intake.open()
+    def _resume_pulling(self) -> None:
+        """Take jobs, or take them again after a lost connection: the backend is healthy."""
+        if self._puller is not None:
+            self._puller.open()
 
-    def _tell(self, problems: tuple[str, ...]) -> None:
-        """Log each problem once, and that all are over."""
-        problems = shown(problems)
+    def _update_problems(self, problems: tuple[str, ...]) -> None:
+        """Log each problem once, and the end of all problems."""
+        problems = truncate_problems(problems)
         for problem in problems:
             if problem not in self._problems:
                 log.warning("worker.problem_found", worker=self.id, problem=problem)
@@ -278,31 +291,31 @@ class Worker:
             log.info("worker.problems_solved", worker=self.id)
         self._problems = problems
 
-    def _can_name(self, model: ModelOffer) -> bool:
-        """Whether a subject can hold the model's name; the others are served all the same."""
+    def _is_name_valid(self, model: ModelOffer) -> bool:
+        """Return whether a subject can hold the model's name; the other models are served all the same."""
         try:
             encode_model(model.name)
         except NexusError as error:
-            if model.name not in self._unnamed:
-                self._unnamed.add(model.name)
+            if model.name not in self._unservable:
+                self._unservable.add(model.name)
                 log.warning("worker.model_name_rejected", model=model.name, error=error.info.message)
             return False
         return True
 
-    async def _unhealthy(self, error: Exception) -> None:
+    async def _mark_unhealthy(self, error: Exception) -> None:
         self._metrics.backend_up.labels(self._backend.name).set(0)
         if isinstance(error, TimeoutError):
-            message = f"the backend did not say how it is within {HEALTH_LIMIT_S:g} s"
+            message = f"the backend did not answer its health check within {HEALTH_TIMEOUT_S:g} s"
         else:
             message = error.info.message if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
-        problems, now = shown((message,)), monotonic()
+        problems, now = truncate_problems((message,)), monotonic()
         newly = self._state is WorkerState.READY or self._announcement is None
-        another = problems != self._problems and now >= self._next_trouble
+        another = problems != self._problems and now >= self._next_problem_log
         if newly or another:
             log.warning("worker.backend_unavailable", worker=self.id, backend=self._backend.name, error=message)
-            self._next_trouble = now + TROUBLE_LOG_S
-        if self._intake is not None:
-            self._intake.pause()
+            self._next_problem_log = now + PROBLEM_LOG_INTERVAL_S
+        if self._puller is not None:
+            self._puller.pause()
         self._problems = problems
         if newly or another:
             self._state = WorkerState.UNHEALTHY
@@ -322,60 +335,27 @@ class Worker:
             models=self._models,
             state=self._state,
             limitations=self._limitations,
-            pauses=self._shown_pauses,
+            pauses=self._announced_pauses,
             problems=self._problems,
         )
-        self._shown_problems = self._problems
+        self._announced_problems = self._problems
         if self._announcement is None:
             self._announcement = await self._registry.announce(presence)
         else:
             await self._announcement.update(presence)
 
-    def _learn(self, models: tuple[ModelOffer, ...], loads_before: int) -> None:
-        """Tell the turns which models the server may load and unload, and those that it holds, unless a load has begun meanwhile."""
+    def _update_model_turns(self, models: tuple[ModelOffer, ...], loads_before: int) -> None:
+        """Set the models that the server may load and unload, and those in memory, unless a load has begun meanwhile."""
         if self._turns is None:
             return
         swappable = frozenset(model.name for model in models if model.loaded is not None or model.loading)
         resident = frozenset(model.name for model in models if model.loaded or model.loading)
-        self._turns.serve(swappable, resident if self._turns.loads_begun == loads_before else None)
-
-    async def _follow_loads(self, turns: ModelTurns) -> None:
-        """While the server loads a model for a job, see which models it holds: that shows whether they fit beside each other."""
-        while True:
-            await self._load_began.wait()
-            self._load_began.clear()
-            self._answered.clear()
-            pause = LOAD_LOOK_S
-            while turns.loading:
-                loaded = {model for model in turns.loading if self._is_loaded(model)}
-                if turns.saw(await self._resident(), loaded, monotonic()):
-                    self._changed.set()
-                self._answered -= loaded
-                if self._intake is not None:
-                    self._intake.refill()
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LOAD_LOOK_MAX_S)
-
-    async def _resident(self) -> frozenset[str] | None:
-        """Return the models that the server holds; None where it does not say now."""
-        try:
-            async with asyncio.timeout(HEALTH_LIMIT_S):
-                return await self._backend.resident_models()
-        except Exception as error:  # whatever an adapter raises: loads must be followed on
-            log.debug("worker.resident_models_unknown", worker=self.id, error=str(error))
-            return None
-
-    def _is_loaded(self, model: str) -> bool:
-        """Return whether a load is over: a job of the model has begun to answer, or has ended well, or none is left."""
-        if model in self._answered:
-            return True
-        attempts = [attempt for attempt in self._attempts.values() if attempt.envelope.model == model]
-        return not attempts or any(attempt.answers for attempt in attempts)
+        self._turns.update_models(swappable, resident if self._turns.load_count == loads_before else None)
 
     def _loaded(self) -> frozenset[str]:
-        """What the backend holds in memory; where it does not say, what it ran last."""
-        if self._turns is not None and self._turns.resident:
-            return self._turns.resident
+        """Return the models that the backend holds in memory; where it does not say, the model of the last job."""
+        if self._turns is not None and self._turns.resident_models:
+            return self._turns.resident_models
         said = frozenset(m.name for m in self._models if m.loaded)
         if said or any(m.loaded is False for m in self._models):
             return said
@@ -384,19 +364,19 @@ class Worker:
     # Jobs
 
     def on_job(self, job: JobDelivery) -> None:
-        """A job has arrived: begin it, or give it back when there is no slot."""
-        if self._intake is None or not self._intake.arrived(job):
-            job.nak(NO_SLOT_DELAY_S)
+        """Start a job that has arrived, or nak it when there is no slot."""
+        if self._puller is None or not self._puller.accept(job):
+            job.nak(NO_SLOT_RETRY_S)
             return
-        if self._turns is not None and self._turns.loading:
-            self._load_began.set()
+        if self._load_monitor is not None:
+            self._load_monitor.record_start()
         try:
             envelope, body = Envelope.decode(job.message)
         except ValueError as error:
-            # It can never run, and nobody can be told: the envelope holds the address.
+            # The job can never run, and its gateway cannot be notified: the envelope holds the address.
             log.error("worker.malformed_job_dropped", queue=job.queue, error=str(error))
             job.ack()
-            self._intake.done(job.queue.model)
+            self._puller.release(job.queue.model)
             return
         assert self._bus is not None
         if job.delivery > 1:
@@ -410,8 +390,8 @@ class Worker:
 
     def _attempt(self, bus: WorkerBus, job: JobDelivery, envelope: Envelope, body: bytes) -> Attempt:
         if envelope.durable:
-            return DurableAttempt(bus, self._log, self._blobs, self._backend, self._identity, job, envelope, body)
-        return Attempt(bus, self._blobs, self._backend, self._identity, job, envelope, body)
+            return DurableAttempt(bus, self._log, self._blobs, self._backend, self._context, job, envelope, body)
+        return SyncAttempt(bus, self._blobs, self._backend, self._context, job, envelope, body)
 
     async def _run(self, attempt: Attempt) -> None:
         env, job_model = attempt.envelope, attempt.job.queue.model
@@ -424,69 +404,69 @@ class Worker:
             if attempt.failure is not None:
                 self._backend_failed(env.model, attempt.failure)
             elif attempt.outcome == "completed":
-                self._pauses.succeeded(env.model)
-                if self._turns is not None and self._turns.loading:
-                    self._answered.add(env.model)
-            if self._intake is not None:
-                self._intake.done(job_model)
-            # After the loop's turn that sends the last word: nobody waits for our bookkeeping.
-            asyncio.get_running_loop().call_soon(self._account, attempt, monotonic())
+                self._pauses.record_success(env.model)
+                if self._load_monitor is not None:
+                    self._load_monitor.record_completion(env.model)
+            if self._puller is not None:
+                self._puller.release(job_model)
+            # In a later turn of the loop, which sends the last event first: the caller does not wait for the bookkeeping.
+            asyncio.get_running_loop().call_soon(self._record_end, attempt, monotonic())
 
     def _backend_failed(self, model: str, error: BackendError) -> None:
-        """Leave the model's queue where its server asks to wait, and every queue where the server may be gone."""
-        if self._intake is None:
+        """Pause the model where its server asks to wait, and all pulling where the server may be gone."""
+        if self._puller is None:
             return
         if isinstance(error, BackendUnavailable) and error.pause_s is not None:
-            wait_s = self._pauses.ask_to_wait(model, error.pause_s, error.info.message)
+            wait_s = self._pauses.record_wait_request(model, error.pause_s, error.info.message)
             log.warning("worker.model_paused", worker=self.id, model=model, seconds=wait_s, error=error.info.message)
-            self._intake.pause_model(model, wait_s)
-        elif is_unreachable(error) and self._loses_server(error):
-            wait_s = self._pauses.lost_server()
+            self._puller.pause_model(model, wait_s)
+        elif is_unreachable(error) and self._may_pause_for_loss(error):
+            wait_s = self._pauses.record_lost_server()
             log.warning("worker.backend_lost", worker=self.id, model=model, error=error.info.message)
-            self._intake.pause_model(model, wait_s)
+            self._puller.pause_model(model, wait_s)
             if self._backend.single_server:
-                self._intake.pause()  # until the health check that follows at once
+                self._puller.pause()  # until the health check that follows at once
             self._changed.set()
 
-    def _loses_server(self, error: BackendError) -> bool:
-        """A request that makes a server break its connection does not keep a worker from its queues for long."""
+    def _may_pause_for_loss(self, error: BackendError) -> bool:
+        """Return whether a lost connection may pause pulling: a request that breaks its connection each time must not do so for long."""
         now = monotonic()
-        if not (isinstance(error, BackendUnavailable) and error.unsent) and now < self._next_loss:
+        if not (isinstance(error, BackendUnavailable) and error.unsent) and now < self._next_connection_loss:
             return False
-        self._next_loss = now + LOSS_S
+        self._next_connection_loss = now + CONNECTION_LOSS_INTERVAL_S
         return True
 
-    def _account(self, attempt: Attempt, ended: float) -> None:
+    def _record_end(self, attempt: Attempt, ended: float) -> None:
         env, metrics = attempt.envelope, self._metrics
-        attempt.report(ended)
+        attempt.log_end(ended)
         metrics.attempts.labels(env.capability, env.model, attempt.outcome).inc()
         metrics.seconds.labels(env.capability, env.model).observe(ended - attempt.began)
         if attempt.error is not None:
             metrics.backend_errors.labels(self._backend.name, attempt.error.code or "invalid_request").inc()
 
-    async def _watch(self) -> None:
-        """Time limits, heartbeats, and the registry's view of how busy we are."""
-        next_beat = monotonic() + self._beat_s
+    async def _watch_attempts(self) -> None:
+        """Enforce time limits, send heartbeats, and update the worker's presence."""
+        next_beat = monotonic() + self._heartbeat_s
         announced, next_update, next_pauses = 0, 0.0, 0.0
         while True:
-            await asyncio.sleep(min(WATCH_S, self._beat_s / 2))
+            await asyncio.sleep(min(LIMIT_CHECK_INTERVAL_S, self._heartbeat_s / 2))
             now = monotonic()
             beat = now >= next_beat
             if beat:
-                next_beat = now + self._beat_s
+                next_beat = now + self._heartbeat_s
             for attempt in list(self._attempts.values()):
-                attempt.watch(now)
+                attempt.enforce_limits(now)
                 if beat:
-                    attempt.beat()
-            busy, limitations = len(self._attempts), self._backend.limitations()[:MAX_LIMITATIONS]
-            pauses, load = self._pauses.shown()[:MAX_LIMITATIONS], self._backend.load_figures()
+                    attempt.send_heartbeat()
+            busy, limitations = len(self._attempts), self._backend.limitations()[:MAX_LISTED]
+            pauses, load = self._pauses.active_pauses()[:MAX_LISTED], self._backend.load_figures()
             changed = now >= next_update and (
                 busy != announced or limitations != self._limitations or load != self._load_figures
             )
-            changed = changed or (now >= next_pauses and pauses != self._shown_pauses)
+            changed = changed or (now >= next_pauses and pauses != self._announced_pauses)
             if changed and self._announcement and self._state is WorkerState.READY:
-                announced, next_update, next_pauses = busy, now + BUSY_UPDATE_S, now + PAUSES_UPDATE_S
-                self._limitations, self._shown_pauses = limitations, pauses
+                announced, next_update, next_pauses = busy, now + PRESENCE_INTERVAL_S, now + PAUSES_INTERVAL_S
+                self._limitations, self._announced_pauses = limitations, pauses
                 await self._announce()
 
     def _on_control(self, message: bytes) -> None:
@@ -503,24 +483,6 @@ class Worker:
                 attempt.stop(StopReason.CANCELLED)
 
 
-class RequirementMissing(BackendUnavailable):
-    """The worker's machine lacks something that its adapter needs."""
-
-
-def missing_requirements(backend: Backend) -> list[tuple[Requirement, str]]:
-    """Return the optional requirements that are missing, each with its problem. Raises RequirementMissing for the others."""
-    found = [(one, problem) for one in backend.requirements() if (problem := one.problem()) is not None]
-    if required := [problem for one, problem in found if not one.optional]:
-        raise RequirementMissing(f"The {backend.name} adapter cannot work yet. {' '.join(required)}")
-    return found
-
-
-def optional_problems(missing: list[tuple[Requirement, str]], models: tuple[ModelOffer, ...]) -> tuple[str, ...]:
-    """Return the problems of the requirements that matter to these models."""
-    served = {capability for model in models for capability in model.capabilities}
-    return tuple(problem for one, problem in missing if not one.capabilities or served & set(one.capabilities))
-
-
-def shown(problems: tuple[str, ...]) -> tuple[str, ...]:
-    """Return as much of the problems as the registry holds."""
-    return tuple(problem[:MAX_PROBLEM] for problem in problems[:MAX_LIMITATIONS])
+def truncate_problems(problems: tuple[str, ...]) -> tuple[str, ...]:
+    """Return as much of the problems as the registry may hold."""
+    return tuple(problem[:MAX_PROBLEM_LENGTH] for problem in problems[:MAX_LISTED])

@@ -39,14 +39,14 @@ class Desk:
 
     def __init__(self, url: str, slots: int) -> None:
         self.bus = NatsWorkerBus(url, worker=secrets.token_hex(4), ack_wait_s=5.0, on_job=self.on_job)
-        self.intake = Puller(self.bus, slots, frozenset)
+        self.puller = Puller(self.bus, slots, frozenset)
         self.slots, self.busy, self.most, self.refused = slots, 0, 0, 0
         self.idle_since = time.monotonic()
         self.is_waiting: list[float] = []
         self.done: set[str] = set()
 
     def on_job(self, job: JobDelivery) -> None:
-        if not self.intake.arrived(job):
+        if not self.puller.accept(job):
             self.refused += 1
             job.nak()
             return
@@ -63,14 +63,14 @@ class Desk:
             self.idle_since = time.monotonic()
         self.busy -= 1
         self.done.add(name)
-        self.intake.done()
+        self.puller.release()
 
 
 @pytest.fixture(scope="module")
 def intake_nats(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from tests.conftest import running
 
-    yield from running(source().nats(tmp_path_factory.mktemp("intake-nats")))
+    yield from running(source().nats(tmp_path_factory.mktemp("puller-nats")))
 
 
 @pytest.mark.parametrize(("slots", "seed"), [(1, 1), (3, 2), (24, 3), (64, 4)])
@@ -85,8 +85,8 @@ async def test_every_job_begins_when_there_is_a_slot(
     desk = Desk(intake_nats.url, slots)
     await desk.bus.start()
     listed = [Queue(Capability.CHAT, lane, f"idle-{number}") for number in range(LISTED) for lane in LANES]
-    await desk.intake.serve([*USED, *listed])
-    desk.intake.open()
+    await desk.puller.serve([*USED, *listed])
+    desk.puller.open()
     sent = 0
 
     def submit(queue: Queue, work_s: float) -> None:
@@ -111,6 +111,6 @@ async def test_every_job_begins_when_there_is_a_slot(
     assert desk.refused == 0
     # A wake-up and one poll, as promised for a redelivered job; the machine may be busy meanwhile.
     assert max(desk.is_waiting) < 1.0 + 0.8
-    await desk.intake.close()
+    await desk.puller.close()
     await desk.bus.close()
     await gateway.close()

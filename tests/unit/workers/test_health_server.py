@@ -38,7 +38,7 @@ class Side:
     def __init__(self, rig: Rig) -> None:
         self.registry = CollectorRegistry()
         self.server = health_server.serve_probes(
-            "127.0.0.1", 0, self.registry, lambda: rig.worker.standing, lambda: rig.worker.problems
+            "127.0.0.1", 0, self.registry, lambda: rig.worker.state, lambda: rig.worker.problems
         )
 
     async def get(self, path: str) -> Asked:
@@ -105,5 +105,5 @@ async def test_readiness_says_what_is_wrong(rig: Rig, side: Side, eventually: Ev
     assert await asyncio.to_thread(side.read, "/readyz") == {"status": "unhealthy", "problems": ["down"]}
     assert await asyncio.to_thread(side.read, "/health") == {"status": "ok"}
     rig.backend.up = True
-    await eventually(lambda: rig.worker.standing == "ready")
+    await eventually(lambda: rig.worker.state == "ready")
     assert await asyncio.to_thread(side.read, "/readyz") == {"status": "ready"}

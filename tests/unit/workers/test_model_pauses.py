@@ -21,7 +21,7 @@ from workers.adapter_kit.error_mapping import (
 )
 from workers.backends.base import BackendError, BackendUnavailable, is_unreachable
 from workers.backends.ollama.client import error_from_answer
-from workers.model_pauses import LONGEST_ABSENCE_S, LONGEST_FLOOR_S, MAX_PAUSE_S, MIN_PAUSE_S, PATIENCE, ModelPauses
+from workers.model_pauses import MAX_FLOOR_S, MAX_OUTAGE_PAUSE_S, MAX_PAUSE_S, MIN_PAUSE_S, UNRAISED_PAUSES, ModelPauses
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -80,35 +80,35 @@ def test_ollama_that_loads_asks_to_wait() -> None:
 
 def test_pauses_are_as_long_as_the_server_says_within_bounds() -> None:
     pauses = ModelPauses(lambda: 100.0)
-    assert pauses.ask_to_wait("a", 10.0, "busy") == 10.0
-    assert pauses.ask_to_wait("a", 3.0, "busy") == 10.0, "the longer one counts"
-    assert pauses.ask_to_wait("b", 1e9, "busy") == MAX_PAUSE_S
-    assert pauses.ask_to_wait("c", 0.0, "busy") == MIN_PAUSE_S
-    assert [pause.model for pause in pauses.shown()] == ["a", "b", "c"]
+    assert pauses.record_wait_request("a", 10.0, "busy") == 10.0
+    assert pauses.record_wait_request("a", 3.0, "busy") == 10.0, "the longer one counts"
+    assert pauses.record_wait_request("b", 1e9, "busy") == MAX_PAUSE_S
+    assert pauses.record_wait_request("c", 0.0, "busy") == MIN_PAUSE_S
+    assert [pause.model for pause in pauses.active_pauses()] == ["a", "b", "c"]
 
 
 def test_a_server_that_says_the_same_again_and_again_is_asked_less_often() -> None:
     """Until an attempt succeeds."""
     now = 0.0
     pauses, waits = ModelPauses(lambda: now), []
-    for _ in range(PATIENCE + 8):
-        waits.append(pauses.ask_to_wait("m", 1.0, "busy"))
+    for _ in range(UNRAISED_PAUSES + 8):
+        waits.append(pauses.record_wait_request("m", 1.0, "busy"))
         now += waits[-1]
-    assert waits[:PATIENCE] == [1.0] * PATIENCE
-    assert waits[PATIENCE : PATIENCE + 3] == [2.0, 4.0, 8.0]
-    assert waits[-1] == LONGEST_FLOOR_S
-    assert pauses.shown() == ()
-    pauses.succeeded("m")
-    assert pauses.ask_to_wait("m", 1.0, "busy") == 1.0
+    assert waits[:UNRAISED_PAUSES] == [1.0] * UNRAISED_PAUSES
+    assert waits[UNRAISED_PAUSES : UNRAISED_PAUSES + 3] == [2.0, 4.0, 8.0]
+    assert waits[-1] == MAX_FLOOR_S
+    assert pauses.active_pauses() == ()
+    pauses.record_success("m")
+    assert pauses.record_wait_request("m", 1.0, "busy") == 1.0
 
 
 def test_a_lost_server_is_tried_less_and_less_often() -> None:
     pauses = ModelPauses()
-    waits = [pauses.lost_server() for _ in range(10)]
+    waits = [pauses.record_lost_server() for _ in range(10)]
     assert waits[:3] == [0.1, 0.2, 0.4]
-    assert waits[-1] == LONGEST_ABSENCE_S
-    pauses.succeeded("m")
-    assert pauses.lost_server() == 0.1
+    assert waits[-1] == MAX_OUTAGE_PAUSE_S
+    pauses.record_success("m")
+    assert pauses.record_lost_server() == 0.1
 
 
 def test_what_says_that_a_server_may_be_gone() -> None:

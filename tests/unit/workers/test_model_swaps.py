@@ -71,7 +71,7 @@ class Rig:
 
     async def ready(self) -> None:
         async with asyncio.timeout(10):
-            while not self.dispatcher.catalog.list_live() or any(w.standing != "ready" for w, _ in self._lives):
+            while not self.dispatcher.catalog.list_live() or any(w.state != "ready" for w, _ in self._lives):
                 await asyncio.sleep(0.005)
 
     async def run(self, model: str, lane: Lane = Lane.DEFAULT) -> None:
@@ -177,7 +177,9 @@ async def test_two_workers_on_two_servers_cost_no_more_loads_than_one_server(rig
 
 async def test_a_model_that_another_worker_serves_is_left_to_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long jobs of it have been coming: each worker keeps the model that it has loaded."""
-    monkeypatch.setattr("workers.puller.COLD_BELL_S", 1.0)  # on a busy machine 50 ms look as if nobody served it
+    monkeypatch.setattr(
+        "workers.model_admission.MIN_COLD_DELAY_S", 1.0
+    )  # on a busy machine 50 ms look as if nobody served it
     async with swapping(delay_s=0.02) as one, swapping(delay_s=0.02) as other:
         for server, model in ((one, MODELS[0]), (other, MODELS[1])):
             server.loaded = {model: {}}

@@ -16,12 +16,12 @@ from backbone.testing.bus import MemoryBroker, MemoryWorkerBus
 from schemas.jobs import LANES, Capability, Lane
 from tests.virtual_time import run
 from workers.demand import LINGER_S
-from workers.pull_backoff import LATE_S, LEAST
+from workers.pull_backoff import DEFERRAL_S, MIN_PROBABILITY
 from workers.puller import Puller
 
 RTT_S = 0.001
 SAMPLE_S = 0.02
-WAKE_UP_S = LATE_S / LEAST + 2 * SAMPLE_S
+WAKE_UP_S = DEFERRAL_S / MIN_PROBABILITY + 2 * SAMPLE_S
 WATCHED_S = 15.0
 """After the last arrival: by then all is as it stays."""
 LIMIT_S = LINGER_S + WAKE_UP_S
@@ -58,10 +58,10 @@ class Desk:
     most: int = 0
     done: int = 0
     refused: int = 0
-    intake: Puller = field(init=False)
+    puller: Puller = field(init=False)
 
     def on_job(self, job: JobDelivery) -> None:
-        if not self.intake.arrived(job):
+        if not self.puller.accept(job):
             self.refused += 1
             job.nak()
             return
@@ -73,7 +73,7 @@ class Desk:
         job.ack()
         self.busy -= 1
         self.done += 1
-        self.intake.done()
+        self.puller.release()
 
 
 async def watch(broker: MemoryBroker, desk: Desk) -> None:
@@ -94,10 +94,10 @@ async def play(slots: int, queues: list[Queue], arrivals: list[Arrival], seed: i
     work: dict[str, float] = {}
     desk = Desk(slots, work)
     bus = SlowBus(broker, desk.on_job)
-    desk.intake = Puller(bus, slots, frozenset)
+    desk.puller = Puller(bus, slots, frozenset)
     await bus.start()
-    await desk.intake.serve(queues)
-    desk.intake.open()
+    await desk.puller.serve(queues)
+    desk.puller.open()
     watcher = asyncio.create_task(watch(broker, desk))
     names = map(str, itertools.count())
     for arrival in arrivals:
@@ -115,7 +115,7 @@ async def play(slots: int, queues: list[Queue], arrivals: list[Arrival], seed: i
     if watcher.done():
         watcher.result()
     watcher.cancel()
-    await desk.intake.close()
+    await desk.puller.close()
     return desk
 
 

@@ -232,7 +232,7 @@ async def test_a_drained_worker_leaves_before_it_stops(rig: Rig, eventually: Eve
 async def test_loading_has_a_limit_of_its_own(rig: Rig, eventually: Eventually) -> None:
     """Longer than a token may take, and what follows begins anew."""
     await eventually(lambda: rig.live() == ["m"])
-    rig.dispatcher._limits = Limits(first_token_s=0.4, idle_s=0.4, load_s=30)
+    rig.dispatcher._limits = dict.fromkeys(Capability, Limits(first_token_s=0.4, idle_s=0.4, load_s=30))
     loaded = asyncio.Event()
 
     async def load(_task: Task) -> AsyncIterator[Output]:
@@ -254,7 +254,7 @@ async def test_loading_has_a_limit_of_its_own(rig: Rig, eventually: Eventually) 
 
 async def test_a_load_that_never_ends_is_given_up(rig: Rig, eventually: Eventually) -> None:
     await eventually(lambda: rig.live() == ["m"])
-    rig.dispatcher._limits = Limits(load_s=0.2)
+    rig.dispatcher._limits = dict.fromkeys(Capability, Limits(load_s=0.2))
 
     async def load(_task: Task) -> AsyncIterator[Output]:
         yield Progress(phase="load")
@@ -398,7 +398,7 @@ async def test_without_what_its_adapter_needs_a_worker_is_not_ready(eventually: 
     sentence = "The script adapter cannot work yet. The thing is not there. Install it."
     assert rig.problems() == rig.worker.problems == (sentence.replace("script", rig.backend.name),)
     assert rig.live() == []
-    assert rig.worker.standing == "unhealthy"
+    assert rig.worker.state == "unhealthy"
     need.missing = False
     await eventually(lambda: rig.live() == ["m"])
     await eventually(lambda: rig.problems() == ())
@@ -425,7 +425,7 @@ async def test_what_only_some_models_need_is_told_beside_them(rig: Rig, eventual
     rig.backend.notify_changed()
     await eventually(lambda: len(rig.problems()) == 2)
     assert rig.state() is WorkerState.READY
-    assert rig.worker.standing == "ready"
+    assert rig.worker.state == "ready"
     rig.backend.needs = rig.backend.problems = ()
     rig.backend.notify_changed()
     await eventually(lambda: rig.problems() == ())

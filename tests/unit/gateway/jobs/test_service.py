@@ -176,7 +176,7 @@ class TestLostWorkers:
         self, rig: Rig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No gateway has answered it yet: its attempt never was one."""
-        monkeypatch.setattr("workers.durable_attempt.ASK_AGAIN_S", 60.0)
+        monkeypatch.setattr("workers.durable_attempt.REQUEST_RETRY_S", 60.0)
         await rig.open_queues()
         job = await rig.submit()
         await rig.close_gateways()
@@ -388,7 +388,7 @@ class TestCancel:
         record = await rig.until(job, RUNNING)
         await rig.gateways[0].terminator.terminate(record.model_copy(update={"worker": None, "seq": 10**6}), CANCELLED)
         for attempt in worker._attempts.values():
-            attempt.beat()
+            attempt.send_heartbeat()
         await rig.eventually(lambda: rig.stopped == [job])
         await rig.eventually(lambda: not rig.queued)
 
