@@ -1,4 +1,4 @@
-"""Batches, as OpenAI's Batch API has them."""
+"""Define batches, as in OpenAI's Batch API."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.files import ExpiresAfter
 
 MAX_REQUESTS = 50_000
-"""Lines of one batch."""
+"""The maximum number of lines in a batch."""
 MAX_ERRORS = 100
-"""Wrong lines that are told of."""
+"""The maximum number of invalid lines that a failed batch lists."""
 
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 class BatchStatus(StrEnum):
-    """OpenAI's words for where a batch stands."""
+    """The state of a batch, in OpenAI's words."""
 
     VALIDATING = "validating"
     FAILED = "failed"
@@ -46,19 +46,19 @@ class BatchRequest(BaseModel):
 
 
 class BatchError(BaseModel):
-    """Why a batch failed."""
+    """An error that made a batch fail."""
 
     model_config = ConfigDict(frozen=True)
 
     code: str
     message: str
     line: int | None = None
-    """Of the input file, from 1."""
+    """The line of the input file, from 1."""
     param: str | None = None
 
 
 class RequestCounts(BaseModel):
-    """How many requests a batch has, and how many of them have ended."""
+    """The number of requests in a batch, and of those that have ended."""
 
     model_config = ConfigDict(frozen=True, title="Counts")
 
@@ -68,7 +68,7 @@ class RequestCounts(BaseModel):
 
 
 class BatchUsage(BaseModel):
-    """What a batch's answers took."""
+    """The tokens of all answers of a batch."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,7 +78,7 @@ class BatchUsage(BaseModel):
     reasoning: int = 0
 
     def add(self, prompt: int, cached: int, completion: int, reasoning: int) -> BatchUsage:
-        """With one more answer's."""
+        """Return the usage with that of one more answer."""
         return BatchUsage(
             input=self.input + prompt,
             cached=self.cached + cached,
@@ -87,7 +87,7 @@ class BatchUsage(BaseModel):
         )
 
     def to_openai(self) -> dict[str, Any]:
-        """OpenAI's usage object."""
+        """Return OpenAI's usage object."""
         return {
             "input_tokens": self.input,
             "input_tokens_details": {"cached_tokens": self.cached},
@@ -98,7 +98,7 @@ class BatchUsage(BaseModel):
 
 
 class Batch(BaseModel):
-    """What is kept of a batch: what its caller sees, and what a gateway needs to run it."""
+    """The record of a batch: what its caller sees, and what a gateway needs to run it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -110,9 +110,9 @@ class Batch(BaseModel):
     status: BatchStatus = BatchStatus.VALIDATING
     metadata: dict[str, str] | None = None
     model: str | None = None
-    """Of its first request."""
+    """The model of its first request."""
     created_at: int
-    """This and all that follow in Unix seconds."""
+    """Unix seconds, like all times below."""
     expires_at: int
     in_progress_at: int | None = None
     finalizing_at: int | None = None
@@ -127,31 +127,31 @@ class Batch(BaseModel):
     output_file_id: str | None = None
     error_file_id: str | None = None
 
-    # What its caller does not see
+    # Internal fields, which callers do not see
 
     owner: str
     key: str = ""
-    """The id of the API key that made it; its jobs count against that."""
+    """The id of the API key that created the batch. Its jobs count against the limits of that key."""
     max_queued: int | None = None
     max_running: int | None = None
     blob: str
-    """The input's, so that it runs to its end whatever becomes of the file's record."""
+    """The blob of the input, so that the batch can finish after its input file was deleted."""
     output_keep_s: float
-    """How long its output files are kept."""
+    """Seconds for which its output files are kept."""
     base_url: str = ""
-    """Where its caller reached us, for results by URL."""
+    """The URL under which its caller reached the gateway, for results by URL."""
     runner: str = ""
-    """Which run of it is the newest: others stop."""
+    """The id of the newest run of the batch. Other runs stop."""
     reserved: tuple[str, str] | None = None
-    """The ids of output and error file, once they are being written: written again, they are the same files."""
+    """The ids of the output file and the error file, once they are being written. Another run writes the same files."""
 
     @property
     def is_final(self) -> bool:
-        """Nothing changes any more."""
+        """Return whether the batch has ended, so that it does not change any more."""
         return self.status in FINAL_STATUSES
 
     def to_openai(self) -> dict[str, Any]:
-        """OpenAI's batch object."""
+        """Return OpenAI's batch object."""
         return {
             "id": self.id,
             "object": "batch",
@@ -185,6 +185,6 @@ _UNIT_S = {"m": 60, "h": 3600, "d": 86_400}
 
 
 def parse_window_s(text: str) -> int | None:
-    """The seconds of `24h`, `90m`, `2d`; None: it is no such duration."""
+    """Parse a duration such as `24h`, `90m` or `2d` into seconds. Return None when it is no such duration."""
     match = _WINDOW.fullmatch(text)
     return int(match[1]) * _UNIT_S[match[2]] if match else None

@@ -1,4 +1,4 @@
-"""What a gateway says to one worker, on its control subject."""
+"""Define the instructions that a gateway sends to one worker, on the worker's control subject."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ControlOp(StrEnum):
-    """What to do."""
+    """The kind of an instruction."""
 
     CANCEL = "cancel"
-    """Stop one run of a job: its caller is gone, or it was cancelled."""
+    """Stop one run of a job, because its caller disconnected or it was cancelled."""
     DRAIN = "drain"
-    """Take no more jobs, finish those in hand, and leave."""
+    """Pull no more jobs, finish the running ones, and shut down."""
 
 
 class Control(BaseModel):

@@ -1,10 +1,7 @@
-"""Hold the table of inference endpoints.
+"""Define the table of inference endpoints: one row holds everything that distinguishes an endpoint from the others.
 
-A row says all that distinguishes one endpoint from the others: its path, what a model must be capable of, which fields a
-request has, how its answer travels, and how it is described. The gateway's routes, jobs, batches, the adapters, the console,
-the OpenAPI document and the tests read the table; none of them lists endpoints itself.
-
-To add an endpoint: its request in `schemas/openai/`, a row here, and what the echo adapter answers.
+The gateway's routes, jobs and batches, the adapters, the console, the OpenAPI document and the tests read the table. None of
+them lists endpoints. docs/how-to/add-an-endpoint.md says how to add a row.
 """
 
 from __future__ import annotations

@@ -1,23 +1,26 @@
-"""Every error a caller can meet, as OpenAI's error object, and the exceptions that carry it inside Nexus.
+"""Define every error that a caller can meet: OpenAI's error object, and the exceptions that carry it inside Nexus.
 
 NexusError
-├── InvalidRequest      400  the request is wrong; the same request never works
+├── InvalidRequest      400  the request is wrong, and never works
 ├── AuthenticationFailed 401
 ├── PermissionDenied    403
 ├── NotFound            404
+│   └── ModelNotFound   404
 ├── MethodNotAllowed    405
 ├── RequestTimeout      408  the body did not arrive in time
 ├── RequestTooLarge     413
-├── UnsupportedEncoding 415  the body's Content-Encoding is none that the gateway decodes
+├── UnsupportedEncoding 415  the gateway cannot decode the body's Content-Encoding
 ├── HeadersTooLarge     431
 ├── QueueFull           429
-├── RateLimited         429  this key has as much under way as it may have
-├── BackendFailed       502  an inference server dropped, answered nonsense, or failed
-├── Unavailable         503  nobody can serve this now; later may work
-│   └── BodyMemoryFull  503  the request's body found no memory within the time limit
-├── RequestLoop         508  it came through more Nexus gateways than this one allows
-├── DeadlineExceeded    504  a time limit of Nexus ran out
-└── InternalError       500  a defect in Nexus
+├── RateLimited         429  the API key has reached its limit of open requests or running jobs
+├── BackendFailed       502  the inference server broke the connection, sent an invalid answer, or failed
+├── Unavailable         503  a part of Nexus or every worker for the model is away
+│   └── BodyMemoryFull  503  the gateway had no memory for the body within the time limit
+├── RequestLoop         508  the request has passed more Nexus gateways than this one allows
+├── DeadlineExceeded    504  a time limit of Nexus was exceeded
+└── InternalError       500  Nexus has a defect
+
+The docstring of an exception is its default message.
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ from schemas.hops import HOPS_HEADER, LOOP_STATUS
 from schemas.redaction import REDACTOR
 
 WORKER_DRAINED = "worker_drained"
-"""Code of a job handed back by a worker that shuts down: it has not failed."""
+"""The error code of a job that a worker returns to the queue when it shuts down. The attempt does not count as failed."""
 ACCEPTED_ENCODINGS = "gzip, deflate, zstd"
-"""Content-Encodings of request bodies that the gateway decodes."""
+"""The Content-Encodings of request bodies that the gateway decodes."""
 
 
 class ErrorInfo(BaseModel):
@@ -46,26 +49,26 @@ class ErrorInfo(BaseModel):
     message: str
     param: str | None = None
     retry_after_s: float | None = None
-    """Seconds after which trying again makes sense; becomes `Retry-After`."""
+    """The number of seconds after which a retry makes sense. It becomes `Retry-After`."""
     should_retry: bool | None = None
-    """Becomes `x-should-retry`, which OpenAI's SDKs obey above their own rules."""
+    """Becomes `x-should-retry`, which OpenAI's SDKs obey before their own rules."""
 
     @property
     def public_message(self) -> str:
-        """The message as callers may read it: without addresses, host names and paths of the inside."""
+        """Return the message for callers, without internal addresses, host names and paths."""
         return REDACTOR.redact(self.message)
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's error object, as callers may read it."""
+        """Return OpenAI's error object with the message for callers."""
         return {"error": {"message": self.public_message, "type": self.type, "param": self.param, "code": self.code}}
 
     def redacted(self) -> ErrorInfo:
-        """The same without addresses, host names and paths of the inside."""
+        """Return the error without internal addresses, host names and paths."""
         message = self.public_message
         return self if message == self.message else self.model_copy(update={"message": message})
 
     def headers(self) -> dict[str, str]:
-        """The response headers that go with this error."""
+        """Return the response headers of this error."""
         out: dict[str, str] = {}
         if self.retry_after_s is not None:
             out["retry-after"] = str(max(1, round(self.retry_after_s)))
@@ -79,7 +82,7 @@ class ErrorInfo(BaseModel):
 
 
 class NexusError(Exception):
-    """Something went wrong inside Nexus."""
+    """The base of all errors that Nexus raises."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -111,16 +114,16 @@ class NexusError(Exception):
 
     @classmethod
     def from_info(cls, info: ErrorInfo) -> NexusError:
-        """The exception for an error that arrived over the wire."""
+        """Return the exception for an error that was received."""
         return cls(info=info)
 
 
 class InternalError(NexusError):
-    """An internal error of Nexus; the request id helps to find it in the logs."""
+    """Nexus failed because of a defect. Report the request id: it finds the request in the logs."""
 
 
 class InvalidRequest(NexusError):
-    """The request is not valid."""
+    """The request is invalid. Correct it before you retry."""
 
     status = 400
     type = "invalid_request_error"
@@ -128,7 +131,7 @@ class InvalidRequest(NexusError):
 
 
 class AuthenticationFailed(NexusError):
-    """No valid API key was given. Send it as 'Authorization: Bearer KEY'."""
+    """The API key is missing or invalid. Send a valid key as 'Authorization: Bearer KEY'."""
 
     status = 401
     type = "authentication_error"
@@ -136,7 +139,7 @@ class AuthenticationFailed(NexusError):
 
 
 class PermissionDenied(NexusError):
-    """This API key may not do that."""
+    """The API key lacks the scope for this request. Use a key with the scope, or ask an operator for one."""
 
     status = 403
     type = "permission_error"
@@ -144,7 +147,7 @@ class PermissionDenied(NexusError):
 
 
 class NotFound(NexusError):
-    """There is nothing here."""
+    """The resource does not exist, or it belongs to another owner."""
 
     status = 404
     type = "invalid_request_error"
@@ -152,13 +155,13 @@ class NotFound(NexusError):
 
 
 class ModelNotFound(NotFound):
-    """The model does not exist."""
+    """The model does not exist. GET /v1/models lists the models."""
 
     code = "model_not_found"
 
 
 class MethodNotAllowed(NexusError):
-    """This path does not take that method."""
+    """This path does not support the method. The header Allow names the methods that it supports."""
 
     status = 405
     type = "invalid_request_error"
@@ -166,7 +169,7 @@ class MethodNotAllowed(NexusError):
 
 
 class RequestTimeout(NexusError):
-    """The request's body did not arrive in time."""
+    """The request's body did not arrive in time. Send the request again."""
 
     status = 408
     type = "invalid_request_error"
@@ -175,7 +178,7 @@ class RequestTimeout(NexusError):
 
 
 class RequestTooLarge(NexusError):
-    """The request's body is too large."""
+    """The request's body is too large. Send a smaller one."""
 
     status = 413
     type = "invalid_request_error"
@@ -183,7 +186,7 @@ class RequestTooLarge(NexusError):
 
 
 class UnsupportedEncoding(NexusError):
-    """The request's Content-Encoding is not supported."""
+    """The gateway does not support the request's Content-Encoding. Use one of gzip, deflate and zstd, or none."""
 
     status = 415
     type = "invalid_request_error"
@@ -191,7 +194,7 @@ class UnsupportedEncoding(NexusError):
 
 
 class HeadersTooLarge(NexusError):
-    """The request's headers are too large."""
+    """The request's headers are too large. Send fewer or shorter ones."""
 
     status = 431
     type = "invalid_request_error"
@@ -199,7 +202,7 @@ class HeadersTooLarge(NexusError):
 
 
 class QueueFull(NexusError):
-    """The queue for this model is full; try again shortly."""
+    """The queue for this model is full. Retry shortly."""
 
     status = 429
     type = "rate_limit_error"
@@ -208,7 +211,7 @@ class QueueFull(NexusError):
 
 
 class RateLimited(NexusError):
-    """This API key has as many requests under way as it may have; try again when one has ended."""
+    """This API key has reached its limit of concurrent requests. Retry when one has ended."""
 
     status = 429
     type = "rate_limit_error"
@@ -217,7 +220,7 @@ class RateLimited(NexusError):
 
 
 class BackendFailed(NexusError):
-    """The inference server failed."""
+    """The inference server failed. Retry, or ask an operator to check the server."""
 
     status = 502
     type = "backend_error"
@@ -225,7 +228,7 @@ class BackendFailed(NexusError):
 
 
 class Unavailable(NexusError):
-    """This cannot be served right now; try again shortly."""
+    """The service is unavailable. Retry shortly."""
 
     status = 503
     type = "server_error"
@@ -234,14 +237,14 @@ class Unavailable(NexusError):
 
 
 class BodyMemoryFull(Unavailable):
-    """The gateway's memory for request bodies is in use by other requests; send this request again shortly."""
+    """The gateway's memory for request bodies is in use by other requests. Retry shortly."""
 
     code = "body_memory_full"
     retry_after_s = 2.0
 
 
 class RequestLoop(NexusError):
-    """The request comes from a worker of a Nexus, whose jobs would go round in circles. Give that worker the URL of the inference server itself; for a Nexus behind another one, set GATEWAY_MAX_HOPS on this one."""
+    """The request comes from a worker of a Nexus, and its jobs would go round in circles. Give that worker the URL of the inference server itself. If one Nexus shall use another, set GATEWAY_MAX_HOPS on this one."""
 
     status = 508
     type = "invalid_request_error"
@@ -250,7 +253,7 @@ class RequestLoop(NexusError):
 
 
 class DeadlineExceeded(NexusError):
-    """A time limit ran out."""
+    """A time limit of the request was exceeded."""
 
     status = 504
     type = "timeout_error"

@@ -1,4 +1,4 @@
-"""Files that callers store, as OpenAI's Files API has them."""
+"""Define the files that callers store, as in OpenAI's Files API."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 UPLOAD_PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
-"""What callers may upload for."""
+"""The purposes for which callers may upload files."""
 BATCH_PURPOSE = "batch"
 BATCH_OUTPUT_PURPOSE = "batch_output"
 
@@ -15,7 +15,7 @@ Seconds = Field(ge=3600, le=2_592_000)
 
 
 class ExpiresAfter(BaseModel):
-    """When a file is to end, as OpenAI says it."""
+    """When a file expires, in OpenAI's form."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,14 +24,14 @@ class ExpiresAfter(BaseModel):
 
 
 class UploadFields(BaseModel):
-    """The fields of an upload's form beside the file."""
+    """The fields of an upload's form, without the file."""
 
     purpose: str
     expires_after: ExpiresAfter | None = None
 
 
 class FileRecord(BaseModel):
-    """What is kept of a file beside its bytes."""
+    """The record of a stored file, without its bytes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,16 +42,16 @@ class FileRecord(BaseModel):
     size: int
     """Bytes."""
     blob: str
-    """Its name among the blobs."""
+    """The name of its blob."""
     content_type: str = "application/octet-stream"
-    """As the uploader named it."""
+    """The content type that the uploader sent."""
     created_at: int
     """Unix seconds."""
     expires_at: int
-    """Unix seconds; then it is gone."""
+    """Unix seconds at which the file is deleted."""
 
     def to_openai(self) -> dict[str, Any]:
-        """OpenAI's file object."""
+        """Return OpenAI's file object."""
         return {
             "id": self.id,
             "object": "file",

@@ -1,17 +1,17 @@
-"""What a worker says about a job while it runs, on the job's reply subject.
+"""Define what a worker sends about a synchronous job while it runs, on the job's reply subject.
 
 A frame is one NATS message: `<kind> <delivery> <seq>` + newline + payload. `delivery` counts NATS's deliveries of
 the job, `seq` counts the frames of one delivery from 0. A reader takes only the newest delivery and treats a gap in
-`seq` as an error: nothing is skipped silently, and two attempts are never mixed.
+`seq` as an error: no frame is skipped silently, and two attempts are never mixed.
 
 | kind | payload | takes a seq |
 |---|---|---|
-| STARTED  | JSON `AttemptStarted`; sent as a request: the answer is PROCEED, STOP or SUPERSEDED | 0 |
+| STARTED  | JSON `AttemptStarted`; sent as a request: the reply is PROCEED, STOP or SUPERSEDED | 0 |
 | CHUNK    | bytes for the caller, in the endpoint's own form; may join several tokens | yes |
-| BLOB     | JSON `BlobRef`: more bytes for the caller, in the place of a CHUNK too large to be one | yes |
+| BLOB     | JSON `BlobRef`: bytes for the caller that are too large for a CHUNK | yes |
 | PROGRESS | JSON `Progress`: how far the backend is | yes |
-| HEARTBEAT | empty: the attempt lives though it has nothing to say; a question like STARTED | repeats the last seq |
-| ADAPTED  | JSON `AdaptedParameters`: what of the request was replaced by its nearest equivalent; before the first bytes of a stream | yes |
+| HEARTBEAT | empty: the attempt lives but has no output; a request like STARTED | repeats the last seq |
+| ADAPTED  | JSON `AdaptedParameters`: the parameters that were replaced by their nearest equivalent; before the first bytes of a stream | yes |
 | DONE     | JSON `AttemptDone`, newline, the last bytes for the caller (may be empty) | yes |
 | FAILED   | JSON `ErrorInfo`: final for this run | yes |
 | RETURNED | JSON `AttemptReturned`: the job went back to the queue; another attempt follows | yes |
@@ -30,7 +30,7 @@ from schemas.names import SubjectToken
 
 
 class FrameKind(StrEnum):
-    """The first letter of a frame."""
+    """The kind of a frame: its first letter."""
 
     STARTED = "s"
     CHUNK = "c"
@@ -44,11 +44,11 @@ class FrameKind(StrEnum):
 
 
 PROCEED = b"+"
-"""The caller is there: run."""
+"""The caller waits for the answer: run the job."""
 STOP = b"-"
-"""The caller is gone, or the job has been decided: stop, and forget the job."""
+"""The caller has disconnected, or the job has an outcome: stop the attempt and delete the job."""
 SUPERSEDED = b"!"
-"""A newer delivery of this job has begun: stop, and leave the job to it."""
+"""A newer delivery of this job has begun: stop the attempt and leave the job to the newer one."""
 
 
 class AttemptStarted(BaseModel):
@@ -61,23 +61,23 @@ class AttemptStarted(BaseModel):
 
 
 class AttemptReturned(ErrorInfo):
-    """Why an attempt gave its job back."""
+    """A worker has returned the job to its queue, for this reason."""
 
     counted: bool = True
-    """The attempt counts as a failed one. False: the server saw nothing of the request, or asked to wait."""
+    """The attempt counts as failed. False: the server received no part of the request, or asked the worker to wait."""
 
 
 class AdaptedParameters(BaseModel):
-    """Parameters of a request that the worker replaced by their nearest equivalent. A later one replaces an earlier one."""
+    """The parameters of a request that the worker replaced by their nearest equivalent. A later frame replaces an earlier one."""
 
     model_config = ConfigDict(frozen=True)
 
     parameters: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")], ...] = Field(max_length=40)
-    """They go into a header: a worker may name fields, and nothing else."""
+    """They become a header, so that only names of fields are allowed."""
 
 
 class BlobRef(BaseModel):
-    """Bytes that travel by reference."""
+    """A reference to bytes in the blob store."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -89,39 +89,39 @@ LOADING_PHASE = "load"
 
 
 class Progress(BaseModel):
-    """How far the backend is, where it says."""
+    """How far the backend is, as far as the backend says."""
 
     model_config = ConfigDict(frozen=True)
 
     phase: str = "run"
-    """`LOADING_PHASE` while the backend loads the model, `queued` while the job waits within the backend, `run` while it works."""
+    """`LOADING_PHASE` while the backend loads the model, `queued` while the job waits inside the backend, `run` while the backend works."""
     fraction: float | None = None
-    """0 to 1."""
+    """From 0 to 1."""
     step: int | None = None
     steps: int | None = None
     message: str | None = None
     preview: str | None = None
-    """A small picture of what there is so far, as a data URL of at most `MAX_PREVIEW` characters."""
+    """A small preview of the picture, as a data URL of at most `MAX_PREVIEW` characters."""
 
 
 MAX_PREVIEW = 128 * 1024
 
 
 class AttemptDone(BaseModel):
-    """An attempt ended well."""
+    """An attempt has completed the job."""
 
     model_config = ConfigDict(frozen=True)
 
     content_type: str = "application/json"
     usage: Usage | None = None
     tokens: int = 0
-    """Pieces of output that the backend sent: tokens, for text."""
+    """The number of output pieces that the backend sent: tokens, for text."""
     blob: BlobRef | None = None
-    """The whole answer, where it is too large to travel in events. No bytes came before it then."""
+    """The whole answer, when it is too large for events. Then no bytes came before it."""
 
 
 class Frame(NamedTuple):
-    """A decoded event."""
+    """A decoded frame."""
 
     kind: str
     delivery: int
@@ -130,14 +130,14 @@ class Frame(NamedTuple):
 
 
 def encode_frame(kind: str, delivery: int, seq: int, payload: bytes = b"") -> bytes:
-    """The wire form of one event."""
+    """Return the wire form of a frame."""
     return b"%b %d %d\n%b" % (kind.encode(), delivery, seq, payload)
 
 
 def decode_frame(data: bytes) -> Frame:
-    """Inverse of `encode_frame`. Raises ValueError when `data` is not a frame."""
+    """Decode the wire form of a frame. Raises ValueError when `data` is no frame."""
     head, newline, payload = data.partition(b"\n")
     if not newline:
-        raise ValueError("not an event frame")
+        raise ValueError("The data is not a frame: it has no line end after its head.")
     kind, delivery, seq = head.split(b" ")
     return Frame(kind.decode(), int(delivery), int(seq), payload)

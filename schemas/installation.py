@@ -1,4 +1,4 @@
-"""How to add what an optional part of Nexus needs, in words that work for the way in which Nexus was installed."""
+"""Tell how to install an optional part of Nexus, for the way in which Nexus was installed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 DISTRIBUTION = "nexus-inference-gateway"
-"""The name under which pip and uv know Nexus. `nexus` alone is another project's name in the package index."""
+"""The name of Nexus for pip and uv. In the package index, `nexus` is another project."""
 
 
 def install_hint(extra: str, root: Path | None = None) -> str:
-    """Return the command that adds one extra of pyproject.toml. It holds no path of this machine: callers may read it.
+    """Return the command that installs an extra of pyproject.toml. It holds no path of this machine, because callers may read it.
 
-    `root`: the folder that holds Nexus's packages; None: where they are.
+    `root`: the folder that holds Nexus's packages. None: the folder of this module.
     """
     root = root or Path(__file__).parents[1]
     if not (root / "pyproject.toml").is_file():

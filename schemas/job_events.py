@@ -1,22 +1,23 @@
-"""Events of durable jobs: frames on `nexus.events.<job>`, kept in the order in which they were stored.
+"""Define the events of durable jobs, and the messages between workers and the attempt gate.
 
+Events are frames on `nexus.events.<job>`, kept in the order in which they were stored.
 A frame is `<kind> <run> <delivery> <seq> <token>` + newline + payload. `run` counts retries and replays, `delivery`
 counts NATS's deliveries, `seq` the events of one attempt from 0 (its STARTED); `token` is the attempt's own random name.
-A reader believes one attempt at a time: a later STARTED replaces the earlier attempt, whatever its numbers, and what other
-attempts say is dropped. A frame may be stored twice (its acknowledgement was lost): the second copy is dropped. A `seq` that is
-missing may still come; when the job has ended and it has not, that is an error.
+A reader believes one attempt at a time: a later STARTED replaces the earlier attempt, whatever its numbers, and events of
+other attempts are dropped. A frame may be stored twice, when its acknowledgment was lost: the second copy is dropped. A missing
+`seq` may still arrive; if it is missing after the job has ended, that is an error.
 
 | kind | payload |
 |---|---|
-| QUEUED | JSON `JobRecord`, by the gateway: what the record began as. Its delivery and seq are 0, its token `-` |
-| STARTED | JSON `Started` |
+| QUEUED | JSON `JobRecord`, by the gateway: the record at its creation. Its delivery and seq are 0, its token `-` |
+| STARTED | JSON `AttemptStarted` |
 | CHUNK | bytes of the answer: of a stream of server-sent events exactly one frame, `data: …` with its blank line |
-| BLOB | JSON `BlobRef`: the same, where it is too large for a message |
+| BLOB | JSON `BlobRef`: the same bytes, when they are too large for a message |
 | PROGRESS | JSON `Progress` |
 | ADAPTED | JSON `AdaptedParameters` |
-| RETURNED | JSON `Returned`: the job went back to the queue |
+| RETURNED | JSON `AttemptReturned`: the job went back to the queue |
 
-How a job ended is its terminal word (`schemas.outcome`), not an event.
+The end of a job is its outcome (`schemas.outcome`), not an event.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ NO_TOKEN = "-"
 
 
 class DurableFrame(NamedTuple):
-    """A decoded event."""
+    """A decoded event of a durable job."""
 
     kind: str
-    """`QUEUED` or one of EventKind's letters."""
+    """`QUEUED` or a letter of FrameKind."""
     run: int
     delivery: int
     seq: int
@@ -46,28 +47,29 @@ class DurableFrame(NamedTuple):
 
     @property
     def id(self) -> str:
-        """What callers know the event by."""
+        """Return the id under which callers know the event."""
         return f"{self.run}-{self.delivery}-{self.seq}"
 
 
 def encode_durable_frame(kind: str, run: int, delivery: int, seq: int, token: str, payload: bytes = b"") -> bytes:
-    """The wire form of one event."""
+    """Return the wire form of an event."""
     return b"%b %d %d %d %b\n%b" % (kind.encode(), run, delivery, seq, token.encode(), payload)
 
 
 def decode_durable_frame(data: bytes) -> DurableFrame:
-    """Inverse of `encode_durable_frame`. Raises ValueError when `data` is no such frame."""
+    """Decode the wire form of an event. Raises ValueError when `data` is no event."""
     head, newline, payload = data.partition(b"\n")
     if not newline:
-        raise ValueError("not an event frame")
+        raise ValueError("The data is not a frame: it has no line end after its head.")
     kind, run, delivery, seq, token = head.split(b" ")
     return DurableFrame(kind.decode(), int(run), int(delivery), int(seq), token.decode(), payload)
 
 
 class GateRequest(BaseModel):
-    """What a worker asks the gateways about a durable job, on `nexus.ask.<job>`; any one of them answers.
+    """A worker's request to the attempt gate, on `nexus.ask.<job>`. Any gateway may reply.
 
-    `kind` is EventKind's STARTED (may I begin?), BEAT (does it still stand?) or RETURNED (told, not asked).
+    `kind` is FrameKind's STARTED (the attempt asks for its start grant), HEARTBEAT (the attempt asks whether it is still valid) or
+    RETURNED (a notification without a reply).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,46 +81,46 @@ class GateRequest(BaseModel):
     token: str
     owner: str
     key: str = ""
-    """The id of the API key that the job counts against."""
+    """The id of the API key whose limits the job counts against."""
     worker: SubjectToken
     backend: str = ""
     progress: Progress | None = None
-    """The newest, without its preview."""
+    """The newest progress, without its preview."""
     counted: bool = True
-    """Of RETURNED: the attempt counts as a failed one."""
+    """For RETURNED: the attempt counts as failed."""
 
 
 class GateVerdict(StrEnum):
-    """The gateway's word."""
+    """The decision of the attempt gate."""
 
     PROCEED = "+"
     STOP = "-"
-    """The job is decided: stop, and forget it."""
+    """The job has an outcome: stop the attempt and delete the message."""
     SUPERSEDED = "!"
-    """Another attempt has begun: stop, and leave the job to it."""
+    """Another attempt has begun: stop this one and leave the job to the other."""
     WAIT = "w"
-    """Not now: give it back, for `delay_s`."""
+    """The attempt may not start now: return the job to its queue for `delay_s`."""
     EXHAUSTED = "x"
-    """It was started too often: end it with `error`, among the dead letters."""
+    """The job was started too often: end it with `error` and store a dead letter."""
 
 
 class GateReply(BaseModel):
-    """What a gateway answers."""
+    """The attempt gate's reply."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: GateVerdict
     attempt: int = 1
-    """Of PROCEED: which attempt of this run this is, from 1; those handed back by a worker that shut down do not count. Of EXHAUSTED: the
-    last one.
+    """For PROCEED: the number of this attempt in its run, from 1, without those that a worker returned because it shut down. For EXHAUSTED: the
+    number of the last attempt.
     """
     delay_s: float = 0.0
     error: dict[str, object] | None = None
-    """Of EXHAUSTED: a `schemas.errors.ErrorInfo`."""
+    """For EXHAUSTED: a `schemas.errors.ErrorInfo`."""
 
 
 class JobEventKind(StrEnum):
-    """The names of events as callers get them."""
+    """The names of events as callers receive them."""
 
     QUEUED = "job.queued"
     STARTED = "job.started"
@@ -141,6 +143,6 @@ class EventId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> EventId:
-        """Raises ValueError."""
+        """Parse the text form of an id. Raises ValueError."""
         run, delivery, seq = text.split("-")
         return cls(int(run), int(delivery), int(seq))

@@ -1,4 +1,4 @@
-"""API keys: who may do what, and how much of it."""
+"""Define API keys and their scopes."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Scope(StrEnum):
-    """What a key may be used for."""
+    """What an API key may be used for."""
 
     INFERENCE = "inference"
-    """Inference endpoints and models."""
+    """Inference endpoints and the list of models."""
     JOBS = "jobs"
     """Jobs, files, batches, and requests that are answered later."""
     ADMIN = "admin"
-    """Operating: workers, queues, keys, dead letters, aliases, services."""
+    """Operation: workers, queues, keys, dead letters, aliases, services."""
 
 
 ALL_SCOPES = frozenset(Scope)
 
 
 class ApiKey(BaseModel):
-    """What is kept of a key: never the key itself."""
+    """The record of an API key, without the key itself."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     """`key_…`; not secret."""
     hash: str
-    """SHA-256 of the key, in hex. A key holds 256 random bits, so that no slow hash is needed."""
+    """SHA-256 of the key, in hex. A key holds 256 random bits, so that a fast hash is safe."""
     hint: str = ""
-    """Its last four characters, to tell keys apart."""
+    """The last four characters of the key, which help to tell keys apart."""
     name: str
     owner: str
-    """Jobs, files, batches and responses belong to owners; keys of one owner share them."""
+    """The owner of jobs, files, batches and responses. Keys of one owner share them."""
     scopes: frozenset[Scope] = ALL_SCOPES
     max_queued: int | None = Field(default=None, ge=0)
-    """Jobs that may wait at once; None: no limit of its own."""
+    """The maximum number of waiting jobs. None: the key has no limit."""
     max_running: int | None = Field(default=None, ge=1)
-    """Jobs that may run at once; None: no limit of its own."""
+    """The maximum number of running jobs. None: the key has no limit."""
     created_at: int
     """Unix seconds."""
     expires_at: int | None = None
     """Unix seconds; None: never."""
     revoked_at: int | None = None
-    """Unix seconds; None: it is not. A revoked key is kept for a while, so that no cache brings it back."""
+    """Unix seconds. None: the key is valid. The record of a revoked key is kept for a while, so that no cache restores the key."""
     webhook_secret: str = ""
-    """`whsec_` and base64: what its jobs' webhooks are signed with."""
+    """`whsec_` and base64: the secret that signs the webhooks of the key's jobs."""

@@ -1,7 +1,7 @@
-"""The terminal word on a job: published once on `nexus.done.<job>`, where the first one wins.
+"""Define the outcome of a durable job: published once on `nexus.done.<job>`, where the first one wins.
 
-Wire form: `Outcome` as JSON + newline + payload. The payload is the answer's bytes where the job completed and the answer
-is small enough to travel so; where it failed, the job message itself, so that it can be tried again.
+Wire form: `Outcome` as JSON + newline + payload. For a completed job the payload is the answer, when it is small
+enough. For a failed job the payload is the job message itself, so that the job can be retried.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from schemas.jobs import Capability, Envelope, JobStatus, Lane, Usage
 
 
 class Outcome(BaseModel):
-    """How a job ended. Holds what is needed to make its record anew."""
+    """How a job ended. It holds all that is needed to create the job's record again."""
 
     model_config = ConfigDict(frozen=True)
 
     job: str
     run: int = 1
     status: JobStatus
-    """One of `schemas.jobs.TERMINAL`."""
+    """A status of `schemas.jobs.TERMINAL_STATUSES`."""
     owner: str
     endpoint: str
-    """As the caller named it."""
+    """The endpoint that the caller used."""
     capability: Capability
     lane: Lane = Lane.DEFAULT
     model: str
-    """The model whose queue it stood in."""
+    """The model whose queue the job was in."""
     public_model: str
     request_id: str = ""
     metadata: dict[str, str] = Field(default_factory=dict)
@@ -39,16 +39,16 @@ class Outcome(BaseModel):
     batch: str = ""
     stream: bool = False
     token: str = ""
-    """The attempt that ended it; empty: no attempt did."""
+    """The attempt that ended the job. Empty: no attempt ended it."""
     delivery: int = 0
     events: int = 0
-    """Events that this attempt stored, STARTED included: a reader who has fewer waits for the others."""
+    """The number of events that this attempt stored, STARTED included. A reader with fewer events waits for the others."""
     worker: str = ""
     attempts: int = 0
     granted: bool = True
-    """A gateway let the attempt begin, and counted it. False: none answered; `attempts` is the worker's guess."""
+    """The attempt had a start grant, and a gateway counted it. False: no gateway replied, and `attempts` is the worker's estimate."""
     seconds: float | None = None
-    """What the attempt took."""
+    """The duration of the attempt."""
     content_type: str = "application/json"
     usage: Usage | None = None
     adapted: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")], ...] = ()
@@ -56,30 +56,30 @@ class Outcome(BaseModel):
     size: int = 0
     """Bytes of the answer."""
     blob: BlobRef | None = None
-    """The answer, where it is too large for the payload."""
+    """The answer, when it is too large for the payload."""
     uploads: tuple[str, ...] = ()
-    """The blobs that came with the request, and go with the job."""
+    """The blobs that came with the request and are deleted with the job."""
     error: ErrorInfo | None = None
     dead: bool = False
-    """It lies among the dead letters."""
+    """The job has a dead letter."""
     seal: str = ""
-    """Of a worker's: the envelope's. Of a gateway's: over all of it (`backbone.bus.seals`)."""
+    """By a worker: the envelope's seal. By a gateway: a seal over the whole outcome (`backbone.bus.seals`)."""
 
     def encode(self, payload: bytes = b"") -> bytes:
-        """The wire form."""
+        """Return the wire form."""
         return b"".join((self.model_dump_json(exclude_defaults=True).encode(), b"\n", payload))
 
     @classmethod
     def decode(cls, data: bytes) -> tuple[Outcome, bytes]:
-        """Inverse of `encode`. Raises ValueError."""
+        """Decode the wire form into the outcome and its payload. Raises ValueError."""
         line, newline, payload = data.partition(b"\n")
         if not newline:
-            raise ValueError("a terminal word must hold a line and a payload")
+            raise ValueError("An outcome needs a line of JSON and a payload.")
         return cls.model_validate_json(line), payload
 
 
 def outcome_of(envelope: Envelope, status: JobStatus, **fields: object) -> Outcome:
-    """A word on the job of `envelope`, with what the envelope says about it."""
+    """Return an outcome for the job of `envelope`. `fields` are those of `Outcome` that the envelope does not hold."""
     return Outcome.model_validate(
         {
             "job": envelope.job,

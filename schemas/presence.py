@@ -1,4 +1,4 @@
-"""What workers and operators write into the registry, and what the gateway reads from it."""
+"""Define the registry's records: workers and operators write them, the gateway reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KNOWN = frozenset(Capability)
 
 
 def _skip_unknown(capabilities: Any) -> Any:
-    """Leave out the capabilities that only a newer Nexus knows: the others of its workers still count."""
+    """Drop the capabilities that only a newer Nexus knows. The worker's other capabilities still count."""
     return [one for one in capabilities if one in _KNOWN] if isinstance(capabilities, list) else capabilities
 
 
@@ -29,31 +29,31 @@ class ModelOffer(BaseModel):
     name: str
     capabilities: KnownCapabilities
     loaded: bool | None = None
-    """Whether the backend holds it in memory now; None where the backend does not say."""
+    """Whether the backend has the model in memory. None: the backend does not report it."""
     loading: bool = False
     """Whether the backend is loading it now."""
     context_length: int | None = None
-    """Tokens that a request may use: as the model is loaded, where the backend says."""
+    """Tokens that a request may use, for the model as it is loaded, when the backend reports it."""
     owned_by: str = "nexus"
     created: int = 0
-    """Unix seconds, where the backend says; 0 where it does not."""
+    """Unix seconds, when the backend reports it, else 0."""
     voices: tuple[str, ...] = ()
-    """Of a model that speaks."""
+    """The voices of a speech model."""
     embedding_length: int | None = None
-    """Numbers in an embedding."""
+    """The length of an embedding."""
 
 
 class WorkerState(StrEnum):
-    """Whether a worker takes jobs."""
+    """Whether a worker pulls jobs."""
 
     READY = "ready"
     UNHEALTHY = "unhealthy"
-    """Its backend does not answer."""
+    """The worker's backend does not answer."""
     DRAINING = "draining"
 
 
 class Limitation(BaseModel):
-    """A feature that a model's server lacks, as a probe of the worker's own has shown."""
+    """A feature that a model's server lacks, as a probe of the worker has shown."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,19 +63,19 @@ class Limitation(BaseModel):
     since: int
     """Unix seconds by the worker's clock, for people to read."""
     until: int
-    """When the worker forgets it, and asks the server again."""
+    """The time at which the worker forgets the limitation and probes the server again."""
 
 
 class Pause(BaseModel):
-    """A model whose jobs a worker leaves in their queues for now, since its server asked to wait."""
+    """A model whose jobs a worker leaves in their queues for now, because its server asked to wait."""
 
     model_config = ConfigDict(frozen=True)
 
     model: str
     reason: str
-    """The server's words."""
+    """The server's message."""
     seconds: float
-    """How long, from when this was written."""
+    """The duration, from the time at which this was written."""
     until: int
     """Unix seconds by the worker's clock, for people to read."""
 
@@ -94,7 +94,7 @@ class BackendLoad(BaseModel):
 
 
 class WorkerPresence(BaseModel):
-    """The value of `<prefix>workers/<id>`, under a lease: it vanishes with the worker."""
+    """The value of `<prefix>workers/<id>`. It is under a lease and vanishes with the worker."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -105,7 +105,7 @@ class WorkerPresence(BaseModel):
     pid: int = 0
     version: str = ""
     slots: int = 1
-    """How many jobs it runs at once."""
+    """The number of jobs that the worker runs at the same time."""
     busy: int = 0
     load: BackendLoad | None = None
     """Load figures of the backend; None where the backend does not report them."""
@@ -114,11 +114,11 @@ class WorkerPresence(BaseModel):
     limitations: tuple[Limitation, ...] = ()
     pauses: tuple[Pause, ...] = ()
     problems: tuple[str, ...] = ()
-    """Why the worker is unhealthy, or what a ready one does not serve: sentences for the operator."""
+    """Why the worker is unhealthy, or what a ready worker does not serve: sentences for the operator."""
 
 
 class CatalogEntry(BaseModel):
-    """The value of `<prefix>models/<model>`, without a lease: a model that was ever served here."""
+    """The value of `<prefix>models/<model>`, without a lease: a model that a worker has served."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -129,19 +129,19 @@ class CatalogEntry(BaseModel):
 
 
 class Alias(BaseModel):
-    """The value of `<prefix>aliases/<alias>`: a name that stands for the first of its targets that is live."""
+    """The value of `<prefix>aliases/<alias>`: a name for the first of its targets that has a live worker."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     targets: tuple[str, ...] = Field(min_length=1)
-    """Models, in order of preference."""
+    """Models, in the order of preference."""
     unsupported_parameters: Literal["refuse", "adapt"] | None = None
-    """What becomes of parameters that a model's server lacks; None: as the worker does."""
+    """The policy for parameters that a model's server lacks. None: the worker's own policy."""
 
 
 class ServiceRecord(BaseModel):
-    """The value of `<prefix>services/<name>`: an HTTP service that is served without knowing of Nexus."""
+    """The value of `<prefix>services/<name>`: an HTTP service that workers serve without its knowledge of Nexus."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -152,7 +152,7 @@ class ServiceRecord(BaseModel):
 
 
 class RegistrySnapshot(BaseModel):
-    """Everything the registry knows at one moment."""
+    """The state of the registry at one moment."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,9 +1,9 @@
-"""What callers must not learn from an error's text: addresses, host names and paths of the inside.
+"""Remove internal addresses, host names and paths from the text of errors before callers see it.
 
-The rest of the text stays: a server's own words about the request are the caller's business. Hidden are
+The rest of the text stays: the message of a server about the request is meant for the caller. These are removed:
 
 - URLs, addresses and host names that are not public, `unix:` and `file:` addresses, and URLs that hold credentials;
-- names that the process was configured with: its inference server, NATS, etcd, Redis, this machine;
+- names of the process's configuration: its inference server, NATS, etcd, Redis, this machine;
 - paths of files.
 """
 
@@ -19,7 +19,7 @@ REDACTED_ADDRESS = "[internal address]"
 REDACTED_PATH = "[internal path]"
 MAX_TEXT_LENGTH = 4096
 CACHE_SIZE = 512
-"""Texts that are remembered with what was made of them: most errors repeat."""
+"""The number of texts whose redacted form is cached: most errors repeat."""
 
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _SUFFIX = r"(?:internal|local|localdomain|lan|corp|intranet|svc|home\.arpa)"
@@ -39,7 +39,7 @@ _HOST = re.compile(
     r"|\b(?:host(?:name)?|peer|server)\s?[=:]\s?|\b(?:ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH)\s+)"
     rf"(?P<quote>['\"]?))(?P<host>{_NAME})(?P<port>:\d{{1,5}}|['\"]?,\s*port=\d+)?"
 )
-"""A host after words that name one. Without a port it counts only where it has a quote or a dot, or the words leave no doubt."""
+"""A host name after words that introduce one. Without a port it counts only with a quote or a dot, or when the words are certain."""
 _SURE = re.compile(r"(?i)(?:lookup|resolv\w+\s+host|ENOTFOUND|EAI_AGAIN|host(?:name)?\s?[=])\s*$")
 _ROOTS = (
     r"var|home|root|opt|usr|etc|srv|mnt|tmp|run|proc|dev|lib|lib64|private|Users|Volumes|nix|snap|media|sys|boot|s?bin"
@@ -53,7 +53,7 @@ _FILE = re.compile(
 
 
 class Redactor:
-    """Hides what is inside. The rules need no names; those that are added are hidden too."""
+    """Replaces internal addresses and paths in texts. The rules need no names; names that were added are replaced as well."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._names: frozenset[str] = frozenset()
@@ -62,7 +62,7 @@ class Redactor:
         self.add(*names)
 
     def add(self, *urls: str) -> None:
-        """Add host names, `host:port`, or URLs of this process's configuration; several by commas."""
+        """Add host names, `host:port`, or URLs of this process's configuration. One text may hold several, separated by commas."""
         hosts = {host for url in urls for one in url.split(",") if (host := _host_of(one.strip()))}
         self._names |= hosts
         if self._names:
@@ -70,7 +70,7 @@ class Redactor:
         self._known.cache_clear()
 
     def redact(self, text: str) -> str:
-        """Return the text without what is inside, at most `MAX_TEXT_LENGTH` characters of it. Idempotent."""
+        """Return at most `MAX_TEXT_LENGTH` characters of the text, without internal addresses and paths. Idempotent."""
         return self._known(text if len(text) <= MAX_TEXT_LENGTH else text[: MAX_TEXT_LENGTH - 1] + "…")
 
     def _redact(self, text: str) -> str:
@@ -127,12 +127,13 @@ def _host_of(url: str) -> str:
 
 
 def _name_pattern(name: str) -> str:
-    """A name of one word may be a word of the text, too: it counts with a port, or where it looks like a machine's."""
+    """Return a pattern for a configured name. A name that is a plain word counts only with a port, since the text may use the word."""
     plain = "." not in name and ":" not in name and not re.search(r"\d|-", name)
     port = r":\d{1,5}" if plain else r"(?::\d{1,5})?"
     return r"(?<![\w.-])" + re.escape(name) + port + r"(?![\w-]|\.\w)"
 
 
 REDACTOR = Redactor()
-"""This process's. Its names are added once, when the process reads its settings; errors reach callers in too many ways for it to be
-passed along."""
+"""The process's redactor. It is global, because errors reach callers in too many ways to pass it along. The process adds its names once,
+when it reads its settings.
+"""

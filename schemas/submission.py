@@ -1,4 +1,4 @@
-"""`POST /v1/jobs`: any request, to be answered later."""
+"""Define `POST /v1/jobs`: any request, to be answered later."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
-"""As OpenAI has it: at most 16 pairs."""
+"""OpenAI's metadata: at most 16 pairs."""
 
 
 PUBLIC_URL = r"^https?://([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,20}(:[1-9][0-9]{1,3})?(/[!-~]*)?$"
-"""The usual form of such a URL, for the documentation alone: others are taken too, such as one with an address."""
+"""The usual form of such a URL, for the documentation. Requests may use others, such as a URL with an address."""
 
 
 class WebhookRequest(BaseModel):
-    """Whom to tell of the job's end."""
+    """The webhook that receives the job's outcome."""
 
     model_config = ConfigDict(extra="forbid", strict=True, title="WebhookWish")
 
@@ -23,17 +23,17 @@ class WebhookRequest(BaseModel):
 
 
 class SubmitRequest(BaseModel):
-    """A job."""
+    """A request for a job."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     endpoint: Annotated[str, Field(min_length=1, max_length=200)]
-    """An inference endpoint's path: `/v1/chat/completions`."""
+    """The path of an inference endpoint: `/v1/chat/completions`."""
     body: dict[str, Any]
-    """What would be sent there. Where that takes a form, its files are ids of uploaded files."""
+    """The body of a request to that endpoint. Where the endpoint takes a form, file fields hold ids of uploaded files."""
     metadata: Annotated[Metadata, Field(max_length=16)] = Field(default_factory=dict)
     webhook: WebhookRequest | None = None
     service_tier: Literal["priority", "default", "flex"] | None = None
-    """None: as the body says."""
+    """None: the tier of the body."""
     timeout: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
-    """Seconds from now after which the job ends as `expired`, whatever it is doing."""
+    """Seconds from now after which the job ends as `expired`, in any state."""

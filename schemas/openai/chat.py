@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: the fields that Nexus reads. All others reach the backend untouched."""
+"""Define the request of `POST /v1/chat/completions`: the fields that Nexus reads. All others reach the backend unchanged."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def _never(value: bool) -> bool:
 
 
 NeverStreamed = Annotated[bool, AfterValidator(_never), WithJsonSchema({"type": "boolean", "const": False})]
-"""`stream` where there is nothing to stream. `Literal[False]` would take 0."""
+"""`stream` for endpoints without streams. `Literal[False]` would accept 0."""
 
 
 TokenId = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class ChatMessage(BaseModel):
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     model_config = ConfigDict(extra="allow", strict=True, title="Message")
 
@@ -41,7 +41,7 @@ class ChatStreamOptions(BaseModel):
 
 
 class TextRequest(BaseModel):
-    """What chat and legacy completions have in common."""
+    """The fields that chat and legacy completions share."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -59,7 +59,7 @@ class TextRequest(BaseModel):
 
 
 class ChatRequest(TextRequest):
-    """A chat request."""
+    """A request for a chat completion."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=0, lt=2**63)] | None = None

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: the fields that Nexus reads. All others reach the backend untouched."""
+"""Define the request of `POST /v1/embeddings`: the fields that Nexus reads. All others reach the backend unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Tokens = Annotated[list[TokenId], Field(min_length=1)]
 
 
 class EmbeddingsRequest(BaseModel):
-    """Texts to be turned into vectors: one, several, or the same as token ids."""
+    """A request for the vectors of one text, several texts, or the same as token ids."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -25,4 +25,4 @@ class EmbeddingsRequest(BaseModel):
     user: str | None = None
     service_tier: ServiceTier | None = None
     stream: NeverStreamed | None = None
-    """There is nothing to stream."""
+    """Only false: this endpoint has no streams."""

@@ -1,4 +1,4 @@
-"""What requests that come as a form have in common."""
+"""Define the base of requests that come as a form."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class FormRequest(BaseModel):
-    """The fields of a form: numbers and booleans are read from their text, and an empty field counts as not given."""
+    """The fields of a form. Numbers and booleans are parsed from text, and an empty field counts as missing."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""`POST /v1/images/generations` and `/v1/images/edits`: the fields that Nexus reads. All others reach the backend untouched."""
+"""Define the requests of `POST /v1/images/generations` and `/v1/images/edits`: the fields that Nexus reads. All others reach the backend unchanged."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def _size(value: str) -> str:
 
 
 class ImageRequestBase(BaseModel):
-    """What both have in common."""
+    """The fields that both requests share."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """None: the default for images; OpenAI's SDKs let it be left out."""
+    """None: the default model for images. OpenAI's SDKs allow to omit it."""
     prompt: Annotated[str, Field(min_length=1, max_length=32_000)]
     n: Annotated[int, Field(ge=1, le=10)] | None = None
     size: Annotated[str, AfterValidator(_size), Field(json_schema_extra={"pattern": f"^({SIZE.pattern})$"})] | None = (
@@ -36,15 +36,15 @@ class ImageRequestBase(BaseModel):
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
     seed: Annotated[int, Field(ge=-1, le=2**64 - 1)] | None = None
-    """Ours, as are `negative_prompt`, `steps` and `guidance`. -1: any."""
+    """A field of Nexus, like `negative_prompt`, `steps` and `guidance`. -1: a random seed."""
     service_tier: ServiceTier | None = None
 
 
 class ImageGenerationRequest(ImageRequestBase):
-    """Pictures from a text."""
+    """A request for pictures from a text."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
 class ImageEditRequest(FormRequest, ImageRequestBase):
-    """Pictures from a picture: the fields of a form, where numbers and booleans are text. Its files travel beside it."""
+    """A request for pictures from a picture: the fields of a form, in which numbers and booleans are text. The files travel separately."""

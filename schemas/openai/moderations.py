@@ -1,4 +1,4 @@
-"""`POST /v1/moderations`: the fields that Nexus reads, and what an answer must hold. All other fields pass untouched."""
+"""Define the request of `POST /v1/moderations`, and the fields that an answer must hold. All other fields pass unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.openai.chat import NeverStreamed, ServiceTier
 
 
 class ImageAddress(BaseModel):
-    """Where a picture is: a data URL, or a URL that the gateway fetches."""
+    """The address of a picture: a data URL, or a URL that the gateway fetches."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -39,12 +39,12 @@ InputPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class ModerationRequest(BaseModel):
-    """Content to classify: a text, several texts, or the parts of one content."""
+    """A request to classify content: a text, several texts, or the parts of one content."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """None: the default for moderations; OpenAI's SDKs let it be left out."""
+    """None: the default model for moderations. OpenAI's SDKs allow to omit it."""
     input: (
         str
         | Annotated[list[str], Field(min_length=1)]
@@ -52,7 +52,7 @@ class ModerationRequest(BaseModel):
     )
     service_tier: ServiceTier | None = None
     stream: NeverStreamed | None = None
-    """There is nothing to stream."""
+    """Only false: this endpoint has no streams."""
 
 
 class ModerationResult(BaseModel):
@@ -63,9 +63,9 @@ class ModerationResult(BaseModel):
     flagged: bool
     """Whether a category is flagged."""
     categories: dict[str, bool | None]
-    """The categories, and whether each is flagged."""
+    """Whether each category is flagged."""
     category_scores: dict[str, float | None]
-    """The categories' scores, from 0 to 1."""
+    """The score of each category, from 0 to 1."""
     category_applied_input_types: dict[str, Any] | None = None
     """The kinds of input, `text` and `image`, that each score applies to."""
 

@@ -1,4 +1,4 @@
-"""`POST /v1/rerank`, as Jina and Cohere have it: the fields that Nexus reads. All others reach the backend untouched."""
+"""Define the request of `POST /v1/rerank`, as in the APIs of Jina and Cohere: the fields that Nexus reads. All others reach the backend unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.openai.chat import NeverStreamed, ServiceTier
 
 
 class RerankDocument(BaseModel):
-    """A text; what else it holds comes back with it."""
+    """A document as an object. Fields other than `text` are returned with it."""
 
     model_config = ConfigDict(extra="allow", strict=True, title="Document")
 
@@ -18,7 +18,7 @@ class RerankDocument(BaseModel):
 
 
 class RerankRequest(BaseModel):
-    """Documents to be ordered by how well they answer a query."""
+    """A request to order documents by their relevance to a query."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -26,9 +26,9 @@ class RerankRequest(BaseModel):
     query: Annotated[str, Field(min_length=1)]
     documents: Annotated[list[str | RerankDocument], Field(min_length=1)]
     top_n: Annotated[int, Field(ge=1)] | None = None
-    """None: all of them."""
+    """None: all documents."""
     return_documents: bool | None = None
-    """None: no, only their indexes."""
+    """None: false, only their indexes are returned."""
     service_tier: ServiceTier | None = None
     stream: NeverStreamed | None = None
-    """There is nothing to stream."""
+    """Only false: this endpoint has no streams."""

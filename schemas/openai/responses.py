@@ -1,7 +1,7 @@
-"""`/v1/responses`: what may be asked for. The translation onto chat is `gateway.responses.to_chat`.
+"""Define the request of `POST /v1/responses`. `gateway.responses.to_chat` translates it into a chat request.
 
-What Nexus cannot do is refused by name, since leaving it out would change the answer. Fields that OpenAI does not know reach
-the backend untouched, as with chat.
+Nexus refuses fields that it cannot honor, since ignoring them would change the answer. Fields that OpenAI does not define reach
+the backend unchanged, as with chat.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ Metadata = Annotated[
 ]
 
 UNSUPPORTED_FIELDS: dict[str, str] = {
-    "conversation": "conversations are not kept here; name the response before this one with 'previous_response_id'",
-    "prompt": "prompt templates are not kept here; send 'instructions' and 'input'",
-    "context_management": "the context is not managed here",
-    "moderation": "answers are not moderated here",
-    "background_options": "background responses have no completion window here",
-    "access_programs": "there are no access programs here",
-    "image": "there are no options for images here; give each one its 'detail'",
-    # Chat's names: the backend would take them for its own, against what the translation says.
-    "messages": "this endpoint takes 'input'",
-    "max_tokens": "this endpoint takes 'max_output_tokens'",
-    "max_completion_tokens": "this endpoint takes 'max_output_tokens'",
-    "response_format": "this endpoint takes 'text.format'",
-    "reasoning_effort": "this endpoint takes 'reasoning.effort'",
-    "verbosity": "this endpoint takes 'text.verbosity'",
-    "functions": "this endpoint takes 'tools'",
-    "function_call": "this endpoint takes 'tool_choice'",
-    "n": "a response is one answer",
-    "logprobs": "this endpoint takes 'include': ['message.output_text.logprobs']",
+    "conversation": "Nexus stores no conversations; name the previous response in 'previous_response_id'",
+    "prompt": "Nexus stores no prompt templates; send 'instructions' and 'input'",
+    "context_management": "Nexus does not manage the context; shorten the input yourself",
+    "moderation": "Nexus does not moderate answers; use /v1/moderations",
+    "background_options": "background responses have no completion window; leave it out",
+    "access_programs": "Nexus has no access programs; leave it out",
+    "image": "Nexus has no common options for images; set 'detail' of each image",
+    # Names of chat fields: the backend would read them instead of the translated ones.
+    "messages": "use 'input'",
+    "max_tokens": "use 'max_output_tokens'",
+    "max_completion_tokens": "use 'max_output_tokens'",
+    "response_format": "use 'text.format'",
+    "reasoning_effort": "use 'reasoning.effort'",
+    "verbosity": "use 'text.verbosity'",
+    "functions": "use 'tools'",
+    "function_call": "use 'tool_choice'",
+    "n": "a response holds one answer; send several requests",
+    "logprobs": "use 'include': ['message.output_text.logprobs']",
 }
-"""Fields that are refused, and why."""
+"""The fields that Nexus refuses, each with the reason and the alternative."""
 
 
-class _Strict(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class InputItem(_Strict):
-    """One item of the input: a message, a call of a function, or what the function returned."""
+class InputItem(_StrictModel):
+    """One item of the input: a message, a function call, or the output of a function."""
 
     type: str | None = None
     id: str | None = None
@@ -56,27 +56,27 @@ class InputItem(_Strict):
     output: str | list[dict[str, Any]] | dict[str, Any] | None = None
 
 
-class TextConfig(_Strict):
-    """What the answer's text is to look like."""
+class TextConfig(_StrictModel):
+    """The format of the answer's text."""
 
     format: dict[str, Any] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ReasoningConfig(_Strict):
-    """How much a model is to think."""
+class ReasoningConfig(_StrictModel):
+    """How much the model reasons."""
 
     effort: str | None = None
     summary: str | None = None
 
 
-class ResponsesStreamOptions(_Strict):
-    """Options of a stream. Nothing is padded here, so that `include_obfuscation` changes nothing."""
+class ResponsesStreamOptions(_StrictModel):
+    """Options of a stream. Nexus never pads a stream, so that `include_obfuscation` has no effect."""
 
     include_obfuscation: bool | None = None
 
 
-class ResponsesRequest(_Strict):
+class ResponsesRequest(_StrictModel):
     """A request for a response."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -97,12 +97,12 @@ class ResponsesRequest(_Strict):
     truncation: Literal["auto", "disabled"] | None = None
     service_tier: ResponsesTier | None = None
     store: bool | None = None
-    """False: it cannot be retrieved afterwards."""
+    """False: the response cannot be retrieved later."""
     background: bool | None = None
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     user: str | None = None
-    # These have no effect here, and do not go to the backend.
+    # These have no effect, and are not sent to the backend.
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
@@ -112,5 +112,5 @@ class ResponsesRequest(_Strict):
 
     @property
     def stored(self) -> bool:
-        """Whether it can be retrieved afterwards."""
+        """Return whether the response can be retrieved later."""
         return self.store is not False

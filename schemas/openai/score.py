@@ -1,4 +1,4 @@
-"""`POST /v1/score`, as vLLM has it: the fields that Nexus reads, and what an answer must hold. All other fields pass untouched."""
+"""Define the request of `POST /v1/score`, as in vLLM's API, and the fields that an answer must hold. All other fields pass unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)
 
 
 class ScoreRequest(BaseModel):
-    """Pairs of texts to be scored by a cross-encoder: one with one, one with each of several, or each with its own."""
+    """A request to score pairs of texts with a cross-encoder: one text with one, one with each of several, or each with its own."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -22,7 +22,7 @@ class ScoreRequest(BaseModel):
     text_2: Annotated[str, Field(min_length=1)] | Texts
     service_tier: ServiceTier | None = None
     stream: NeverStreamed | None = None
-    """There is nothing to stream."""
+    """Only false: this endpoint has no streams."""
 
     @model_validator(mode="after")
     def _form_pairs(self) -> Self:
@@ -35,12 +35,12 @@ class ScoreRequest(BaseModel):
 
     @property
     def left(self) -> list[str]:
-        """The texts of `text_1`."""
+        """Return the texts of `text_1`."""
         return [self.text_1] if isinstance(self.text_1, str) else self.text_1
 
     @property
     def right(self) -> list[str]:
-        """The texts of `text_2`."""
+        """Return the texts of `text_2`."""
         return [self.text_2] if isinstance(self.text_2, str) else self.text_2
 
 
@@ -50,7 +50,7 @@ class PairScore(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     index: int
-    """The place of the pair, from 0."""
+    """The index of the pair, from 0."""
     object: str | None = None
     score: float
 

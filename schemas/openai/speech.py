@@ -1,4 +1,4 @@
-"""`POST /v1/audio/speech`: the fields that Nexus reads. All others reach the backend untouched."""
+"""Define the request of `POST /v1/audio/speech`: the fields that Nexus reads. All others reach the backend unchanged."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SPEECH_CONTENT_TYPES: dict[str, str] = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
-"""What an answer in each format is called."""
+"""The content type of an answer in each format."""
 
 MAX_INPUT = 32_768
-"""Characters. OpenAI takes 4,096; this is about half an hour of speech."""
+"""Maximum characters. OpenAI accepts 4,096; this is about half an hour of speech."""
 
 MIN_SPEED, MAX_SPEED = 0.25, 4.0
 
 
 class VoiceId(BaseModel):
-    """A voice of the caller's own."""
+    """A custom voice."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -36,14 +36,14 @@ class VoiceId(BaseModel):
 
 
 class SpeechRequest(BaseModel):
-    """A text to be spoken."""
+    """A request to speak a text."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     input: Annotated[str, Field(min_length=1, max_length=MAX_INPUT)]
     voice: str | VoiceId | None = None
-    """None: the model's own."""
+    """None: the model's default voice."""
     response_format: SoundCodec | None = None
     """None: mp3."""
     speed: Annotated[float, Field(ge=MIN_SPEED, le=MAX_SPEED)] | None = None

@@ -1,6 +1,6 @@
-"""`POST /v1/audio/transcriptions` and `/v1/audio/translations`: the fields of their forms, without the file.
+"""Define the requests of `POST /v1/audio/transcriptions` and `/v1/audio/translations`: the fields of their forms, without the file.
 
-Fields that are not named here reach the backend untouched.
+Other fields reach the backend unchanged.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ AudioFormat = Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_js
 
 
 class TranslationRequest(FormRequest):
-    """Speech in any language to English text."""
+    """A request for the English text of speech in any language."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     prompt: str | None = None
     response_format: AudioFormat | None = None
-    """`diarized_json` is refused by the backends that cannot tell speakers apart."""
+    """Backends that cannot tell speakers apart refuse `diarized_json`."""
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     service_tier: ServiceTier | None = None
 
 
 class TranscriptionRequest(TranslationRequest):
-    """Speech to text in its own language."""
+    """A request for the text of speech, in the language of the speech."""
 
     language: Annotated[str, Field(max_length=64)] | None = None
     stream: bool | None = None

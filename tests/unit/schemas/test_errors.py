@@ -68,7 +68,7 @@ def test_what_is_given_comes_before_what_the_class_says() -> None:
 
 def test_an_empty_message_is_the_classs() -> None:
     """Nobody gets an error without words."""
-    assert str(errors.QueueFull("")) == "The queue for this model is full; try again shortly."
+    assert str(errors.QueueFull("")) == "The queue for this model is full. Retry shortly."
 
 
 INFOS = st.builds(
