@@ -1,4 +1,4 @@
-"""`python -m workers`: a worker configured by environment variables."""
+"""`python -m workers`: run a worker that environment variables configure."""
 
 import sys
 

@@ -57,7 +57,7 @@ MAX_STORED_MESSAGE_BYTES = 768 * 1024
 
 
 def backoff_s(attempt: int) -> float:
-    """Return the pause after a transient failure: 1 s, 4 s, …"""
+    """Return the pause after a transient failure: 1 s, 4 s, … up to 30 s."""
     return min(30.0, 4.0 ** (attempt - 1))
 
 

@@ -33,6 +33,6 @@ class GatewayHealth:
         """Return whether the gateway's jobs must wait for its answer."""
         return gateway in self._silent
 
-    def is_gone(self, gateway: str) -> bool:
+    def is_dead(self, gateway: str) -> bool:
         """Return whether the gateway counts as gone."""
         return self._silent.get(gateway, False)

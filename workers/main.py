@@ -1,4 +1,4 @@
-"""Putting a worker together from its settings, and running it until SIGTERM."""
+"""Assembly of a worker from its settings; it runs until SIGTERM."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def main() -> int:
-    """Run a worker that environment variables configure. Returns the exit status."""
+    """Run a worker that environment variables configure. Return the exit status."""
     try:
         settings = read_settings(WorkerSettings)
     except ConfigurationError as error:
@@ -59,7 +59,7 @@ def run(settings: WorkerSettings) -> int:
 
 
 def worker_id(settings: WorkerSettings) -> str:
-    """The configured id, or one of host, backend and a random part. It is a subject's token: `[A-Za-z0-9_-]`."""
+    """Return the configured id, or one of host, backend and a random part. It is a subject's token: `[A-Za-z0-9_-]`."""
     if settings.worker_name:
         return (
             settings.worker_name
@@ -71,7 +71,7 @@ def worker_id(settings: WorkerSettings) -> str:
 
 
 def backend_config(settings: WorkerSettings) -> BackendConfig:
-    """What the adapter needs of the settings."""
+    """Return the settings that the adapter needs."""
     return BackendConfig(
         url=settings.worker_backend_url,
         api_key=settings.worker_backend_key.get_secret_value() if settings.worker_backend_key else "",
@@ -84,16 +84,16 @@ def _backend(settings: WorkerSettings) -> Backend:
     try:
         return make_backend(settings.worker_backend, backend_config(settings))
     except ValueError as error:
-        raise ConfigurationError(_what_to_set(str(error), settings)) from error
+        raise ConfigurationError(_configuration_message(str(error), settings)) from error
 
 
-def _what_to_set(complaint: str, settings: WorkerSettings) -> str:
-    """An adapter's complaint about its configuration, with the setting that it is about."""
-    if "URL" not in complaint:
-        return f"the backend '{settings.worker_backend}' cannot be set up: {complaint}. See WORKER_BACKEND_OPTIONS (--option)."
+def _configuration_message(problem: str, settings: WorkerSettings) -> str:
+    """Return the message of an adapter's configuration error, with the setting that it concerns."""
+    if "URL" not in problem:
+        return f"the backend '{settings.worker_backend}' cannot be set up: {problem}. See WORKER_BACKEND_OPTIONS (--option)."
     given = settings.worker_backend_url.rpartition("@")[2]  # without a password
     is_now = f"is '{given}'" if given else "is not set"
-    return f"WORKER_BACKEND_URL (--url) {is_now}, and the backend '{settings.worker_backend}' needs it: {complaint}."
+    return f"WORKER_BACKEND_URL (--url) {is_now}, and the backend '{settings.worker_backend}' needs it: {problem}."
 
 
 async def _main(settings: WorkerSettings) -> None:

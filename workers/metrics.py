@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 class WorkerMetrics:
-    """One set per process, in a registry of its own."""
+    """Holds the metrics of one worker process, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

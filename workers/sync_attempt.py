@@ -7,7 +7,7 @@ requested ──PROCEED; or the job──► running ──Finish─────
   │                                   │                        ends the request after three that count)
   │                                   │ time limit ──────────► FAILED, ack
   │                                   │ cancelled, STOP, gateway gone ──► ack
-  │                                   │ STALE, `ack_wait` lost ─────────► silence
+  │                                   │ SUPERSEDED, `ack_wait` lost ────► silence
   │                                   └ drain ran out of time ──────────► RETURNED, nak
 """
 
@@ -145,7 +145,7 @@ class SyncAttempt(Attempt):
             if self._grant is not None and not self._grant.done():
                 self._grant.set_result(None)
             return
-        gone = gateways.is_gone(self._gateway) or self._requests >= MAX_REQUESTS
+        gone = gateways.is_dead(self._gateway) or self._requests >= MAX_REQUESTS
         gateways.record_silence(self._gateway, gone=gone)
         if gone:
             self.stop(StopReason.DISCONNECTED)

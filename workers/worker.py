@@ -356,9 +356,9 @@ class Worker:
         """Return the models that the backend holds in memory; where it does not say, the model of the last job."""
         if self._turns is not None and self._turns.resident_models:
             return self._turns.resident_models
-        said = frozenset(m.name for m in self._models if m.loaded)
-        if said or any(m.loaded is False for m in self._models):
-            return said
+        reported = frozenset(m.name for m in self._models if m.loaded)
+        if reported or any(m.loaded is False for m in self._models):
+            return reported
         return frozenset((self._last_model,)) if self._last_model else frozenset()
 
     # Jobs

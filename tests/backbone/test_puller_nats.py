@@ -67,7 +67,7 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def intake_nats(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def puller_nats(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from tests.conftest import running
 
     yield from running(source().nats(tmp_path_factory.mktemp("puller-nats")))
@@ -75,14 +75,14 @@ def intake_nats(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(("slots", "seed"), [(1, 1), (3, 2), (24, 3), (64, 4)])
 async def test_every_job_begins_when_there_is_a_slot(
-    intake_nats: Any, eventually: Eventually, slots: int, seed: int
+    puller_nats: Any, eventually: Eventually, slots: int, seed: int
 ) -> None:
     """Streams and bursts over lanes and models, of which most are only listed: no slot is exceeded, none is idle for long."""
     chance = random.Random(seed)
     stream = JobsStreamConfig(max_bytes=64 * 1024 * 1024)
-    gateway = NatsGatewayBus(intake_nats.url, gateway=secrets.token_hex(4), ack_wait_s=5.0, stream=stream)
+    gateway = NatsGatewayBus(puller_nats.url, gateway=secrets.token_hex(4), ack_wait_s=5.0, stream=stream)
     await gateway.start()
-    desk = Desk(intake_nats.url, slots)
+    desk = Desk(puller_nats.url, slots)
     await desk.bus.start()
     listed = [Queue(Capability.CHAT, lane, f"idle-{number}") for number in range(LISTED) for lane in LANES]
     await desk.puller.serve([*USED, *listed])

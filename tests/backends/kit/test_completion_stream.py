@@ -403,12 +403,12 @@ def test_usage_in_every_event_is_for_who_asked() -> None:
         event["usage"] = one
     stream = encoded(events, (",", ":"), ascii_only=False)
 
-    def told(wanted: CompletionOptions) -> list[Any]:
+    def usages_of(wanted: CompletionOptions) -> list[Any]:
         frames = run(CompletionRelay(wanted), stream, [])[0].split(b"\n\n")[:-1]
         return [json.loads(frame.removeprefix(b"data: ")).get("usage") for frame in frames]
 
-    assert told(CompletionOptions(True, "m", "f", include_usage=True)) == [None, None, None, None, usage[-1]]
-    assert told(CompletionOptions(True, "m", "f", include_usage=True, continuous_usage=True))[:3] == usage
+    assert usages_of(CompletionOptions(True, "m", "f", include_usage=True)) == [None, None, None, None, usage[-1]]
+    assert usages_of(CompletionOptions(True, "m", "f", include_usage=True, continuous_usage=True))[:3] == usage
 
 
 def test_a_backend_without_id_and_created_gets_them() -> None:

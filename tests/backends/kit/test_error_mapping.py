@@ -120,7 +120,7 @@ def test_an_input_that_was_flagged(error: Any, code: str) -> None:
         {"error": "body/messages must be an array", "message": "Bad Request"},
     ],
 )
-def test_the_longer_of_two_words_is_told(body: Any) -> None:
+def test_the_longer_of_two_messages_is_passed_on(body: Any) -> None:
     """Spring's and Nest's servers put the status's name into `error`."""
     assert error_from_response(400, {}, orjson.dumps(body)).info.message == "body/messages must be an array"
 

@@ -107,8 +107,8 @@ def test_granularities_choose_what_is_timed() -> None:
 
 
 def test_a_translation_is_english() -> None:
-    told = SpeechTranscript("hello", language="german", duration=1.0, segments=(SpeechSegment(" hello", 0, 1),))
-    body = json.loads(render_transcript(told, "verbose_json", task="translate")[0])
+    transcript = SpeechTranscript("hello", language="german", duration=1.0, segments=(SpeechSegment(" hello", 0, 1),))
+    body = json.loads(render_transcript(transcript, "verbose_json", task="translate")[0])
     TranslationVerbose.model_validate(body)
     assert (body["task"], body["language"]) == ("translate", "english")
 

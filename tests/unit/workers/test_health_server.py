@@ -88,7 +88,7 @@ async def test_ready_from_its_first_job_to_its_last(rig: Rig, side: Side, eventu
 
 async def test_a_stuck_worker_is_not_healthy(rig: Rig, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that takes no turn cannot beat for its jobs either: the process is of no use."""
-    monkeypatch.setattr(health_server, "TURN_S", 0.05)
+    monkeypatch.setattr(health_server, "LOOP_TIMEOUT_S", 0.05)
     asked = asyncio.get_running_loop().run_in_executor(None, side.get_now, "/health")
     time.sleep(0.5)
     assert await asked == (503, "stuck")

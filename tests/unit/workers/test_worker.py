@@ -205,7 +205,7 @@ async def test_a_backend_that_is_down_takes_no_jobs(rig: Rig, eventually: Eventu
 
 
 async def test_a_caller_who_leaves_stops_the_backend(rig: Rig, eventually: Eventually) -> None:
-    """The worker is told, and the backend's work ends."""
+    """The gateway notifies the worker, and the backend's work ends."""
     await eventually(lambda: rig.live() == ["m"])
     rig.backend.go.clear()
     call = rig.call()
@@ -325,7 +325,7 @@ async def test_a_gateway_that_is_only_reconnecting_gets_its_answer(rig: Rig, eve
     assert (call.error, call.take_output(), call.starts) == (None, b"answer of m", 1)
 
 
-async def test_a_refused_connection_stops_intake_until_the_backend_answers(rig: Rig, eventually: Eventually) -> None:
+async def test_a_refused_connection_stops_pulling_until_the_backend_answers(rig: Rig, eventually: Eventually) -> None:
     """At once, whatever the health interval; the job that met it is taken again afterwards, and loses no try."""
     await eventually(lambda: rig.live() == ["m"])
     asked = 0

@@ -47,7 +47,7 @@ def hub() -> MemoryHub:
 
 @pytest.fixture
 async def shelf(hub: MemoryHub) -> AsyncIterator[Shelf]:
-    """Beside a worker that looks once an hour unless it is told."""
+    """On a worker that discovers once an hour unless it is notified."""
     shelf, broker = Shelf(), MemoryBroker()
     worker = Worker(
         worker_id="w", host="h", backend=shelf, blobs=MemoryBlobStore(), log=MemoryWorkerLog(broker), registry=MemoryRegistry(hub),

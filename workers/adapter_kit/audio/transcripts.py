@@ -412,9 +412,9 @@ def _parse_cues(text: str, *, escaped: bool) -> Iterator[SpeechSegment]:
         lines = block.strip().split("\n")
         for at, line in enumerate(lines):
             if times := TIMES.search(line):
-                said = " ".join(lines[at + 1 :]).strip()
+                cue_text = " ".join(lines[at + 1 :]).strip()
                 start, end = (_parse_time(one) for one in times.groups())
-                yield SpeechSegment(html.unescape(said) if escaped else said, start, end)
+                yield SpeechSegment(html.unescape(cue_text) if escaped else cue_text, start, end)
                 break
 
 

@@ -38,7 +38,7 @@ NO_EFFECT_VALUES: Mapping[str, frozenset[str]] = {
 UNSUPPORTED_HINTS = {
     "quality": "give steps instead",
     "style": "describe it in the prompt instead",
-    "background": "it makes opaque pictures only",
+    "background": "it makes opaque images only",
     "edit": "use /v1/images/generations",
 }
 
@@ -146,8 +146,8 @@ class ImageRequest:
                 hint = UNSUPPORTED_HINTS.get(what) or (
                     f"it takes prompt, n, {known}" if known else "it takes prompt and n"
                 )
-                said = {"edit": "edit pictures", "images": "take several images"}.get(what, f"honour {name!r}")
-                raise BackendRefused(f"this model cannot {said}; {hint}", param=name)
+                lacking = {"edit": "edit images", "images": "take several images"}.get(what, f"honor {name!r}")
+                raise BackendRefused(f"this model cannot {lacking}; {hint}", param=name)
 
     def _check_combinations(self) -> None:
         if self.stream and self.response_format == "url":

@@ -89,7 +89,7 @@ class GeneratedImage:
     extra_fields: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of the server's answer that are passed on with the image."""
     in_requested_format: bool = False
-    """The server was asked for the format and compression: an image of that format, or any where the caller named none, is not convert."""
+    """The server was asked for the format and compression: an image of that format, or any where the caller named none, is not converted."""
 
 
 def parse_keep_metadata(options: Mapping[str, str]) -> bool:

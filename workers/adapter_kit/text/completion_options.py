@@ -1,4 +1,4 @@
-"""What a caller asked for, as far as it shapes the answer to a chat or text completion."""
+"""The options of a request that shape the answer to a chat or text completion."""
 
 from __future__ import annotations
 
