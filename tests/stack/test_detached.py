@@ -1,4 +1,4 @@
-"""`nexus up -d`, `down`, `logs` and `env`, as a person meets them."""
+"""`nexus up -d`, `down`, `logs` and `env` as a user runs them."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ async def detached(tmp_path: Path) -> AsyncIterator[Detached]:
 
 
 async def test_up_returns_when_it_serves_and_down_ends_all(detached: Detached, tmp_path: Path) -> None:
-    """The same words as in the foreground; every command finds it; what it prints can be pasted."""
-    code, said, error = await detached.nexus("up", "-d", *detached.flags)
-    assert (code, error) == (0, ""), said
+    """The output is that of the foreground; every command finds the stack; printed commands can be pasted."""
+    code, output, error = await detached.nexus("up", "-d", *detached.flags)
+    assert (code, error) == (0, ""), output
     for wanted in ("NATS ", "up after", "Nexus is up.", "curl ", "worker.env", "down` stops everything."):
-        assert wanted in said
+        assert wanted in output
     state = detached.state()
-    assert state["key"] in said
+    assert state["key"] in output
 
     code, export, _ = await detached.nexus("env")
     assert code == 0
-    assert export.strip() in said.splitlines()
+    assert export.strip() in output.splitlines()
     script = f"{export}\nexec {shlex.quote(sys.executable)} -c \"import os; print(os.environ['OPENAI_BASE_URL'])\""
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
     async with httpx.AsyncClient(trust_env=False) as http:
@@ -87,13 +87,13 @@ async def test_up_returns_when_it_serves_and_down_ends_all(detached: Detached, t
     assert code == 1
     assert "worker-echo" in error
 
-    code, said, _ = await detached.nexus("down")
-    assert (code, said.splitlines()[-1]) == (0, "Stopped.")
+    code, output, _ = await detached.nexus("down")
+    assert (code, output.splitlines()[-1]) == (0, "Stopped.")
     assert not processes_of(detached.data)
     assert await detached.nexus("down") == (0, f"No Nexus runs on {detached.data}.\n", "")
 
 
-async def test_it_survives_its_terminal(detached: Detached, tmp_path: Path) -> None:
+async def test_detached_stack_outlives_its_terminal(detached: Detached, tmp_path: Path) -> None:
     """The terminal hangs up; the stack answers."""
     master, slave = pty.openpty()
     shell = subprocess.Popen(
@@ -106,12 +106,12 @@ async def test_it_survives_its_terminal(detached: Detached, tmp_path: Path) -> N
         start_new_session=True,
     )
     os.close(slave)
-    said = b""
+    output = b""
     deadline = time.monotonic() + UP_S
-    while b"returned" not in said:
-        assert time.monotonic() < deadline, said
-        said += await asyncio.to_thread(os.read, master, 4096)
-    assert b"Nexus is up." in said
+    while b"returned" not in output:
+        assert time.monotonic() < deadline, output
+        output += await asyncio.to_thread(os.read, master, 4096)
+    assert b"Nexus is up." in output
     os.close(master)
     os.killpg(shell.pid, signal.SIGHUP)
     shell.wait()
@@ -122,19 +122,19 @@ async def test_it_survives_its_terminal(detached: Detached, tmp_path: Path) -> N
     assert (await detached.nexus("down"))[0] == 0
 
 
-async def test_a_start_that_fails_is_told(detached: Detached, tmp_path: Path) -> None:
-    """Its words and its exit code, and nothing left."""
+async def test_failed_start_shows_the_log_and_exit_code(detached: Detached, tmp_path: Path) -> None:
+    """The log, exit code 1, and no process left."""
     program = tmp_path / "etcd"
     program.write_text("#!/bin/sh\necho 'etcd: the disk is made of cheese' >&2\nexit 3\n")
     program.chmod(0o755)
-    code, said, _ = await detached.nexus("up", "-d", *detached.flags, NEXUS_ETCD_BIN=str(program))
+    code, output, _ = await detached.nexus("up", "-d", *detached.flags, NEXUS_ETCD_BIN=str(program))
     assert code == 1
-    assert "the disk is made of cheese" in said
+    assert "the disk is made of cheese" in output
     await none_left(detached.data)
 
 
-async def test_ctrl_c_before_it_is_up_stops_it(detached: Detached, tmp_path: Path) -> None:
-    """The command has not returned yet: what it was starting ends too."""
+async def test_ctrl_c_during_the_start_stops_it(detached: Detached, tmp_path: Path) -> None:
+    """The command has not returned yet: the starting stack ends too."""
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen(
             bind_to_parent([*NEXUS, "up", "-d", *detached.flags]),
@@ -152,14 +152,14 @@ async def test_ctrl_c_before_it_is_up_stops_it(detached: Detached, tmp_path: Pat
 
 
 @pytest.mark.parametrize("paused", [False, True], ids=["killed", "paused"])
-async def test_down_is_not_misled(detached: Detached, paused: bool) -> None:
-    """By what a killed stack has left, or by one that somebody has paused with Ctrl-Z."""
+async def test_down_handles_killed_and_paused_stacks(detached: Detached, paused: bool) -> None:
+    """A killed stack has left files; a paused one was stopped by Ctrl-Z."""
     assert (await detached.nexus("up", "-d", *detached.flags))[0] == 0
     pid = detached.state()["pid"]
     if paused:
         os.kill(pid, signal.SIGSTOP)
-        code, said, _ = await detached.nexus("down")
-        assert (code, said.splitlines()[-1]) == (0, "Stopped.")
+        code, output, _ = await detached.nexus("down")
+        assert (code, output.splitlines()[-1]) == (0, "Stopped.")
     else:
         os.kill(pid, signal.SIGKILL)
         assert (await detached.nexus("down"))[0] == 0
@@ -170,8 +170,8 @@ async def test_down_is_not_misled(detached: Detached, paused: bool) -> None:
     await none_left(detached.data)
 
 
-async def test_a_pid_that_is_somebody_elses_is_left_alone(detached: Detached) -> None:
-    """After a reboot, say: the files name a pid that another program has now."""
+async def test_down_does_not_signal_a_reused_pid(detached: Detached) -> None:
+    """After a reboot, for example: another program has the pid in the files."""
     stranger = subprocess.Popen(bind_to_parent(["sleep", "600"]))
     try:
         data = DataDir(detached.data)
@@ -190,7 +190,7 @@ async def test_a_pid_that_is_somebody_elses_is_left_alone(detached: Detached) ->
 
 
 async def test_logs_follow(detached: Detached, tmp_path: Path) -> None:
-    """New lines as they come, of a file that is made new as well; Ctrl-C ends it quietly."""
+    """New lines are printed, also those of a replaced file; Ctrl-C ends the command without an error."""
     data = DataDir(detached.data)
     data.prepare()
     data.log("part").write_text("".join(f"line {n}\n" for n in range(100)) + "unfinished")

@@ -1,4 +1,4 @@
-"""Nothing of a killed `nexus up`, or of a killed test run, goes on: seen by scanning all processes of this machine."""
+"""A killed `nexus up` or test run leaves no process: the tests scan all processes of this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 LEFT_S = 5.0
-"""Within which all of it has ended."""
+"""Time within which all processes have ended."""
 HANGS = """
 import asyncio, pathlib, sys
 from tests.cluster import Cluster
@@ -82,16 +82,16 @@ async def test_killed_stack_leaves_no_process(tmp_path: Path, paused: tuple[str,
         await none_left(data)
     async with Up(data, "--no-local-models") as up:
         await up.is_up()
-        code, said, error = await up.command("jobs", "show", job.strip())
+        code, output, error = await up.command("jobs", "show", job.strip())
         assert code == 0, error
-        assert job.strip() in said
+        assert job.strip() in output
 
 
 JOB = '{"model": "echo", "messages": [{"role": "user", "content": "kept"}], "echo": {"first_delay_ms": 60000}}'
 
 
 async def test_killed_stack_comes_up_again_at_once(tmp_path: Path) -> None:
-    """The next start waits for what the last one has left, and neither shares its data nor trips over its ports."""
+    """The next start waits for the processes of the last one: they share neither data nor ports."""
     data = tmp_path / "nexus"
     async with Up(data, "--no-local-models", "--gateways", "2") as first:
         await first.is_up()

@@ -1,4 +1,4 @@
-"""What outlives a restart of `nexus up`: its ports, and workers that somebody has started by hand."""
+"""Ports and workers started by hand survive a restart of `nexus up`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEPT = ("nats", "etcd", "redis")
 
 
 class Worker:
-    """`nexus worker`, as one starts it in a second terminal."""
+    """`nexus worker`, started in a second terminal."""
 
     def __init__(self, folder: Path, data: Path, *, by_file: bool) -> None:
         self.log = folder / "worker.log"
@@ -59,7 +59,7 @@ async def serves(up: Up, worker: Worker) -> None:
 
 @pytest.mark.parametrize("by_file", [False, True], ids=["data_dir", "worker_env"])
 async def test_a_worker_by_hand_serves_after_restarts(tmp_path: Path, up: Up, by_file: bool) -> None:
-    """In order, by a kill, and on other ports because somebody else has taken the old ones. Nobody touches the worker."""
+    """After a stop, after a kill, and on other ports because the old ones are in use. The worker is left alone."""
     worker = Worker(tmp_path, up.data, by_file=by_file)
     try:
         await serves(up, worker)
@@ -83,7 +83,7 @@ async def test_a_worker_by_hand_serves_after_restarts(tmp_path: Path, up: Up, by
             thief.listen()
             async with Up(up.data, "--no-local-models") as fourth:
                 await fourth.is_up()
-                assert f"Port {ports['nats']}, which NATS had before, is in use by " in fourth.said
+                assert f"Port {ports['nats']}, which NATS had before, is in use by " in fourth.output
                 assert fourth.state()["ports"]["nats"] != ports["nats"]
                 await serves(fourth, worker)
     finally:
@@ -101,8 +101,8 @@ async def test_a_worker_by_hand_ends_while_its_stack_is_away(tmp_path: Path, up:
         await eventually_true(lambda: "nats disconnected" in worker.log.read_text(), "it has noticed")
     finally:
         code = await asyncio.to_thread(worker.end)
-    said = worker.log.read_text()
-    assert (code, "Traceback" in said) == (0, False), said
+    output = worker.log.read_text()
+    assert (code, "Traceback" in output) == (0, False), output
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -145,7 +145,7 @@ async def answers(up: Up, port: int, within_s: float = 60.0) -> None:
 
 
 async def test_ports_by_the_environment_and_by_env_file(tmp_path: Path) -> None:
-    """As any gateway takes them. A flag beats the environment, which beats `.env`."""
+    """The settings of any gateway. A flag overrides the environment, which overrides `.env`."""
     (tmp_path / ".env").write_text("GATEWAY_PORT=1\nOBSERVABILITY_PORT=2\nGATEWAY_WORKERS=2\n")
     up = Up(tmp_path / "nexus", "--no-local-models", OBSERVABILITY_PORT="1")
     up.port_flags = False
@@ -155,7 +155,7 @@ async def test_ports_by_the_environment_and_by_env_file(tmp_path: Path) -> None:
         await up.is_up()
         ports = up.state()["ports"]
         assert (ports["gateway"], ports["observability"]) == (up.port, up.observability_port)
-        assert "2 gateways" in up.said
+        assert "2 gateways" in up.output
         assert await up.chat("hello") == "hello"
         code, _, error = await up.command("up", "--data-dir", str(tmp_path / "other"), GATEWAY_PORT=str(up.port))
         assert code == 1
@@ -188,10 +188,10 @@ async def test_every_command_finds_the_stack_of_its_folder(tmp_path: Path, up: U
 
 
 async def test_commands_without_a_stack_say_where_they_looked(tmp_path: Path, up: Up) -> None:
-    """The folder, and what to do; also where a gateway is at the URL and only its key is missing."""
+    """The message names the folder and what to do, also if a gateway runs at the URL and only its key is missing."""
     for command in (["status"], ["jobs", "list"], ["keys", "list"], ["dlq", "list"], ["chat", "-m", "x"]):
-        for url, said in (("http://127.0.0.1:1", "No gateway answers at"), (up.url, "requires a key")):
-            if said == "requires a key" and command == ["status"]:
+        for url, output in (("http://127.0.0.1:1", "No gateway answers at"), (up.url, "requires a key")):
+            if output == "requires a key" and command == ["status"]:
                 continue  # readiness needs none
             done = await asyncio.to_thread(
                 subprocess.run,
@@ -204,6 +204,6 @@ async def test_commands_without_a_stack_say_where_they_looked(tmp_path: Path, up
                 check=False,
             )
             assert done.returncode == 1
-            assert said in done.stderr
+            assert output in done.stderr
             assert f"no `nexus up` runs on {tmp_path / '.nexus'}" in done.stderr
             assert "--data-dir" in done.stderr

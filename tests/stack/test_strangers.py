@@ -1,4 +1,4 @@
-"""What another user of the machine, or a web page in a browser on it, gets from the servers of a real `nexus up`: nothing."""
+"""The servers of `nexus up` reject other users of the machine and web pages."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ def secret(up: Up, name: str) -> str:
     return (up.data / "secrets" / name).read_text().strip()
 
 
-async def test_nats_lets_no_stranger_tap(up: Up) -> None:
+async def test_nats_rejects_clients_without_credentials(up: Up) -> None:
     """Prompts pass through it."""
     for login in ({}, {"user": "nexus", "password": "guessed"}):
         with pytest.raises(NatsError, match="Authorization Violation"):
             await nats.connect(f"nats://127.0.0.1:{port(up, 'nats')}", allow_reconnect=False, **login)  # type: ignore[arg-type]
 
 
-async def test_redis_takes_no_command_from_a_stranger(up: Up) -> None:
-    """Whoever may write there has an admin key within two seconds."""
+async def test_redis_rejects_clients_without_credentials(up: Up) -> None:
+    """A client that may write there could make an admin key within two seconds."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port(up, "redis"))
     try:
         for command in (b"GET x", b"SET x y", b"CONFIG GET *", b"KEYS *", b"INFO"):
@@ -91,8 +91,8 @@ async def test_redis_takes_no_command_from_a_stranger(up: Up) -> None:
 
 
 @pytest.mark.parametrize("path", ETCD_CALLS)
-async def test_etcd_answers_nothing_to_a_page_in_a_browser(up: Up, path: str) -> None:
-    """A simple request, which no browser asks about first, from a foreign origin, to a foreign host: no answer at all."""
+async def test_etcd_rejects_web_pages(up: Up, path: str) -> None:
+    """Simple requests, which browsers send without a preflight, from a foreign origin or to a foreign host."""
     headers = {"origin": "https://evil.example", "host": "evil.example", "content-type": "text/plain"}
     for scheme in ("http", "https"):
         async with httpx.AsyncClient(verify=False, trust_env=False, timeout=5) as client:
@@ -100,8 +100,8 @@ async def test_etcd_answers_nothing_to_a_page_in_a_browser(up: Up, path: str) ->
                 await client.post(f"{scheme}://127.0.0.1:{port(up, 'etcd')}{path}", content="{}", headers=headers)
 
 
-async def test_etcd_grants_no_stranger_what_needs_no_login(up: Up) -> None:
-    """Leases and alarms are not behind its passwords: without a certificate of the stack's own, nobody gets so far."""
+async def test_etcd_rejects_clients_without_a_certificate(up: Up) -> None:
+    """Leases and alarms need no password: the stack's certificates protect them."""
     address = f"127.0.0.1:{port(up, 'etcd')}"
     ca = (up.data / "secrets" / "ca.crt").read_bytes()
     for channel in (create_channel(address, False, EtcdTls()), create_channel(address, True, EtcdTls(ca=ca))):
@@ -114,8 +114,8 @@ async def test_etcd_grants_no_stranger_what_needs_no_login(up: Up) -> None:
             await channel.close()
 
 
-async def test_a_certificate_alone_opens_no_key_of_etcd(up: Up) -> None:
-    """It says that one may ask, not who one is; and a login by a foreign origin is nothing that a page may read."""
+async def test_etcd_requires_a_login_beside_the_certificate(up: Up) -> None:
+    """A certificate allows a connection, not a request; and a web page cannot read the answer to a login."""
     folder = up.data / "secrets"
     context = ssl.create_default_context(cafile=folder / "ca.crt")
     context.load_cert_chain(folder / "etcd-client.crt", folder / "etcd-client.key")
@@ -132,7 +132,7 @@ async def test_a_certificate_alone_opens_no_key_of_etcd(up: Up) -> None:
         assert "permission denied" in denied.text
 
 
-async def test_its_peer_port_is_closed_too(up: Up) -> None:
+async def test_etcd_peer_port_requires_a_certificate(up: Up) -> None:
     """Members talk there without any login."""
     command = Path(f"/proc/{up.state()['pids']['etcd']}/cmdline").read_text().split("\0")
     peer = command[command.index("--listen-peer-urls") + 1]
@@ -142,8 +142,8 @@ async def test_its_peer_port_is_closed_too(up: Up) -> None:
                 await client.get(f"{url}/members")
 
 
-def test_files_are_their_owners_alone(up: Up) -> None:
-    """Folders that only their owner enters; and what is secret, and every configuration, 0600 in them."""
+def test_files_are_readable_by_their_owner_only(up: Up) -> None:
+    """Folders are 0700; secrets and configurations in them are 0600."""
     assert {one.name for one in (up.data / "secrets").iterdir()} == SECRETS
     for folder in ("secrets", "logs", "nats", "etcd", "redis"):
         assert stat.S_IMODE((up.data / folder).stat().st_mode) == 0o700, folder
@@ -153,7 +153,7 @@ def test_files_are_their_owners_alone(up: Up) -> None:
 
 
 def test_no_secret_on_a_command_line_or_in_a_log(up: Up) -> None:
-    """Command lines can be read by every user, logs are shown to others."""
+    """Every user can read command lines, and logs are shared."""
     secrets = {secret(up, name) for name in SECRETS if name.endswith("-password")} | {up.state()["key"]}
     shown = [Path(f"/proc/{pid}/cmdline").read_text() for pid in up.family() | {up.process.pid}]
     shown += [log.read_text() for log in (up.data / "logs").iterdir()]
@@ -178,8 +178,8 @@ def joining(up: Up, how: str) -> tuple[list[str], dict[str, str]]:
 
 @pytest.mark.parametrize("how", ["file", "flag", "ports"])
 async def test_another_worker_joins(up: Up, tmp_path: Path, how: str) -> None:
-    """By the file that the screen names, by the data directory, or by ports from `state.json`."""
-    assert str(up.data / "worker.env") in up.said
+    """With the file that `nexus up` names, the data directory, or ports from `state.json`."""
+    assert str(up.data / "worker.env") in up.output
     command, environment = joining(up, how)
     with (tmp_path / "worker.log").open("w") as log:
         worker = subprocess.Popen(bind_to_parent(command), env=environment, cwd=tmp_path, stdout=log, stderr=log)
@@ -195,14 +195,14 @@ async def test_another_worker_joins(up: Up, tmp_path: Path, how: str) -> None:
 
 
 async def test_a_backup_finds_the_running_stack(up: Up, tmp_path: Path) -> None:
-    """Its credentials are a gateway's."""
-    code, said, error = await up.command("backup", str(tmp_path / "backup"), "--json")
+    """It uses the credentials of a gateway."""
+    code, output, error = await up.command("backup", str(tmp_path / "backup"), "--json")
     assert code == 0, error
-    assert len(json.loads(said)["parts"]) >= 3
+    assert len(json.loads(output)["parts"]) >= 3
 
 
 async def test_credentials_end_with_their_stack(tmp_path: Path) -> None:
-    """What is left behind opens nothing: each start makes new ones."""
+    """Old credentials are rejected: each start makes new ones."""
     found = set()
     for _ in range(2):
         async with Up(tmp_path / "nexus", "--no-local-models") as up:

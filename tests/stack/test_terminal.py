@@ -1,4 +1,4 @@
-"""`nexus up` on a terminal: a live list, and Ctrl-C at any moment, once or twice."""
+"""`nexus up` on a terminal: the live list, and Ctrl-C at any moment, once or twice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Terminal:
     """A pseudoterminal with a command that it controls: Ctrl-C is typed."""
 
     def __init__(self, folder: Path, *command: str) -> None:
-        self.said = ""
+        self.output = ""
         self._master, slave = pty.openpty()
         # The session's first terminal becomes the one that controls it; a signal may not be ignored from the start.
         script = "import os, signal, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); signal.signal(2, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
@@ -55,21 +55,21 @@ class Terminal:
             return True
         try:
             new = os.read(self._master, 65536)
-        except OSError:  # how Linux says that nobody is at the other end
+        except OSError:  # how Linux prints that nobody is at the other end
             return False
-        self.said += new.decode(errors="replace")
+        self.output += new.decode(errors="replace")
         return bool(new)
 
     async def shows(self, text: str) -> None:
         deadline = time.monotonic() + UP_S
-        while text not in self.said:
-            assert await asyncio.to_thread(self.read), self.said
-            assert time.monotonic() < deadline, self.said
+        while text not in self.output:
+            assert await asyncio.to_thread(self.read), self.output
+            assert time.monotonic() < deadline, self.output
 
     async def ended(self) -> int:
         deadline = time.monotonic() + UP_S
         while await asyncio.to_thread(self.read):
-            assert time.monotonic() < deadline, self.said
+            assert time.monotonic() < deadline, self.output
         os.close(self._master)
         return self.process.wait(10)
 
@@ -82,37 +82,37 @@ def up(folder: Path, *flags: str) -> Terminal:
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("moment", ["NATS", "\u2713", "gateway", "Ctrl-C stops everything."])
 async def test_ctrl_c(tmp_path: Path, moment: str, times: int) -> None:
-    """As soon as there is something to see, while parts come up, and when all is: no traceback, nothing left."""
+    """At the first output, while components start, and once all are up: no traceback, no process left."""
     terminal = up(tmp_path)
     await terminal.shows(moment)
     for _ in range(times):
         terminal.press_ctrl_c()
     code = await terminal.ended()
-    assert "Traceback" not in terminal.said, terminal.said
-    assert code in ((0,) if times == 1 else (0, 130, -2)), terminal.said
+    assert "Traceback" not in terminal.output, terminal.output
+    assert code in ((0,) if times == 1 else (0, 130, -2)), terminal.output
     if times == 1:
-        assert terminal.said.endswith("Stopping\u2026\r\nStopped.\r\n")
+        assert terminal.output.endswith("Stopping\u2026\r\nStopped.\r\n")
     await none_left(tmp_path)
 
 
 @pytest.mark.parametrize("after_s", [0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
-async def test_ctrl_c_before_anything_is_shown(tmp_path: Path, after_s: float) -> None:
-    """Python itself and its libraries are on their way then: whenever it comes, it is quiet."""
+async def test_ctrl_c_before_any_output(tmp_path: Path, after_s: float) -> None:
+    """Python may still be importing: no traceback at any moment."""
     terminal = up(tmp_path)
     deadline = time.monotonic() + after_s
     while time.monotonic() < deadline:
         await asyncio.to_thread(terminal.read)
     terminal.press_ctrl_c()
-    assert await terminal.ended() in (0, 130, -2), terminal.said
+    assert await terminal.ended() in (0, 130, -2), terminal.output
     await none_left(tmp_path)
 
 
 async def test_ctrl_c_of_a_detached_start(tmp_path: Path) -> None:
-    """Before it is up: what has begun is stopped."""
+    """Before it is up: started components are stopped."""
     terminal = up(tmp_path, "-d")
     await terminal.shows("up after")
     terminal.press_ctrl_c()
     assert await terminal.ended() == 130
-    assert "Traceback" not in terminal.said
-    assert terminal.said.endswith("Stopped.\r\n")
+    assert "Traceback" not in terminal.output
+    assert terminal.output.endswith("Stopped.\r\n")
     await none_left(tmp_path)

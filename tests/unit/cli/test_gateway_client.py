@@ -1,4 +1,4 @@
-"""The console's HTTP client: which gateway, which key, and words for what goes wrong."""
+"""The client for gateways: the choice of gateway and key, and the messages for failures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def client(answer: Callable[[httpx.Request], httpx.Response], key: str = SECRET)
 
 
 class TestTarget:
-    def test_nothing_said(self, data: DataDir):
+    def test_defaults(self, data: DataDir):
         """The usual place, without a key."""
         assert find_target(None, None, data) == GatewayTarget(DEFAULT_URL)
 
@@ -67,7 +67,7 @@ class TestTarget:
         assert (target.url, target.key, target.key_source) == ("http://other:1", "flag", "--key or --key-file")
 
     def test_keys_in_files(self, stack: DataDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        """A file named by option or variable holds the key; what cannot be read is said, and no other key is sent."""
+        """A file named by an option or variable holds the key; an unreadable one is an error, and no other key is sent."""
         (tmp_path / "key").write_text("filed\n")
         assert chosen_key(None, str(tmp_path / "key")) == "filed"
         monkeypatch.setenv("GATEWAY_BEARER_TOKEN", "admin")
@@ -85,14 +85,14 @@ class TestTarget:
         with pytest.raises(ConsoleError, match="NEXUS_API_KEY_FILE"):
             find_target(None, None, stack)
 
-    def test_a_key_on_the_command_line_is_warned_of(self, capsys: pytest.CaptureFixture[str]):
+    def test_a_key_on_the_command_line_is_a_warning(self, capsys: pytest.CaptureFixture[str]):
         """On standard error, so that JSON stays JSON."""
         assert warn_of_key("secret") == "secret"
         assert warn_of_key(None) is None
-        said = capsys.readouterr()
-        assert "process" in said.err
-        assert "secret" not in said.err
-        assert said.out == ""
+        captured = capsys.readouterr()
+        assert "process" in captured.err
+        assert "secret" not in captured.err
+        assert captured.out == ""
 
     def test_key_of_the_stack_goes_to_no_other_gateway(self, stack: DataDir):
         """A key is not sent to whatever --url names."""
@@ -109,7 +109,7 @@ class TestTarget:
 
 
 class TestErrors:
-    def test_nobody_there(self):
+    def test_no_server_at_the_address(self):
         """Names the URL, and what to do."""
         url = f"http://127.0.0.1:{free_port()}"
         with ApiClient(GatewayTarget(url)) as api, pytest.raises(ConsoleError) as caught:
@@ -117,7 +117,7 @@ class TestErrors:
         assert url in str(caught.value)
         assert "nexus up" in str(caught.value)
 
-    def test_wrong_key_says_where_it_is_from_and_not_what_it_is(self):
+    def test_rejected_key_is_named_by_its_source_only(self):
         """401."""
         answer = httpx.Response(401, json={"error": {"message": "Incorrect API key"}})
         with client(lambda _: answer) as api, pytest.raises(ConsoleError) as caught:
@@ -169,7 +169,7 @@ class TestStream:
         line = json.dumps({"a": text}, ensure_ascii=False)
         assert self.frames(f"data: {line}", "data: [DONE]") == [{"a": text}]
 
-    def test_cut_is_an_error(self):
+    def test_truncated_stream_is_an_error(self):
         """An end without [DONE] is no end."""
         with pytest.raises(ConsoleError, match="broke off"):
             self.frames('data: {"a": 1}')

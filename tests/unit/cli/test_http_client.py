@@ -1,4 +1,4 @@
-"""The console's HTTP: proxies, forms, certificates, answers that break off. All over real sockets."""
+"""The console's HTTP client over real sockets: proxies, forms, certificates, truncated answers."""
 
 from __future__ import annotations
 
@@ -77,29 +77,29 @@ def test_a_path_before_the_api_is_kept():
 
 
 @pytest.mark.parametrize("url", ["ftp://h", "http://", "http://h:x", "http://h:99999", "http://[::1"])
-def test_what_is_no_url(url: str):
+def test_an_invalid_url(url: str):
     """A typo is one error, whatever is wrong with it."""
     with pytest.raises(InvalidUrl):
         get(url)
 
 
 def test_a_key_that_no_header_can_hold():
-    """Pasted with something invisible in it: said, not a traceback, and nothing is sent."""
+    """Pasted with an invisible character: an error without a traceback, and nothing is sent."""
     url = serve(lambda _: httpx.Response(200))
     for key in ("k€y", "a\r\nx: y"):
         with pytest.raises(InvalidUrl, match="characters"):
             ConsoleHttpClient(url, {"authorization": key}).send("GET", "/", read_s=5)
 
 
-def test_nobody_there():
+def test_no_server_at_the_address():
     """Refused, or no such host."""
     for host in (f"127.0.0.1:{free_port()}", "no-such-host.invalid"):
         with pytest.raises(NoConnection):
             get(f"http://{host}")
 
 
-def test_an_answer_that_does_not_come():
-    """Is waited for as long as it was said."""
+def test_a_missing_answer_times_out():
+    """After exactly the given time."""
     port = listen(lambda connection: (read_head(connection), connection.recv(1))[0] and None)
     with pytest.raises(HttpTimeout):
         get(f"http://127.0.0.1:{port}", read_s=0.05)
@@ -181,7 +181,7 @@ def test_a_form_from_a_pipe():
 
 
 def test_a_refusal_before_all_was_sent():
-    """A gateway that takes no such large upload says so, and closes: what it said is shown."""
+    """A gateway rejects a large upload and closes the connection: its answer is returned."""
 
     def answer(connection: socket.socket) -> None:
         read_head(connection)
@@ -251,6 +251,6 @@ def test_signed_urls_are_absolute_or_not():
         resolve_url("http://gw:1", "file:///etc/passwd")
 
 
-def test_what_is_this_machine():
+def test_loopback_hosts():
     """Names and addresses."""
     assert [is_loopback(one) for one in ("localhost", "127.0.0.2", "::1", "10.0.0.1", "gw")] == [True] * 3 + [False] * 2

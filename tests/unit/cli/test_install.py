@@ -1,4 +1,4 @@
-"""What a person sees while Nexus is installed, and where that fails."""
+"""The output of an installation, and of a failed one."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def install(code: str, *options: str) -> tuple[int, str]:
 def test_a_log_says_what_is_downloaded_and_leaves_the_list_out() -> None:
     """One line for each large file as it comes; not a hundred with every package."""
     says = "import sys; print('Downloading x (88.6MiB)\\n + a==1\\n + b==2\\nInstalled 2 packages', file=sys.stderr)"
-    code, said = install(says, "--step", "2 of 3")
+    code, output = install(says, "--step", "2 of 3")
     assert code == 0
-    assert "==> Installing some models (step 2 of 3, up to 1 MB to download)\n" in said
-    assert "Downloading x (88.6MiB)" in said
-    assert "==1" not in said
-    assert "done in" in said
+    assert "==> Installing some models (step 2 of 3, up to 1 MB to download)\n" in output
+    assert "Downloading x (88.6MiB)" in output
+    assert "==1" not in output
+    assert "done in" in output
 
 
-def test_no_network_is_said_in_a_sentence() -> None:
+def test_a_missing_network_is_explained() -> None:
     """With the host, and what to do; the installer's own code is kept."""
-    code, said = install("import sys; sys.exit(2)", "--index", NOWHERE)
+    code, output = install("import sys; sys.exit(2)", "--index", NOWHERE)
     assert code == 2
-    assert "Installing some models failed: 127.0.0.1 cannot be reached" in said
-    assert "HTTPS_PROXY" in said
-    assert "it goes on where it stopped" in said
+    assert "Installing some models failed: 127.0.0.1 cannot be reached" in output
+    assert "HTTPS_PROXY" in output
+    assert "it goes on where it stopped" in output
 
 
-def test_ctrl_c_says_that_nothing_is_lost() -> None:
+def test_ctrl_c_explains_that_nothing_is_lost() -> None:
     """The terminal sends it to the installer too."""
     code = "import time, sys; print('Downloading x', file=sys.stderr, flush=True); time.sleep(60)"
     with subprocess.Popen(
@@ -61,9 +61,9 @@ def test_ctrl_c_says_that_nothing_is_lost() -> None:
         while "Downloading" not in process.stderr.readline():
             pass
         os.killpg(process.pid, signal.SIGINT)
-        said = process.stderr.read()
+        output = process.stderr.read()
     assert process.returncode == 130
-    assert said.endswith("Stopped. Run the same command again: it goes on where it stopped.\n")
+    assert output.endswith("Stopped. Run the same command again: it goes on where it stopped.\n")
 
 
 @pytest.fixture

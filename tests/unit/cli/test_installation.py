@@ -1,4 +1,4 @@
-"""What Nexus says of its own installation: each hint names this project and an extra that it has."""
+"""Installation hints: each names this project and one of its extras."""
 
 from __future__ import annotations
 
@@ -113,9 +113,9 @@ def test_the_wheels_hint_installs_this_project_with_the_extra(wheel: Path, tmp_p
     common = ("install", "--no-index", "--no-deps", "--find-links", str(wheel.parent), "--target", str(site))
     for extra in sorted(EXTRAS):
         _, _, requirement = install_hint(extra, tmp_path).partition("pip install ")
-        said = pip(*common, "--upgrade", requirement.strip("'"))
-        assert "does not provide the extra" not in said
-        assert f"Successfully installed {DISTRIBUTION}-{PROJECT['version']}" in said
+        output = pip(*common, "--upgrade", requirement.strip("'"))
+        assert "does not provide the extra" not in output
+        assert f"Successfully installed {DISTRIBUTION}-{PROJECT['version']}" in output
     hint = (
         "from schemas.installation import install_hint; from backbone.version import VERSION; "
         "print(VERSION, install_hint('audio'))"

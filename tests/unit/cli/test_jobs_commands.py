@@ -1,4 +1,4 @@
-"""`nexus jobs` and `nexus dlq`: what they ask the gateway, and what they print."""
+"""`nexus jobs` and `nexus dlq`: their requests to the gateway and their output."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Gateway:
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path
-        self.asked.append(f"{request.method} {request.url.raw_path.decode()}")
+        self.requests.append(f"{request.method} {request.url.raw_path.decode()}")
         answer = self.answers.get(f"{request.method} {path}")
         if answer is None:
             return httpx.Response(404, json={"error": {"message": f"no {path}", "code": "job_not_found"}})
@@ -100,7 +100,7 @@ class TestList:
         """Go to the gateway."""
         gateway.answers["GET /v1/jobs"] = pages([])
         run("jobs", "list", "--status", "failed", "-m", "a/b", "--metadata", "team=x y", "-n", "5")
-        assert gateway.asked == ["GET /v1/jobs?status=failed&model=a%2Fb&metadata%5Bteam%5D=x+y&limit=5"]
+        assert gateway.requests == ["GET /v1/jobs?status=failed&model=a%2Fb&metadata%5Bteam%5D=x+y&limit=5"]
 
     @pytest.mark.parametrize(("arguments", "count"), [(["-n", "150"], 150), (["--all"], 205), ([], 20)])
     def test_pages(self, gateway: Gateway, arguments: list[str], count: int):
@@ -113,7 +113,7 @@ class TestList:
 
 class TestOne:
     def test_show(self, gateway: Gateway):
-        """All that is known, and what the webhook was told."""
+        """All fields of the job, and the deliveries to its webhook."""
         webhook = {
             "url": "https://h.example/",
             "state": "delivered",
@@ -143,9 +143,9 @@ class TestOne:
         assert result.exit_code == 0
 
     def test_odd_ids_stay_ids(self, gateway: Gateway):
-        """Nothing else is asked for."""
+        """No other path is requested."""
         run("jobs", "cancel", "../keys?x=1")
-        assert gateway.asked == ["POST /v1/jobs/..%2Fkeys%3Fx%3D1/cancel"]
+        assert gateway.requests == ["POST /v1/jobs/..%2Fkeys%3Fx%3D1/cancel"]
 
 
 def letter(number: int, **fields: Any) -> dict[str, Any]:
@@ -197,10 +197,10 @@ class TestDeadLetters:
         assert sorted(result.stdout.split("\n")) == sorted(["", *(f"job_{number}: queued" for number in range(120))])
 
     @pytest.mark.parametrize("arguments", [[], ["job_1", "--all"]])
-    def test_replay_of_nothing_or_too_much(self, gateway: Gateway, arguments: list[str]):
+    def test_replay_needs_either_ids_or_all(self, gateway: Gateway, arguments: list[str]):
         """A wrong line."""
         assert run("dlq", "replay", *arguments).exit_code == 2
-        assert gateway.asked == []
+        assert gateway.requests == []
 
     def test_delete(self, gateway: Gateway):
         """Says so."""

@@ -1,4 +1,4 @@
-"""`nexus keys`, on a gateway that is not there."""
+"""`nexus keys`, with a double of a gateway."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ MADE = ROW | {"key": "nexus-secret", "webhook_secret": "whsec_x"}
 
 
 class Gateway:
-    """Notes what it is asked, and answers what it is told to."""
+    """Records the requests, and returns the configured answer."""
 
     def __init__(self) -> None:
         self.answer: dict[str, Any] = {}
-        self.asked: list[tuple[str, str, Any]] = []
+        self.requests: list[tuple[str, str, Any]] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else None
-        self.asked.append((request.method, request.url.raw_path.decode(), body))
+        self.requests.append((request.method, request.url.raw_path.decode(), body))
         return httpx.Response(200, json=self.answer)
 
 
@@ -66,15 +66,15 @@ def test_a_key_is_made_and_printed_once(gateway: Gateway) -> None:
     assert "whsec_x" in out
     assert "cannot be shown again" in out
     assert json.loads(run("keys", "create", "alice", "--json").stdout) == MADE
-    assert gateway.asked == [("POST", "/v1/keys", {"name": "alice"})] * 2
+    assert gateway.requests == [("POST", "/v1/keys", {"name": "alice"})] * 2
 
 
-def test_every_wish_is_passed_on(gateway: Gateway) -> None:
+def test_every_option_is_sent(gateway: Gateway) -> None:
     """Owner, several scopes, limits, and the time until it ends."""
     gateway.answer = MADE
     line = "keys create ci --owner team --scope inference --scope admin --max-queued 0 --max-running 2 --expires 30d"
     assert run(*line.split()).exit_code == 0
-    assert gateway.asked == [
+    assert gateway.requests == [
         (
             "POST",
             "/v1/keys",
@@ -122,20 +122,20 @@ def test_a_key_is_revoked(gateway: Gateway) -> None:
     assert run("keys", "revoke", "bob/ci").stdout == "key_3 (bob/ci): revoked\n"
     assert run("keys", "revoke", "key_9/x").stdout == "key_9/x: revoked\n"
     assert json.loads(run("keys", "revoke", "alice", "--json").stdout) == gateway.answer
-    revoked = [path for method, path, _ in gateway.asked if method == "DELETE"]
+    revoked = [path for method, path, _ in gateway.requests if method == "DELETE"]
     assert revoked == [f"/v1/keys/{one}" for one in ("key_1", "key_1", "key_3", "key_9%2Fx", "key_1")]
 
 
 def test_a_name_that_does_not_say_which_key_revokes_none(gateway: Gateway) -> None:
-    """Several of that name are listed with their ids; one that nobody has is answered with the one that is like it."""
+    """Several keys with the name are listed with their ids; for an unknown name, a similar one is suggested."""
     gateway.answer = {"data": [ROW, ROW | {"id": "key_2", "owner": "other"}]}
-    for name, said in (
+    for name, expected in (
         ("alice", r"2 keys .*\n  key_1  owner team.*\n  key_2  owner other"),
         ("alcie", "Did you mean 'alice'"),
     ):
-        with pytest.raises(ConsoleError, match=said):
+        with pytest.raises(ConsoleError, match=expected):
             CliRunner().invoke(app, ("keys", "revoke", name), catch_exceptions=False)
-    assert {method for method, _, _ in gateway.asked} == {"GET"}
+    assert {method for method, _, _ in gateway.requests} == {"GET"}
 
 
 def test_the_bootstrap_keys_webhook_secret(gateway: Gateway) -> None:
@@ -145,13 +145,13 @@ def test_the_bootstrap_keys_webhook_secret(gateway: Gateway) -> None:
     assert json.loads(run("keys", "webhook-secret", "--key", "sk-boot", "--json").stdout) == {"webhook_secret": secret}
     with pytest.raises(ConsoleError, match="nexus keys create"):
         CliRunner().invoke(app, ("keys", "webhook-secret", "--key", "nexus-" + "x" * 43), catch_exceptions=False)
-    assert gateway.asked == []
+    assert gateway.requests == []
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("90s", 90), ("45m", 2700), ("12H", 43_200), ("30d", 2_592_000), (" 2w", 1_209_600)]
 )
-def test_times(text: str, value: int) -> None:
+def test_durations(text: str, value: int) -> None:
     """With a unit."""
     assert parse_duration(text) == value
 
@@ -168,10 +168,10 @@ def test_times(text: str, value: int) -> None:
         ("frobnicate",),
     ],
 )
-def test_a_wrong_line_asks_nothing(gateway: Gateway, arguments: tuple[str, ...]) -> None:
+def test_an_invalid_command_line_sends_nothing(gateway: Gateway, arguments: tuple[str, ...]) -> None:
     """It says what is wrong with it."""
     assert run("keys", *arguments).exit_code == 2
-    assert gateway.asked == []
+    assert gateway.requests == []
 
 
 def test_scopes_are_those_of_the_gateway() -> None:

@@ -1,4 +1,4 @@
-"""`nexus models`, on a gateway that is not there."""
+"""`nexus models`, with a double of a gateway."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_models_with_their_workers(gateway: Gateway) -> None:
     }
 
 
-def test_what_servers_hold_is_shown(gateway: Gateway) -> None:
+def test_load_states_are_shown(gateway: Gateway) -> None:
     """The best state of any, and that of each worker."""
     gateway.models = [CHAT | {"state": "loaded", "workers": {"w1": "cold", "w2": "loaded"}}]
     gateway.workers = [worker("w1", "ready", "smollm2"), worker("w2", "ready", "smollm2")]

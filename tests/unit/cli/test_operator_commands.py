@@ -1,4 +1,4 @@
-"""`nexus aliases` and `nexus services`, on a gateway that is not there."""
+"""`nexus aliases` and `nexus services`, with a double of a gateway."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.unit.cli.gateway_double import serve
 
 
 class Gateway:
-    """Notes what it is asked, and answers what it is told to."""
+    """Records the requests, and returns the configured answer."""
 
     def __init__(self) -> None:
         self.answer: dict[str, Any] = {}
-        self.asked: list[tuple[str, str, Any]] = []
+        self.requests: list[tuple[str, str, Any]] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else None
-        self.asked.append((request.method, request.url.raw_path.decode(), body))
+        self.requests.append((request.method, request.url.raw_path.decode(), body))
         return httpx.Response(200, json=self.answer)
 
 
@@ -55,16 +55,16 @@ def test_aliases_are_listed(gateway: Gateway) -> None:
 
 
 def test_an_alias_is_set_and_removed(gateway: Gateway) -> None:
-    """Any name; what comes of it is said."""
+    """With any name; the result is printed."""
     gateway.answer = ALIAS
     assert run("aliases", "set", "team/chat", "a", "b").stdout == "team/chat: a, b (now: b)\n"
     assert json.loads(run("aliases", "set", "team/chat", "a", "b", "--json").stdout) == ALIAS
     assert run("aliases", "remove", "team/chat").stdout == "team/chat: removed\n"
     put = ("PUT", "/v1/aliases/team%2Fchat", {"targets": ["a", "b"]})
-    assert gateway.asked == [put, put, ("DELETE", "/v1/aliases/team%2Fchat", None)]
+    assert gateway.requests == [put, put, ("DELETE", "/v1/aliases/team%2Fchat", None)]
 
 
-def test_a_doubtful_target_is_a_warning_on_standard_error(gateway: Gateway) -> None:
+def test_an_unknown_target_is_a_warning_on_standard_error(gateway: Gateway) -> None:
     """Scripts that read what is printed go on."""
     gateway.answer = ALIAS | {"warnings": ["No model called 'a' is or was served here. Did you mean 'b'?"]}
     result = run("aliases", "set", "team/chat", "a", "b")
@@ -80,7 +80,7 @@ def test_services_are_listed_added_and_removed(gateway: Gateway) -> None:
     assert run("services", "add", "tts", "http://tts:1").stdout == "tts: http://tts:1\n"
     assert run("services", "add", "tts", "http://tts:1", "--metadata-url", "http://tts:1/m").exit_code == 0
     assert run("services", "remove", "tts").stdout == "tts: removed\n"
-    assert gateway.asked[1:] == [
+    assert gateway.requests[1:] == [
         ("PUT", "/v1/services/tts", {"base_url": "http://tts:1", "metadata_url": ""}),
         ("PUT", "/v1/services/tts", {"base_url": "http://tts:1", "metadata_url": "http://tts:1/m"}),
         ("DELETE", "/v1/services/tts", None),
@@ -88,10 +88,10 @@ def test_services_are_listed_added_and_removed(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("aliases", "set", "x"), ("aliases", "--json", "remove", "x"), ("aliases", "x")])
-def test_a_wrong_line_asks_nothing(gateway: Gateway, arguments: tuple[str, ...]) -> None:
+def test_an_invalid_command_line_sends_nothing(gateway: Gateway, arguments: tuple[str, ...]) -> None:
     """No target, options where they would be ignored, no such subcommand."""
     assert run(*arguments).exit_code == 2
-    assert gateway.asked == []
+    assert gateway.requests == []
 
 
 def test_workers_are_listed_with_the_load_of_their_servers(gateway: Gateway) -> None:

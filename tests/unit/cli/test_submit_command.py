@@ -1,4 +1,4 @@
-"""`nexus submit`: what is sent, and what is printed."""
+"""`nexus submit`: its requests and its output."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def form(request: httpx.Request) -> list[tuple[str, str | None, bytes]]:
 
 
 @pytest.mark.parametrize(
-    ("said", "path"),
+    ("endpoint", "path"),
     [
         ("chat", "/v1/chat/completions"),
         ("chat/completions", "/v1/chat/completions"),
@@ -80,9 +80,9 @@ def form(request: httpx.Request) -> list[tuple[str, str | None, bytes]]:
         ("v1/rerank", "/v1/rerank"),
     ],
 )
-def test_endpoints_by_short_name_or_path(said: str, path: str):
+def test_endpoints_by_short_name_or_path(endpoint: str, path: str):
     """However one likes to write them."""
-    assert endpoint_path(said) == path
+    assert endpoint_path(endpoint) == path
 
 
 def test_endpoints_are_those_of_the_table() -> None:
@@ -120,7 +120,7 @@ def test_everything_that_can_be_said_about_a_job(gateway: Gateway):
 
 
 def test_a_file_goes_to_the_endpoint_as_a_form(gateway: Gateway, tmp_path: Path):
-    """Which is asked to answer later; lists and numbers as forms have them."""
+    """With `Prefer: respond-async`; lists and numbers are encoded as form fields."""
     sound = tmp_path / "a.wav"
     sound.write_bytes(b"RIFF")
     body = '{"temperature": 0.5, "timestamp_granularities": ["word", "segment"], "stream": false, "prompt": "é"}'
@@ -167,7 +167,7 @@ def test_files_and_what_no_form_can_say(gateway: Gateway, tmp_path: Path):
     ],
 )
 def test_what_cannot_be_read_is_said(gateway: Gateway, arguments: list[str], stdin: str):
-    """And nothing is asked."""
+    """And nothing is requested."""
     assert isinstance(run(*arguments, stdin=stdin).exception, ConsoleError)
     assert gateway.requests == []
 

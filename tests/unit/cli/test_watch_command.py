@@ -1,4 +1,4 @@
-"""`nexus watch`: a job as its user sees it, and where its result goes."""
+"""`nexus watch`: the output of a job, and the files of its result."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Gateway:
         self.looks: list[Any] = [job()]
         self.streams: list[list[str | Exception] | httpx.Response | Exception] = []
         self.result = httpx.Response(200, json=CHAT)
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.after: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path
-        self.asked.append(request.url.raw_path.decode())
+        self.requests.append(request.url.raw_path.decode())
         if path == f"{PATH}/events":
             self.after.append(request.headers.get("last-event-id", ""))
             return self.stream()
@@ -151,7 +151,7 @@ class TestText:
         assert viewer.is_complete
         assert capsys.readouterr().err == ""
 
-    def test_an_attempt_that_failed_is_marked(self, capsys: pytest.CaptureFixture[str]):
+    def test_text_of_a_failed_attempt_is_marked_void(self, capsys: pytest.CaptureFixture[str]):
         """What stands there is void, the new one begins on a new line."""
         out = io.StringIO()
         viewer = JobViewer(live_text=True, out=out)
@@ -161,7 +161,7 @@ class TestText:
         assert "void" in capsys.readouterr().err
 
     def test_text_that_is_not_whole(self):
-        """Where the rest of the events is not kept any more, the whole answer is printed after it."""
+        """If later events have expired, the whole answer is printed after it."""
         viewer = JobViewer(live_text=True, out=io.StringIO())
         viewer.show_event(FollowedJobEvent("1-1-1", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
         viewer.show_event(FollowedJobEvent("", "completed", job("completed")))
@@ -177,7 +177,7 @@ class TestTerminal:
         monkeypatch.setenv("COLUMNS", "120")
 
     def test_progress_is_a_bar(self, capsys: pytest.CaptureFixture[str]):
-        """One line that changes, and is gone at the end."""
+        """One line that changes, and is removed at the end."""
         viewer = JobViewer(live_text=True, out=io.StringIO())
         viewer.show_queued(job("queued", queue_position=1))
         viewer.show_event(FollowedJobEvent("", "started", {"worker": "gpu1"}))
@@ -223,10 +223,10 @@ class TestFiles:
 
     def test_a_picture_by_url(self, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         """Is fetched without the key, wherever it lies."""
-        asked: list[httpx.Request] = []
+        requests: list[httpx.Request] = []
 
         def elsewhere(request: httpx.Request) -> httpx.Response:
-            asked.append(request)
+            requests.append(request)
             return httpx.Response(200, content=PNG)
 
         url = f"{serve(elsewhere)}/v1/results/x?signature=y"
@@ -234,8 +234,8 @@ class TestFiles:
         gateway.result = httpx.Response(200, json={"data": [{"url": url}]})
         assert watch("-o", "a.png").exit_code == 0
         assert (tmp_path / "a.png").read_bytes() == PNG
-        assert [str(request.url) for request in asked] == [url]
-        assert "authorization" not in asked[0].headers
+        assert [str(request.url) for request in requests] == [url]
+        assert "authorization" not in requests[0].headers
 
     def test_sound(self, gateway: Gateway, tmp_path: Path):
         """By its type; or where it is wanted."""
@@ -245,7 +245,7 @@ class TestFiles:
             assert watch(*arguments).exit_code == 0
             assert (tmp_path / name).read_bytes() == b"ID3"
 
-    def test_anything_where_it_is_wanted(self, gateway: Gateway, tmp_path: Path):
+    def test_output_to_a_named_file(self, gateway: Gateway, tmp_path: Path):
         """The body as it is."""
         gateway.streams = [[ended()]]
         assert watch("-o", "answer.json").stdout == ""
@@ -298,13 +298,13 @@ class TestFiles:
 
 
 class TestWaiting:
-    def test_its_place_in_the_queue(self, gateway: Gateway):
+    def test_queue_position(self, gateway: Gateway):
         """As long as it waits."""
         gateway.looks = [job("queued", queue_position=n, eta_seconds=n * 10.0) for n in (2, 2, 1)] + [job()]
         gateway.streams = [[ended()]]
         assert watch().stderr == "queued, 2 before it, about 20 s to go\nqueued, 1 before it, about 10 s to go\n"
 
-    def test_nothing_is_known(self, gateway: Gateway):
+    def test_unknown_queue_position(self, gateway: Gateway):
         """Then nothing is pretended."""
         gateway.looks = [job("queued", queue_position=None, eta_seconds=None), job()]
         gateway.streams = [[ended()]]
@@ -318,7 +318,7 @@ class TestEnds:
         gateway.streams = [[ended(status, error={"message": "because"})]]
         result = watch()
         assert (result.stdout, result.stderr, result.exit_code) == ("", f"{status}: because\n", 1)
-        assert f"{PATH}/result" not in gateway.asked
+        assert f"{PATH}/result" not in gateway.requests
 
     def test_no_such_job(self, gateway: Gateway):
         """Said at once."""
@@ -332,7 +332,7 @@ class TestEnds:
         assert result.exit_code == 130
         assert "the job continues" in result.stderr
         assert "nexus watch job_1" in result.stderr
-        assert gateway.asked == [PATH, f"{PATH}/events"]
+        assert gateway.requests == [PATH, f"{PATH}/events"]
 
 
 class TestOutages:
@@ -366,13 +366,13 @@ class TestOutages:
         assert result.stdout == "Hello\n"
         assert "Trying again" in result.stderr
 
-    def test_one_that_lasts(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch):
+    def test_an_outage_that_lasts(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch):
         """Ends the watching."""
         monkeypatch.setattr(job_follower, "MAX_OUTAGE_S", -1.0)
         gateway.looks = [httpx.ConnectError("refused")]
         assert "The connection to" in str(watch().exception)
 
-    def test_events_that_are_not_kept_any_more(self, gateway: Gateway):
+    def test_expired_events(self, gateway: Gateway):
         """The end is waited for, and the result is there all the same."""
         error = {"error": {"message": "not kept", "code": "events_expired"}}
         in_stream = f"event: error\ndata: {json.dumps(error)}\n\n"
@@ -380,9 +380,9 @@ class TestOutages:
             gateway.looks = [job(), job(), job("completed")]
             gateway.streams = [stream]
             assert watch().stdout == "Hello\n"
-        assert gateway.asked.count(f"{PATH}?wait=30") == 4
+        assert gateway.requests.count(f"{PATH}?wait=30") == 4
 
-    def test_what_no_job_says(self, gateway: Gateway):
+    def test_unknown_events(self, gateway: Gateway):
         """Is an error, not an end."""
         for text in ("data: {\n\n", 'data: {"a": 1}\n\n'):
             gateway.streams = [[text]]

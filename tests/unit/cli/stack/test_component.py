@@ -158,7 +158,7 @@ async def test_failed_start_leaves_no_child_of_its_own(tmp_path: Path, eventuall
     await eventually(lambda: not alive(pid))
 
 
-def test_endings_in_words():
+def test_exit_codes_in_words():
     """Exit codes, signals, and neither."""
     assert [describe_exit(code) for code in (0, 3, -9, None)] == [
         "exit code 0", "exit code 3", "SIGKILL", "it was not running",

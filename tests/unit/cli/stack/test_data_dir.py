@@ -1,4 +1,4 @@
-"""The data directory: one stack at a time, a key that is kept, a state that is true."""
+"""The data directory: one stack at a time, a stable key, and the state of the running stack."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_second_stack_is_told_who_holds_the_directory(data: DataDir, other: subprocess.Popen[str]):
+def test_second_stack_is_rejected_with_the_holder_of_the_directory(data: DataDir, other: subprocess.Popen[str]):
     """Pid and URL of the first one, and what to do."""
     with pytest.raises(ConsoleError) as caught, data.locked("http://127.0.0.1:9999"):
         pytest.fail("locked twice")
@@ -71,7 +71,7 @@ def test_killed_holder_leaves_no_lock(data: DataDir, other: subprocess.Popen[str
         assert data.is_held()
 
 
-def test_state_is_there_while_held_and_gone_after(data: DataDir):
+def test_state_exists_only_while_the_directory_is_locked(data: DataDir):
     """`state.json` lives as long as the stack."""
     with data.locked(STATE.url):
         assert data.running() is None
@@ -82,7 +82,7 @@ def test_state_is_there_while_held_and_gone_after(data: DataDir):
     assert data.running() is None
 
 
-def test_looking_does_not_keep_a_stack_from_starting(data: DataDir):
+def test_reading_the_lock_does_not_block_a_start(data: DataDir):
     """`nexus status` in one terminal, `nexus up` in another."""
     for _ in range(50):
         assert not data.is_held()
@@ -98,7 +98,7 @@ def test_broken_state_counts_as_none(data: DataDir, content: str):
         assert data.running() is None
 
 
-def test_key_is_made_once_and_kept_private(data: DataDir):
+def test_key_is_made_once_and_private(data: DataDir):
     """The same key at every start, readable by its owner only."""
     key = data.key()
     assert len(key) > 30
@@ -130,8 +130,8 @@ def test_unusable_directory_is_a_clear_error(tmp_path: Path):
         DataDir(tmp_path / "file").prepare()
 
 
-def test_lock_says_who_we_are(data: DataDir):
-    """For a human who looks into the file."""
+def test_lock_file_names_its_holder(data: DataDir):
+    """For an operator who reads the file."""
     with data.locked(STATE.url):
         wanted = {"pid": os.getpid(), "url": STATE.url, "identity": process_identity(os.getpid())}
         assert json.loads(data.lock_file.read_text()) == wanted

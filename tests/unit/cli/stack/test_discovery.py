@@ -1,4 +1,4 @@
-"""Backends that already run here are found; whatever else listens at their ports is left alone."""
+"""Discovery finds inference servers that already run here, and ignores other programs at their ports."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ VOICE = {"audio": {"sample_rate": 22050}, "espeak": {"voice": "en-us"}, "phoneme
         ("whisper", "/", (200, "text/html", b"<html><title>Whisper.cpp Server</title></html>")),
     ],
 )
-async def test_servers_with_apis_of_their_own_are_known_by_them(kind: str, path: str, answer: Answer):
+async def test_servers_are_recognized_by_their_own_apis(kind: str, path: str, answer: Answer):
     """And served by their own adapters; no other kind takes them for its own."""
     with listening(serving({path: answer})) as candidate:
         [found] = await find_backends([replace(candidate, kind=one) for one in PROBES])
@@ -145,8 +145,8 @@ async def test_nexus_is_left_alone():
             assert await find_backends([candidate]) == []
 
 
-async def test_a_gateway_is_known_by_its_request_ids():
-    """Its readiness says nothing of its parts on the port that everybody reaches."""
+async def test_a_gateway_is_recognized_by_its_request_ids():
+    """Its readiness on the public port does not list its dependencies."""
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         models = json.dumps(MODELS).encode()
@@ -181,16 +181,16 @@ async def test_server_that_speaks_no_http_is_left_alone():
     server.close()
 
 
-async def test_found_ones_keep_the_order_of_the_candidates():
-    """And a port where nobody listens is skipped."""
+async def test_results_keep_the_order_of_the_candidates():
+    """And a port without a server is skipped."""
     with ExitStack() as stack:
         first, second = (stack.enter_context(listening(serving({"/v1/models": as_json(MODELS)}))) for _ in range(2))
         nobody = BackendCandidate("nobody", "Nobody", free_port())
         assert [one.candidate for one in await find_backends([first, nobody, second])] == [first, second]
 
 
-def test_usual_ports():
-    """Where these servers listen when nobody says otherwise."""
+def test_default_ports():
+    """The ports where these servers listen without configuration."""
     assert {one.name: one.port for one in CANDIDATES} == {
         "ollama": 11434, "vllm": 8000, "llama-cpp": 8080, "lm-studio": 1234,
         "comfyui": 8188, "invokeai": 9090, "sdwebui": 7860, "piper": 5000,

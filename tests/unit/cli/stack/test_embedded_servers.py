@@ -1,4 +1,4 @@
-"""The embedded servers: found, started, watched, stopped, and never left behind."""
+"""Embedded servers and child processes: found, started, supervised, stopped, and never left behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def port_is_open(port: int) -> bool:
 
 
 def lives(pid: int) -> bool:
-    """Whether `pid` runs; a zombie that nobody has reaped does not."""
+    """Whether `pid` runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     except FileNotFoundError:
@@ -58,7 +58,7 @@ class TestBinaries:
         assert f"${binary.variable}" in str(error.value)
         assert install_hint("embedded") in str(error.value)
 
-    def test_a_wrong_variable_is_an_error_and_not_passed_over(self, binary, monkeypatch):
+    def test_an_invalid_variable_is_an_error_and_not_ignored(self, binary, monkeypatch):
         monkeypatch.setenv(binary.variable, "/nowhere/at-all")
         with pytest.raises(BinaryMissing, match=binary.variable):
             binary.find()
@@ -76,7 +76,7 @@ class TestBinaries:
         assert binary.find() == tmp_path / "path" / binary.names[0]
 
     def test_a_python_launcher_on_path_is_not_the_server(self, binary, monkeypatch, tmp_path):
-        """A launcher would start the server as its own child, which nobody stops."""
+        """A launcher would start the server as its own child, which would outlive it."""
         launcher = tmp_path / binary.names[0]
         launcher.write_text("#!/usr/bin/env python\n")
         launcher.chmod(0o755)
@@ -186,7 +186,7 @@ async def test_redis_keeps_its_data_over_a_restart(own_redis):
 
 
 async def test_a_taken_port_is_replaced_by_another(server, monkeypatch, tmp_path):
-    """Between choosing a port and binding it, somebody else may take it."""
+    """Another process may take a port between its choice and its use."""
     choices = [server.port]
     real = servers.free_port
     monkeypatch.setattr(servers, "free_port", lambda: choices.pop() if choices else real())
@@ -261,21 +261,21 @@ class TestManagedProcess:
         assert child.exit_code == 3
         assert child.tail() == "hello\nthere"
 
-    async def test_several_waiters_learn_of_the_end(self, tmp_path):
+    async def test_several_callers_can_wait_for_the_end(self, tmp_path):
         child = self.process(tmp_path, "exec sleep 60")
         await child.start()
         waiting = [asyncio.create_task(child.wait()) for _ in range(3)]
         child.kill()
         assert await asyncio.wait_for(asyncio.gather(*waiting), 10) == [-signal.SIGKILL] * 3
 
-    async def test_a_child_deaf_to_sigterm_is_killed_with_its_group(self, eventually, tmp_path):
+    async def test_a_child_that_ignores_sigterm_is_killed_with_its_group(self, eventually, tmp_path):
         child = self.process(tmp_path, "trap '' TERM; sleep 60 & echo $!; while :; do sleep 1; done")
         await child.start()
         grandchild = int(await eventually(child.tail))
         assert await child.stop(grace_s=0.2) == -signal.SIGKILL
         await eventually(lambda: not lives(grandchild))
 
-    async def test_the_environment_is_what_was_given(self, tmp_path):
+    async def test_the_child_has_exactly_the_given_environment(self, tmp_path):
         child = self.process(tmp_path, "echo $COLOUR", env={"COLOUR": "green", "PATH": os.environ["PATH"]})
         await child.start()
         await asyncio.wait_for(child.wait(), 10)
@@ -289,7 +289,7 @@ class TestManagedProcess:
             assert child.tail() == "again"
         assert child.log_file.read_text() == "again\nagain\n"
 
-    async def test_a_terminals_interrupt_does_not_reach_it(self, tmp_path):
+    async def test_ctrl_c_does_not_reach_the_child(self, tmp_path):
         child = self.process(tmp_path, "exec sleep 60")
         await child.start()
         assert child.pid is not None
@@ -306,7 +306,7 @@ class TestManagedProcess:
 class TestPasswords:
     """Servers that were open keep their data when they get a password."""
 
-    async def test_nats_streams_are_there_for_its_user(self, tmp_path):
+    async def test_nats_streams_survive_the_switch_to_logins(self, tmp_path):
         before = NatsServer(tmp_path / "nats")
         await before.start()
         client = await nats.connect(before.url)
@@ -323,7 +323,7 @@ class TestPasswords:
         finally:
             await after.stop()
 
-    async def test_redis_keys_are_there_after_the_password(self, tmp_path):
+    async def test_redis_keys_survive_the_switch_to_a_password(self, tmp_path):
         before = RedisServer(tmp_path / "a folder" / "redis")
         await before.start()
         await redis_says(before, "SET key of-an-open-server")
@@ -356,7 +356,7 @@ class TestPasswords:
 
 
 async def test_etcd_allows_no_foreign_origin_and_no_foreign_host(own_etcd):
-    """An open one, too, is nothing for pages in a browser."""
+    """An etcd without logins rejects web pages too."""
     async with httpx.AsyncClient(base_url=own_etcd.url, trust_env=False) as client:
         body = {"key": "YQ=="}
         answer = await client.post("/v3/kv/range", json=body, headers={"origin": "https://evil.example"})

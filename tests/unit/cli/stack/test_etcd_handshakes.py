@@ -1,4 +1,4 @@
-"""What gRPC's own C library writes of handshakes that fail: nothing, since standard error holds lines of JSON."""
+"""gRPC's C library writes nothing about failed handshakes: standard error holds lines of JSON."""
 
 from __future__ import annotations
 

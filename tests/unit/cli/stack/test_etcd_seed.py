@@ -1,4 +1,4 @@
-"""Aliases and services of `nexus up`: in the file and in etcd, whatever happens to either."""
+"""Aliases and services of `nexus up` stay equal in the file and in etcd, through failures of either."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def data(tmp_path: Path) -> DataDir:
 
 
 class Stack:
-    """The part of `nexus up` that is looked at here, and a registry that sees what a gateway would."""
+    """The tested part of `nexus up`, and a registry that sees what a gateway would see."""
 
     def __init__(self, data: DataDir, etcd: Server) -> None:
         self.data, self.etcd = data, etcd
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.gateway = EtcdRegistry(etcd.url)
         self.link = EtcdClient(etcd.url, probe_key="probe")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[EtcdSeeder]:
-        seeder = EtcdSeeder(self.data, "/nexus/", self.said.append)
+        seeder = EtcdSeeder(self.data, "/nexus/", self.messages.append)
         await seeder.start(self.etcd.url)
         await self.gateway.start()
         await self.link.open()
@@ -76,7 +76,7 @@ def stack(data: DataDir, own_etcd: Server) -> Stack:
     return Stack(data, own_etcd)
 
 
-async def test_an_empty_etcd_is_filled_before_start_returns(stack: Stack) -> None:
+async def test_an_empty_etcd_is_seeded_before_start_returns(stack: Stack) -> None:
     """So that the gateway's first snapshot has all of it."""
     stack.data.save_operator_data(KEPT)
     async with stack.running():
@@ -86,8 +86,8 @@ async def test_an_empty_etcd_is_filled_before_start_returns(stack: Stack) -> Non
     assert stack.file == KEPT
 
 
-async def test_changes_are_kept_whoever_makes_them(stack: Stack, eventually: Callable[..., Any]) -> None:
-    """A gateway or etcdctl, setting, changing or removing; the file is readable, and nobody else's to read."""
+async def test_changes_of_any_client_are_saved(stack: Stack, eventually: Callable[..., Any]) -> None:
+    """A gateway or etcdctl may set, change or remove records; only the owner can read the file."""
     async with stack.running():
         await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
         await stack.gateway.put_service(ServiceRecord(name="tts", base_url="http://tts:1"))
@@ -102,10 +102,10 @@ async def test_changes_are_kept_whoever_makes_them(stack: Stack, eventually: Cal
         await eventually(lambda: stack.file["aliases"] == {})
     assert stack.file["services"]["tts"]["base_url"] == "http://tts:1"
     assert stat.S_IMODE(stack.data.operator_file.stat().st_mode) == 0o600
-    assert stack.said == []
+    assert stack.messages == []
 
 
-async def test_a_change_right_before_the_end_is_kept(stack: Stack, eventually: Callable[..., Any]) -> None:
+async def test_a_change_right_before_the_stop_is_saved(stack: Stack, eventually: Callable[..., Any]) -> None:
     """`stop` writes what was not yet written."""
     async with stack.running() as seeder:
         await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
@@ -115,7 +115,7 @@ async def test_a_change_right_before_the_end_is_kept(stack: Stack, eventually: C
 
 @pytest.mark.parametrize("left", ["kept", "wiped"])
 async def test_etcd_killed_and_started_again(stack: Stack, eventually: Callable[..., Any], left: str) -> None:
-    """What it has lost it gets back, and following goes on."""
+    """Lost records are written again, and later changes are saved."""
     stack.data.save_operator_data(KEPT)
     async with stack.running():
         await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
@@ -128,8 +128,8 @@ async def test_etcd_killed_and_started_again(stack: Stack, eventually: Callable[
         await eventually(lambda: set(stack.file["aliases"]) == {"default-chat", "x"})
 
 
-async def test_an_etcd_that_kept_its_data_has_the_last_word(stack: Stack, eventually: Callable[..., Any]) -> None:
-    """What was removed behind our back does not come again."""
+async def test_an_etcd_that_kept_its_data_overrides_the_file(stack: Stack, eventually: Callable[..., Any]) -> None:
+    """Records that were removed while it was not followed stay removed."""
     stack.data.save_operator_data(KEPT)
     async with stack.running() as seeder:
         assert seeder._task is not None
@@ -142,19 +142,19 @@ async def test_an_etcd_that_kept_its_data_has_the_last_word(stack: Stack, eventu
         assert set(stack.aliases()) == {"team/x", "x"}
 
 
-async def test_an_etcd_that_is_away_holds_nothing_up(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said; what is kept stays kept."""
+async def test_an_unreachable_etcd_does_not_block_the_start(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message says so; the file stays as it is."""
     monkeypatch.setattr("cli.stack.etcd_seed.SEED_TIMEOUT_S", 0.3)
     stack.data.save_operator_data(KEPT)
     stack.etcd.kill()
-    seeder = EtcdSeeder(stack.data, "/nexus/", stack.said.append)
+    seeder = EtcdSeeder(stack.data, "/nexus/", stack.messages.append)
     await seeder.start(stack.etcd.url)
     await seeder.stop()
-    assert len(stack.said) == 1
+    assert len(stack.messages) == 1
     assert stack.file == KEPT
 
 
-async def test_a_file_that_cannot_be_written_is_said_and_tried_again(
+async def test_a_failed_save_is_reported_and_retried(
     stack: Stack, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a full disk."""
@@ -169,15 +169,15 @@ async def test_a_file_that_cannot_be_written_is_said_and_tried_again(
     monkeypatch.setattr(stack.data, "save_operator_data", keep)
     async with stack.running():
         await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
-        await eventually(lambda: stack.said)
-        assert "No space left on device" in stack.said[0]
+        await eventually(lambda: stack.messages)
+        assert "No space left on device" in stack.messages[0]
         full.clear()
         await eventually(lambda: "x" in stack.file.get("aliases", ()))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"aliases": []}', '{"aliases": "x"}'])
 def test_a_file_that_cannot_be_read_is_not_overwritten(data: DataDir, content: str) -> None:
-    """Somebody edited it: it is said before anything starts."""
+    """An edited file is reported before anything starts."""
     data.operator_file.write_text(content)
     with pytest.raises(ConsoleError, match="Fix the file"):
         EtcdSeeder(data, "/nexus/", print)

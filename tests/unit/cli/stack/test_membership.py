@@ -1,4 +1,4 @@
-"""Which processes beside a running stack get its credentials by themselves."""
+"""Processes that join a running stack, and those that do not."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def joins(data: DataDir, **settings: str) -> bool:
     return joined
 
 
-def test_nothing_set_is_the_stack_of_this_folder(data: DataDir) -> None:
+def test_without_settings_the_stack_of_the_folder_is_joined(data: DataDir) -> None:
     """As `nexus status` finds it."""
     assert joins(data)
     assert os.environ["ETCD_URL"] == WORKER["ETCD_URL"]
 
 
 def test_a_gateway_takes_the_key_of_the_stack(data: DataDir) -> None:
-    """The one that `nexus up` printed opens every gateway beside it."""
+    """The key that `nexus up` printed is valid at every gateway beside it."""
     assert join_running_stack("gateway")
     assert os.environ["GATEWAY_BEARER_TOKEN"] == STATE.key
 
@@ -74,7 +74,7 @@ def test_a_worker_gets_no_key(data: DataDir) -> None:
     assert not os.environ.keys() & set(KEYS)
 
 
-def test_its_own_addresses_are_enough(data: DataDir) -> None:
+def test_the_stacks_own_addresses_join_it(data: DataDir) -> None:
     """Scripts that read `state.json` know the ports, and not that etcd wants TLS."""
     assert joins(data, NATS_URL="nats://localhost:14222", ETCD_URL="http://127.0.0.1:12379")
     assert os.environ["ETCD_URL"] == WORKER["ETCD_URL"]
@@ -93,10 +93,10 @@ def test_its_own_addresses_are_enough(data: DataDir) -> None:
     ],
     ids=str,
 )
-def test_other_servers_and_other_users_are_meant_as_they_are(
+def test_other_servers_and_users_are_not_overridden(
     data: DataDir, settings: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """StackCredentials go to nobody but the stack that they are for. A shell may still have those of an earlier start: a line says so."""
+    """Credentials go to their own stack only. A shell may still have those of an earlier start: a line says so."""
     assert not joins(data, **settings)
     assert f"not joining the stack that runs on {data.root}" in capsys.readouterr().err
 
@@ -110,14 +110,14 @@ def test_settings_of_a_file_count(data: DataDir) -> None:
 def test_without_a_running_stack_nothing_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder that a stack has left. Who is in the wrong one sees why the usual ports are tried."""
+    """A message explains why the default ports are tried, for users in the wrong folder."""
     _nothing_set(tmp_path, monkeypatch)
     assert not join_running_stack("worker")
     assert f"no `nexus up` runs on {tmp_path / '.nexus'}; trying NATS and etcd at" in capsys.readouterr().err
 
 
 def test_a_flag_that_names_no_running_stack_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The project's folder, say, in the place of its `.nexus`: another Nexus at the usual ports is not meant."""
+    """The project's folder instead of its `.nexus`, for example: a Nexus at the default ports must not be joined."""
     _nothing_set(tmp_path, monkeypatch)
     with pytest.raises(ConsoleError, match="No `nexus up` runs on"):
         join_running_stack("worker", tmp_path)
@@ -126,7 +126,7 @@ def test_a_flag_that_names_no_running_stack_is_an_error(tmp_path: Path, monkeypa
 def test_settings_that_name_nats_need_no_stack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A GPU host has none, and no word about it."""
+    """A GPU host has no stack, and gets no message about it."""
     _nothing_set(tmp_path, monkeypatch)
     monkeypatch.setenv("NATS_URL", "nats://10.0.0.5:4222")
     assert not join_running_stack("worker")
@@ -157,7 +157,7 @@ def joined(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> StackMembership:
     return found
 
 
-def test_a_process_that_cannot_begin_while_its_stack_ends_waits_for_the_next(
+def test_a_process_that_fails_while_its_stack_ends_waits_for_the_next_start(
     data: DataDir, joined: StackMembership
 ) -> None:
     """Its password's file goes with the stack."""
@@ -170,13 +170,13 @@ def test_a_process_that_cannot_begin_while_its_stack_ends_waits_for_the_next(
         run_as_member(joined, run)
 
 
-def test_a_process_that_cannot_begin_ends_while_its_stack_runs(joined: StackMembership) -> None:
-    """What is wrong is its own."""
+def test_a_process_that_fails_while_its_stack_runs_ends(joined: StackMembership) -> None:
+    """The cause is its own."""
     assert run_as_member(joined, lambda: 2) == 2
 
 
-def test_a_process_that_was_told_to_end_does_not_wait(data: DataDir, joined: StackMembership) -> None:
-    """By Ctrl-C, say, after its stack."""
+def test_a_stopped_process_does_not_wait(data: DataDir, joined: StackMembership) -> None:
+    """By Ctrl-C after its stack has ended, for example."""
 
     def run() -> int:
         data.clear_state()

@@ -1,4 +1,4 @@
-"""The guard alone: what becomes of children when their parent is killed outright, without the kernel's parent death signal."""
+"""The orphan guard ends the children of a killed parent without the kernel's parent death signal."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ mother = "import subprocess, sys, time; c = subprocess.Popen(['sleep', '600']); 
 pids = []
 for script, number in ((quick, 9), (polite, 15), (deaf, 15), (mother, 9)):
     child = subprocess.Popen([sys.executable, "-c", script, sys.argv[1]], start_new_session=True, stdout=subprocess.PIPE, text=True)
-    said = int(child.stdout.readline())
+    greeting = int(child.stdout.readline())
     ORPHAN_GUARD.add(child.pid, number)
-    pids += [child.pid, *([said] if said > 1 else [])]
+    pids += [child.pid, *([greeting] if greeting > 1 else [])]
 free = subprocess.Popen(["sleep", "600"], start_new_session=True)
 ORPHAN_GUARD.add(free.pid, 9)
 ORPHAN_GUARD.remove(free.pid)
@@ -37,8 +37,8 @@ WITHIN_S = 5.0
 
 
 @pytest.mark.parametrize("paused", [False, True])
-def test_children_and_theirs_end_with_a_killed_parent(tmp_path: Path, paused: bool) -> None:
-    """Politely where that was asked for, by force where it does not help; what was let go of lives on."""
+def test_child_groups_end_with_a_killed_parent(tmp_path: Path, paused: bool) -> None:
+    """By their death signal, then by SIGKILL; a removed child lives on."""
     polite = tmp_path / "polite"
     command = bind_to_parent([sys.executable, "-c", PARENT, str(polite)])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:

@@ -38,7 +38,7 @@ def test_taken_port_is_named_with_its_flag(taken: int, flag: str):
     assert flag in str(caught.value)
 
 
-def test_every_port_of_a_range_is_looked_at():
+def test_every_port_of_a_range_is_checked():
     """The second gateway's observability port counts too."""
     with ExitStack() as stack:
         while True:
@@ -92,7 +92,7 @@ def test_impossible_port(port: int):
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
-def test_address_that_is_not_ours(host: str):
+def test_address_of_another_machine(host: str):
     """The message points to --host."""
     with pytest.raises(ConsoleError, match="--host"):
         check_ports(RequestedPort("--port", host, free_port()))

@@ -1,4 +1,4 @@
-"""A pid alone names nobody."""
+"""The identity of a process distinguishes it from a later one with the same pid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sleeper():
     process.wait()
 
 
-def test_it_stays_and_ends_with_the_process(sleeper: subprocess.Popen[bytes]) -> None:
+def test_identity_is_stable_and_ends_with_the_process(sleeper: subprocess.Popen[bytes]) -> None:
     """Two processes have two, a dead one has none."""
     identity = process_identity(sleeper.pid)
     assert identity
@@ -60,8 +60,8 @@ def test_the_holder_of_a_port_is_named() -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        said = find_port_holder(port)
+        holder = find_port_holder(port)
         process.kill()
-    assert f"(pid {process.pid})" in said
-    assert said.startswith("python")
-    assert "secret" not in said
+    assert f"(pid {process.pid})" in holder
+    assert holder.startswith("python")
+    assert "secret" not in holder

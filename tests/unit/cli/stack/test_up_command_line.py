@@ -1,4 +1,4 @@
-"""How `nexus up` names itself in lines to paste, and wrong settings in errors."""
+"""The command that `nexus up` prints for pasting, and its errors for invalid settings."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from cli.serve import read_settings
 from cli.stack.runner import own_command
 
 
-def test_a_line_for_any_terminal_works_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_absolute_command_works_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`.venv/bin/nexus` is for the folder of the checkout alone."""
     program = Path(sys.executable).parent / "nexus"
     monkeypatch.setenv("PATH", os.defpath)
     monkeypatch.chdir(program.parent.parent)
     assert own_command() == "bin/nexus"
-    said = subprocess.run([own_command(anywhere=True), "--version"], cwd=tmp_path, capture_output=True, check=True)
-    assert said.stdout
+    result = subprocess.run([own_command(anywhere=True), "--version"], cwd=tmp_path, capture_output=True, check=True)
+    assert result.stdout
 
 
-def test_a_wrong_setting_is_named_without_the_words_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_is_named_without_library_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """pydantic puts `Value error, ` before them."""
     from backbone.settings import GatewaySettings
 

@@ -1,4 +1,4 @@
-"""`nexus up --model`: what is a model, what it is called, and what is said of a file that is none."""
+"""`nexus up --model`: the files that it accepts, the names of models, and the errors for other files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ needs_llama = pytest.mark.skipif(not is_installed(), reason="the local-chat extr
 CHAT = {"general.architecture": "llama", "llama.context_length": 8192, "tokenizer.chat_template": "{{ messages }}"}
 
 
-def gguf(path: Path, said: dict[str, Any], *, version: int = 3, cut: int | None = None) -> Path:
+def gguf(path: Path, expected: dict[str, Any], *, version: int = 3, cut: int | None = None) -> Path:
     """A file with this head, and nothing behind it."""
-    head = b"GGUF" + struct.pack("<IQQ", version, 0, len(said))
-    for key, value in said.items():
+    head = b"GGUF" + struct.pack("<IQQ", version, 0, len(expected))
+    for key, value in expected.items():
         head += _string(key) + _value(value)
     path.write_bytes(head[:cut])
     return path
@@ -44,7 +44,7 @@ def _value(value: Any) -> bytes:
     return struct.pack("<II", 4, value)
 
 
-def test_the_model_that_comes_along() -> None:
+def test_the_bundled_model() -> None:
     """A real file, as llama.cpp's converter wrote it."""
     path = find_model()
     if path is None:
@@ -54,14 +54,14 @@ def test_the_model_that_comes_along() -> None:
     assert model.name == "SmolLM2-135M-Instruct.Q4_1"
 
 
-def test_arrays_of_all_kinds_are_passed_over(tmp_path: Path) -> None:
+def test_arrays_of_all_kinds_are_skipped(tmp_path: Path) -> None:
     """Vocabularies stand before what is wanted."""
     lists = {"a": ["", "one", "zwölf"], "b": [1, 2, 3], "c": [[1, 2], [3]], "d": 1.5}
     assert read_model(gguf(tmp_path / "m.gguf", lists | CHAT)).context == 8192
 
 
 @pytest.mark.parametrize(
-    ("said", "embeds", "pools"),
+    ("expected", "embeds", "pools"),
     [
         (CHAT, False, False),
         (CHAT | {"llama.pooling_type": 0}, False, False),
@@ -72,15 +72,15 @@ def test_arrays_of_all_kinds_are_passed_over(tmp_path: Path) -> None:
     ],
 )
 def test_embeddings_models_are_known_by_their_file(
-    tmp_path: Path, said: dict[str, Any], embeds: bool, pools: bool
+    tmp_path: Path, expected: dict[str, Any], embeds: bool, pools: bool
 ) -> None:
     """By architecture, or because it says how to pool."""
-    model = read_model(gguf(tmp_path / "m.gguf", said))
+    model = read_model(gguf(tmp_path / "m.gguf", expected))
     assert (model.embeds, model.pools) == (embeds, pools)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (b"", "is empty"),
         (b"PK\3\4 a zip", "is not a GGUF file"),
@@ -97,11 +97,11 @@ def test_embeddings_models_are_known_by_their_file(
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "names no architecture"),
     ],
 )
-def test_what_is_no_model_is_said_at_once(tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_that_are_no_model_are_rejected(tmp_path: Path, content: bytes, expected: str) -> None:
     """With the file's name and what it is."""
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
-    with pytest.raises(InvalidModelFile, match=said) as caught:
+    with pytest.raises(InvalidModelFile, match=expected) as caught:
         read_model(path)
     assert str(path) in str(caught.value)
 
@@ -114,7 +114,7 @@ def test_a_download_that_broke_off(tmp_path: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "word"),
+    ("expected", "word"),
     [
         ({"general.architecture": "clip", "general.type": "mmproj"}, "mmproj"),
         ({"general.architecture": "clip"}, "mmproj"),
@@ -123,10 +123,10 @@ def test_a_download_that_broke_off(tmp_path: Path, cut: int) -> None:
         ({"general.architecture": "bert", "bert.pooling_type": 4}, "reranker"),
     ],
 )
-def test_other_things_in_gguf_files(tmp_path: Path, said: dict[str, Any], word: str) -> None:
+def test_other_things_in_gguf_files(tmp_path: Path, expected: dict[str, Any], word: str) -> None:
     """What lies beside models in the same repositories."""
     with pytest.raises(InvalidModelFile, match=word):
-        read_model(gguf(tmp_path / "m.gguf", said))
+        read_model(gguf(tmp_path / "m.gguf", expected))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_model_in_parts(tmp_path: Path) -> None:
-    """The first part stands for all of them, which must be there."""
+    """The first part names the model; all others must be beside it."""
     first = gguf(tmp_path / "m-00001-of-00003.gguf", CHAT)
     second = gguf(tmp_path / "m-00002-of-00003.gguf", CHAT)
     with pytest.raises(InvalidModelFile, match=r"m-00003-of-00003\.gguf is not beside it"):
@@ -190,7 +190,7 @@ def test_context(tmp_path: Path) -> None:
 
 
 @needs_llama
-def test_a_missing_chat_template_is_said(tmp_path: Path) -> None:
+def test_a_missing_chat_template_is_a_warning(tmp_path: Path) -> None:
     """Of a model that would chat; an embeddings model needs none."""
     base = {name: value for name, value in CHAT.items() if name != "tokenizer.chat_template"}
     assert "has no chat template" in chosen(str(gguf(tmp_path / "base.gguf", base)))[0].note

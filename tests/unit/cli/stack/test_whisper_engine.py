@@ -1,4 +1,4 @@
-"""What Whisper's server does around its model, without the model."""
+"""The parts of the speech recognition server around its model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def phrase(text: str, start: float, end: float) -> Any:
     return SimpleNamespace(text=text, start=start, end=end, no_speech_prob=0.0, words=words, **figures)
 
 
-def test_long_sound_is_cut_where_it_is_quiet() -> None:
-    """Nothing is lost, nothing is heard twice, and no block is too long."""
+def test_long_audio_is_cut_at_quiet_moments() -> None:
+    """No sample is lost or repeated, and no block is too long."""
     samples = numpy.ones(int(2.5 * BLOCK_S * SAMPLE_RATE), dtype="float32")
     quiet = slice((BLOCK_S - 2) * SAMPLE_RATE, (BLOCK_S - 2) * SAMPLE_RATE + SAMPLE_RATE // 5)
     samples[quiet] = 0
@@ -35,7 +35,7 @@ def test_long_sound_is_cut_where_it_is_quiet() -> None:
     assert [(start, len(piece)) for start, piece in split_blocks(short)] == [(0.0, SAMPLE_RATE)]
 
 
-def test_times_count_from_the_beginning_of_the_sound() -> None:
+def test_times_count_from_the_start_of_the_audio() -> None:
     """And end with it."""
     transcript = append_phrase(SpeechTranscript("", "en", 700.0, (), ()), phrase(" One", 1.0, 2.0), 0.0, 600.0)
     transcript = append_phrase(transcript, phrase(" two.", 1.0, 20.0), 600.0, 602.0)
@@ -64,7 +64,7 @@ def test_a_form_is_read() -> None:
     ("content_type", "body"),
     [("application/json", b"{}"), ("multipart/form-data; boundary=b", b"--b--\r\n"), ("", b"")],
 )
-def test_what_is_no_form_is_refused(content_type: str, body: bytes) -> None:
+def test_a_body_that_is_no_form_is_rejected(content_type: str, body: bytes) -> None:
     with pytest.raises(TranscriptionRejected) as caught:
         read_form(content_type, body)
     assert caught.value.status == 400
