@@ -151,7 +151,7 @@ class _Clients:
 
 
 class _Services:
-    """What the gateway does with its clients: it answers requests, runs jobs and batches, checks keys, stores files."""
+    """The gateway's own parts: they answer requests, run jobs and batches, check keys, store files, collect metrics."""
 
     def __init__(
         self, settings: GatewaySettings, clients: _Clients, metrics: GatewayMetrics, shutdown_state: ShutdownState

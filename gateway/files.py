@@ -55,7 +55,7 @@ class FileStore:
     """Longest lifetime of a file."""
     memory: BodyMemory
     timeout_s: float
-    """For an upload's first bytes; the others get time at `parsing.SLOWEST`."""
+    """Timeout of an upload's first bytes; later bytes extend it at `request_body.MIN_UPLOAD_RATE`."""
 
     async def upload(self, owner: str, headers: Headers, receive: Receive, key: str = "") -> FileRecord:
         """Store the file of a multipart form, which is never whole in memory. `key`: id of the key whose memory it takes.

@@ -29,8 +29,8 @@ class NewKey(BaseModel):
 
     name: Name
     owner: Name | None = None
-    """Whom its jobs, files, batches and responses belong to; keys of one owner share them. Left out: the name, as an owner
-    of its own."""
+    """Owner of the key's jobs, files, batches and responses; keys of one owner share them. Default: a new owner with the
+    key's name."""
     scopes: list[Scope] = Field(default=[Scope.INFERENCE, Scope.JOBS], min_length=1)
     max_queued: Annotated[JobCount, Field(ge=0)] | None = None
     """Jobs that may wait at once; null: no limit of its own."""

@@ -10,17 +10,17 @@ DONE = b"data: [DONE]\n\n"
 
 
 def error_frame(info: ErrorInfo) -> bytes:
-    """What ends a stream that failed after it began. No `[DONE]` follows: a clean end reads as success to SDKs."""
+    """Return the event that ends a failed stream. No `[DONE]` follows it: SDKs would take that for success."""
     return b"data: %b\n\n" % orjson.dumps(info.body())
 
 
 def comment_frame(position: int) -> bytes:
-    """Keeps a queued stream's connection alive; SSE clients skip it."""
+    """Return the comment with a queued request's position, which keeps the connection alive; SSE clients skip comments."""
     return b": queued position=%d\n\n" % position
 
 
 def adapted_frame(parameters: tuple[str, ...]) -> bytes:
-    """Return the comment that names what was replaced in a request, for a stream whose head has left already."""
+    """Return the comment that names adapted parameters, for a stream whose head was sent before they were known."""
     return b": x-nexus-adapted: %b\n\n" % ", ".join(parameters).encode()
 
 

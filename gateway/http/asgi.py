@@ -69,7 +69,7 @@ class Caller:
 
 
 class HttpExchange(Protocol):
-    """What Nexus's HTTP server offers for one request beyond ASGI, at `scope[EXCHANGE]`; absent with other servers."""
+    """Nexus's extension to ASGI for one request, at `scope[EXCHANGE]`; other HTTP servers lack it."""
 
     @property
     def body_complete(self) -> bool:
@@ -122,7 +122,7 @@ async def _wait_for_disconnect(receive: Receive, on_disconnect: Callable[[], Non
 
 
 class Reply:
-    """One HTTP response."""
+    """Sends one HTTP response."""
 
     __slots__ = ("_send", "headers", "request_id", "started", "status")
 

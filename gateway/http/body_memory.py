@@ -51,7 +51,7 @@ class BodyMemory:
 
 
 class _ArrivalMark(NamedTuple):
-    """How much of a body had arrived at a time."""
+    """The bytes of a body that had arrived at a time."""
 
     clock: float
     """Seconds, without the time in which the body waited for memory."""

@@ -92,7 +92,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._pipelined_bytes = bytearray()
         """Bytes behind the request that is being answered."""
         self._buffered_elsewhere = 0
-        """Bytes that are buffered for the caller elsewhere, as `HttpExchange.report_buffered` was told."""
+        """Bytes that are buffered for the caller elsewhere, as reported by `HttpExchange.report_buffered`."""
         self._reading_pipelined = False
         """Whether the bytes that are being read came before the last answer was sent."""
         self._counted_bytes = 0

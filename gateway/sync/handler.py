@@ -55,7 +55,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 @dataclass(frozen=True, slots=True)
 class HandlerOptions:
-    """What operators set for inference requests."""
+    """Settings of inference requests."""
 
     comment_after_s: float
     """Seconds after which a stream without output gets its first comment."""
