@@ -1,1 +1,1 @@
-"""Batches: a file of requests, run as durable jobs in the lane flex, and their answers in another file."""
+"""Batches: the requests of a file, run as durable jobs in the lane flex, with their responses in an output file."""

@@ -1,7 +1,7 @@
-"""One batch, run by one gateway: its phases, and the lines that are under way.
+"""Runs one batch on one gateway: its phases and the lines in progress.
 
-Nothing of it is lost with the gateway. A line's job has always the same id, so that whoever takes the batch over begins with the first
-line again: what is decided costs a look, what is under way is waited for, and what was never submitted is submitted.
+Another gateway can take a batch over at any time. A line's job always has the same id, so the new gateway begins with the first
+line again: it skips jobs that have ended, waits for jobs in progress, and submits jobs that were never submitted.
 
     validating → in_progress → finalizing → completed | expired
              ↘ failed       ↘ cancelling → cancelled
@@ -32,25 +32,26 @@ from schemas.jobs import JobStatus
 log = structlog.get_logger(__name__)
 
 REFRESH_INTERVAL_S = 1.0
-"""Between two looks at the batch's document, in which counts are written down too."""
+"""The interval at which the batch's document is read and its counts are written."""
 MAX_SUBMISSIONS = 16
-"""Lines of one batch that are submitted at once, and so are in memory."""
+"""The maximum number of lines of one batch that are in memory for submission."""
 LARGE_LINE_BYTES = 1024 * 1024
-"""Bytes above which a line waits until no other large one is in memory."""
+"""The size above which a line is large: only one large line at a time is in memory."""
 
 VALIDATING, IN_PROGRESS, FINALIZING = BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING
 FAILED, CANCELLING, CANCELLED = BatchStatus.FAILED, BatchStatus.CANCELLING, BatchStatus.CANCELLED
 INPUT_FILE_MISSING = BatchError(
-    code="input_file_gone", message="The input file was deleted, or its time ended, before the batch was done."
+    code="input_file_gone",
+    message="The input file was deleted or expired before the batch ended. Upload it again and create a new batch.",
 )
 
 
 class BatchSuperseded(Exception):
-    """Another gateway runs the batch now."""
+    """Another gateway has taken the batch over."""
 
 
 class BatchExecutor:
-    """See the module's docstring."""
+    """Runs one batch from validation to its output files."""
 
     def __init__(self, dependencies: BatchDependencies, item: WorkItem) -> None:
         self._dependencies = dependencies
@@ -66,7 +67,7 @@ class BatchExecutor:
         self._jobs = LineJobRunner(self._batch, dependencies, self._signals)
 
     async def run(self) -> Batch:
-        """Run it to its end, in which nothing is left to be done. Raises Superseded, and Unavailable: begin again then."""
+        """Run the batch to its end. Raises BatchSuperseded, and Unavailable if the run must be repeated."""
         await self._change(lambda batch: batch, claim=True)
         if self._batch.is_final:
             return self._batch
@@ -84,7 +85,7 @@ class BatchExecutor:
         return self._batch
 
     async def fail(self, error: BatchError) -> None:
-        """End it without files. Raises Superseded and Unavailable."""
+        """End the batch as failed, without files. Raises BatchSuperseded, Unavailable."""
         await self._change(_failed(error))
 
     async def _refresh(self) -> None:
@@ -94,7 +95,7 @@ class BatchExecutor:
             self._signals.stop()
 
     def _with_counts(self, batch: Batch) -> Batch:
-        """With what has been counted. A run that took over counts from nothing: what is shown never falls."""
+        """Return the batch with current counts. After a takeover counting restarts at 0, so counts never decrease."""
         if batch.status not in (IN_PROGRESS, CANCELLING):
             return batch
         old = batch.counts
@@ -104,7 +105,7 @@ class BatchExecutor:
         return _updated(batch, counts=RequestCounts(total=old.total, completed=completed, failed=failed))
 
     async def _change(self, change: Callable[[Batch], Batch], *, claim: bool = False) -> None:
-        """Change the document, as long as it is this run's. One that was lost is made again."""
+        """Change the batch's document if this run owns it. Recreate a lost document. Raises BatchSuperseded, Unavailable."""
 
         def ours(batch: Batch) -> Batch:
             if claim:
@@ -176,7 +177,7 @@ class BatchExecutor:
     # Lines
 
     async def _lines(self) -> AsyncGenerator[InputLine, None]:
-        """The input's lines, over outages. Raises BlobNotFound, BlobCorrupted, and LineTooLong where it was not validated."""
+        """Yield the input's lines, across outages. Raises BlobNotFound, BlobCorrupted, and LineTooLong before validation."""
         read = 0
         while True:
             pieces = self._dependencies.blobs.read(self._batch.blob)
@@ -191,7 +192,7 @@ class BatchExecutor:
                 await asyncio.sleep(RETRY_DELAY_S)
 
     async def _run_lines(self) -> None:
-        """Submit them one by one, and wait until all that were submitted are decided."""
+        """Submit the lines' jobs and wait until all submitted jobs have ended."""
         try:
             async with asyncio.TaskGroup() as group:
                 await self._submit_lines(group)
@@ -220,7 +221,7 @@ class BatchExecutor:
             self._signals.stop()
 
     async def _acquire_slot(self, slot: _LineSlot) -> bool:
-        """Wait until there is room. False: the batch stops."""
+        """Wait for a free slot. Return False if the batch stops."""
         try:
             await self._signals.run_until_stopped(asyncio.ensure_future(slot.acquire()))
         except BaseException:
@@ -248,25 +249,25 @@ class BatchExecutor:
 
 
 class _LineSlot:
-    """What a line takes: until its job has ended, and while it is in memory."""
+    """The semaphores that a line holds: one until its job has ended, the others while it is in memory."""
 
     def __init__(self, window: asyncio.Semaphore, memory: list[asyncio.Semaphore]) -> None:
         self._wanted = [window, *memory]
         self._held: list[asyncio.Semaphore] = []
 
     async def acquire(self) -> None:
-        """Wait for all of it."""
+        """Acquire all semaphores."""
         for one in self._wanted:
             await one.acquire()
             self._held.append(one)
 
     def release_memory(self) -> None:
-        """The line is not in memory any more."""
+        """Release the semaphores of the line's memory."""
         while len(self._held) > 1:
             self._held.pop().release()
 
     def release(self, _task: object = None) -> None:
-        """Give everything back. Idempotent."""
+        """Release all semaphores. Idempotent."""
         while self._held:
             self._held.pop().release()
 

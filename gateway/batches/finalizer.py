@@ -1,4 +1,4 @@
-"""The last phase of a batch: one pass over its input, in which each line's answer or error is written into its file."""
+"""Writes the output files of a batch in one pass over its input."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from schemas.errors import BackendFailed, NotFound
 from schemas.jobs import JobStatus
 
 MAX_RESULTS_AHEAD = 16
-"""Results that are fetched before they are written."""
+"""The maximum number of results that are read ahead of the writer."""
 
 UNFINISHED_MESSAGES = {
     "batch_cancelled": "This request was not completed before the batch was cancelled.",
     "batch_expired": "This request could not be executed before the completion window expired.",
     "job_cancelled": "The job of this request was cancelled.",
     "job_expired": "The job of this request expired before it was completed.",
-    "result_gone": "The result of this request is not kept any more.",
+    "result_gone": "The result of this request has been deleted after its retention time.",
 }
-"""Why a line has no response."""
+"""The error messages of lines without a response, by code."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinalizedBatch:
-    """How a batch ends, and what it leaves."""
+    """The final status of a batch and its files."""
 
     status: BatchStatus
     counts: RequestCounts
@@ -46,21 +46,21 @@ class FinalizedBatch:
 
 @dataclass(frozen=True, slots=True)
 class _LineOutcome:
-    """One line, at its end."""
+    """The outcome of one line."""
 
     custom_id: str
     job: str
     context: Any
-    """What of the request its answer is made with."""
+    """The parts of the request that its response needs."""
     result: JobResult | None
-    """None: its job never ended by itself, or is not known any more."""
+    """The job's result. None if the job is unknown or no longer stored."""
 
 
 class BatchFinalizer:
-    """Of one batch, whose lines are not being submitted any more."""
+    """Finalizes one batch whose lines are all submitted."""
 
     def __init__(self, batch: Batch, dependencies: BatchDependencies, jobs: LineJobRunner) -> None:
-        """`batch` has its files' ids reserved."""
+        """Create a finalizer. `batch.reserved` must hold the ids of the output files."""
         assert batch.reserved is not None
         self._batch = batch
         self._dependencies = dependencies
@@ -70,12 +70,12 @@ class BatchFinalizer:
         self._output = OutputFile(dependencies.files, batch, batch.reserved[0], "output")
         self._errors = OutputFile(dependencies.files, batch, batch.reserved[1], "error")
         self._no_more_results = batch.status is BatchStatus.CANCELLING or clock.now() >= batch.expires_at
-        """What has not ended will not."""
+        """Whether jobs that have not ended are to be cancelled."""
         self._expired = False
         self._tokens = BatchUsage()
 
     async def write(self, lines: AsyncIterator[InputLine]) -> FinalizedBatch:
-        """Write both files, and make them visible. Raises what `lines` raises, and Unavailable; then it was for nothing."""
+        """Write both files and publish them. Raises Unavailable and the errors of `lines`; the files are then discarded."""
         try:
             async with aclosing(in_order(lines, self._read_line_outcome, MAX_RESULTS_AHEAD)) as ends:
                 async for ended in ends:
@@ -114,7 +114,7 @@ class BatchFinalizer:
         except ResultNotReady:
             if not self._no_more_results:
                 raise
-        # A gateway that is gone submitted it.
+        # A gateway that no longer runs submitted the job.
         await self._jobs.cancel(job)
         return await jobs.result(owner, job)
 
@@ -182,7 +182,7 @@ R = TypeVar("R")
 async def in_order(
     things: AsyncIterator[T], work: Callable[[T], Awaitable[R]], at_once: int
 ) -> AsyncGenerator[R, None]:
-    """What `work` makes of each thing, at most `at_once` ahead of whoever takes it. Raises what `things` and `work` raise."""
+    """Yield the results of `work` in the order of `things`, with at most `at_once` in progress. Raises their errors."""
     under_way: deque[asyncio.Future[R]] = deque()
     try:
         async for thing in things:

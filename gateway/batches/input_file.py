@@ -1,4 +1,4 @@
-"""The lines of a batch's input: found in the file as it is read, and understood. Pure."""
+"""Splits, parses and validates the input file of a batch. Pure."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ MAX_CUSTOM_ID = 512
 
 
 class InputLine(NamedTuple):
-    """A line that is not blank."""
+    """A line of the input file that is not blank."""
 
     number: int
-    """In the file, from 1."""
+    """The line number in the file, from 1."""
     data: bytes
 
 
 class LineTooLong(Exception):
-    """A line is longer than what is held in memory."""
+    """A line is longer than the maximum size of a request."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -34,7 +34,7 @@ class LineTooLong(Exception):
 
 
 async def split_lines(pieces: AsyncGenerator[bytes, None], longest: int) -> AsyncGenerator[InputLine, None]:
-    """Lines in order. Closes `pieces`. Raises LineTooLong, and what `pieces` raises; holds one line and one piece."""
+    """Yield lines in order, with one line and one piece in memory. Closes `pieces`. Raises LineTooLong and the errors of `pieces`."""
     rest, number = bytearray(), 0
     async with aclosing(pieces):
         async for piece in pieces:
@@ -65,14 +65,14 @@ def _stripped(line: bytearray, number: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request of a batch."""
+    """One request of a batch, from one line of its input."""
 
     custom_id: str
     body: dict[str, Any]
 
 
 class InvalidLine(Exception):
-    """A line is not a request of this batch."""
+    """A line is not a valid request of its batch."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -81,27 +81,27 @@ class InvalidLine(Exception):
         self.param = param
 
     def at(self, line: int) -> BatchError:
-        """What the batch tells."""
+        """Return the error as the batch reports it."""
         return BatchError(code=self.code, message=self.message, line=line, param=self.param)
 
 
 def parse_line(data: bytes, endpoint: str) -> Request:
-    """What a line asks for. Raises InvalidLine."""
+    """Parse a line. Raises InvalidLine."""
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise InvalidLine("invalid_json_line", f"This line is not parseable as valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise InvalidLine("invalid_json_line", "This line is no JSON object.")
+        raise InvalidLine("invalid_json_line", "This line is not a JSON object.")
     if data.count(b"{") + data.count(b"[") > MAX_DEPTH and is_too_deep(value):
         raise InvalidLine("invalid_json_line", f"This line is nested deeper than {MAX_DEPTH} levels.")
     for name in ("custom_id", "method", "url", "body"):
         if value.get(name) is None:
-            raise InvalidLine("missing_required_parameter", f"This line lacks '{name}'.", name)
+            raise InvalidLine("missing_required_parameter", f"This line has no '{name}'.", name)
     custom_id, body = value["custom_id"], value["body"]
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
         raise InvalidLine(
-            "invalid_custom_id", f"'custom_id' is a text of 1 to {MAX_CUSTOM_ID} characters.", "custom_id"
+            "invalid_custom_id", f"'custom_id' must be a string of 1 to {MAX_CUSTOM_ID} characters.", "custom_id"
         )
     if value["method"] != "POST":
         raise InvalidLine("invalid_method", "'method' must be 'POST'.", "method")
@@ -113,7 +113,7 @@ def parse_line(data: bytes, endpoint: str) -> Request:
 
 
 def job_id(batch_id: str, number: int) -> str:
-    """The id of the job of a line, always the same: a UUIDv7 of the batch's time, in the order of lines."""
+    """Return the job id of a line: a UUIDv7 that depends only on the batch and the line number, ordered by line."""
     made = int(batch_id.removeprefix("batch_"), 16) >> 80
     digest = int.from_bytes(sha256(f"{batch_id}\n{number}".encode()).digest()[:8], "big")
     bits = (number & 0xFFFFF) << 54 | digest & (1 << 54) - 1
@@ -121,32 +121,25 @@ def job_id(batch_id: str, number: int) -> str:
 
 
 def request_ids(job: str) -> tuple[str, str]:
-    """The ids of a line's request that follow from its job's: in the output file, and where the job tells none."""
+    """Return the ids of a line's request, derived from its job id: the id in the output file, and the request id."""
     number = job.removeprefix("job_")
     return f"batch_req_{number}", f"req_{sha256(number.encode()).hexdigest()[:24]}"
 
 
-async def behind(lines: AsyncIterator[InputLine], number: int) -> AsyncIterator[InputLine]:
-    """The lines that come after line `number`."""
-    async for line in lines:
-        if line.number > number:
-            yield line
-
-
 @dataclass(slots=True)
 class ValidationReport:
-    """What was found."""
+    """The result of validating an input file."""
 
     total: int = 0
-    """Requests."""
+    """The number of requests."""
     model: str | None = None
-    """The first request's."""
+    """The model of the first request."""
     errors: list[BatchError] = field(default_factory=list)
-    """Any: the batch has failed. At most `MAX_ERRORS`."""
+    """The errors, at most `MAX_ERRORS`. A batch with errors fails."""
 
 
 async def validate(lines: AsyncIterator[InputLine], endpoint: str) -> ValidationReport:
-    """Look at every line, or at so many that no more can be told. Raises what `lines` raises, but for LineTooLong."""
+    """Validate the lines until `MAX_ERRORS` errors are found. Raises the errors of `lines` except LineTooLong."""
     report = ValidationReport()
     seen: set[bytes] = set()
     try:
@@ -163,10 +156,12 @@ async def validate(lines: AsyncIterator[InputLine], endpoint: str) -> Validation
                 break
     except LineTooLong as error:
         report.errors.append(
-            BatchError(code="line_too_long", message="This line is larger than a request may be.", line=error.number)
+            BatchError(
+                code="line_too_long", message="This line exceeds the maximum size of a request.", line=error.number
+            )
         )
     if not report.total and not report.errors:
-        report.errors.append(BatchError(code="empty_file", message="The input file holds no request."))
+        report.errors.append(BatchError(code="empty_file", message="The input file contains no request."))
     return report
 
 
@@ -175,7 +170,9 @@ def _validate_line(line: InputLine, endpoint: str, seen: set[bytes], report: Val
     mark = blake2b(request.custom_id.encode(), digest_size=8).digest()
     if mark in seen:
         raise InvalidLine(
-            "duplicate_custom_id", f"The custom_id '{request.custom_id[:100]}' stands in an earlier line.", "custom_id"
+            "duplicate_custom_id",
+            f"The custom_id '{request.custom_id[:100]}' already appears in an earlier line.",
+            "custom_id",
         )
     seen.add(mark)
     model = request.body.get("model")
@@ -184,4 +181,8 @@ def _validate_line(line: InputLine, endpoint: str, seen: set[bytes], report: Val
 
 
 def _too_many(line: int) -> BatchError:
-    return BatchError(code="too_many_requests", message=f"A batch holds at most {MAX_REQUESTS} requests.", line=line)
+    return BatchError(
+        code="too_many_requests",
+        message=f"A batch can contain at most {MAX_REQUESTS} requests. Split the file.",
+        line=line,
+    )

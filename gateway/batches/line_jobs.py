@@ -1,4 +1,4 @@
-"""The jobs of a batch's lines: submitted, waited for, cancelled. Whatever is away is waited for: no line fails for it."""
+"""Submits, awaits and cancels the jobs of a batch's lines. An outage delays lines but never fails them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from schemas.jobs import TERMINAL_STATUSES, JobStatus, Lane
 from schemas.outcome import Outcome
 
 RETRY_DELAY_S = 2.0
-"""After what is away, or full, for now."""
+"""The delay before a retry after an outage or a full queue."""
 OUTCOME_WAIT_S = 60.0
-"""A wait for the end of a job; then comes the next."""
+"""The timeout of one wait for a job's outcome. The wait is repeated."""
 BLOB_MARGIN_S = 3600.0
-"""What a line sent by reference outlives the batch's window by."""
+"""The time by which a line's blob outlives the batch's window."""
 EXPIRY_MARGIN_S = 60.0
-"""A job ends by itself when this has passed since the end of the window: its batch may have no runner then."""
+"""The time after the end of the window at which a job expires, in case no gateway runs its batch."""
 TRANSIENT_STATUSES = frozenset({429, 503})
-"""Statuses of refusals that do not last."""
+"""The statuses of errors that are worth a retry."""
 
 
 class BatchSignals:
-    """What a batch's lines wait for together."""
+    """Signals that all lines of a batch share: stop, and progress of any line."""
 
     def __init__(self) -> None:
         self._stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -44,28 +44,28 @@ class BatchSignals:
 
     @property
     def stopped(self) -> bool:
-        """No more lines are begun, and those under way are to end."""
+        """Return whether the batch stops: no new lines start, and jobs in progress are cancelled."""
         return self._stop.done()
 
     def stop(self) -> None:
-        """From now on."""
+        """Stop the batch."""
         if not self._stop.done():
             self._stop.set_result(None)
         self.notify_progress()
 
     def notify_progress(self) -> None:
-        """A line has ended: there may be room for another one."""
+        """Notify waiting lines that a line has ended."""
         self._moved.set()
         self._moved = asyncio.Event()
 
     async def wait_for_progress(self, seconds: float) -> None:
-        """Until a line ends, the batch stops, or the time is up."""
+        """Wait until a line ends, the batch stops or the time is up."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._moved.wait()
 
     async def run_until_stopped(self, work: asyncio.Future[Any]) -> None:
-        """Until `work` is done or the batch stops; then it is cancelled, and was perhaps done all the same."""
+        """Await `work` until it is done or the batch stops. In the latter case cancel it; it may have been done all the same."""
         try:
             both: set[asyncio.Future[Any]] = {work, self._stop}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -76,7 +76,7 @@ class BatchSignals:
 
 
 class LineJobRunner:
-    """Of one batch."""
+    """Runs the jobs of one batch."""
 
     def __init__(self, batch: Batch, dependencies: BatchDependencies, signals: BatchSignals) -> None:
         self._batch = batch
@@ -89,7 +89,7 @@ class LineJobRunner:
         )
 
     async def read_status(self, job: str) -> JobStatus | None:
-        """How it ended, if it has."""
+        """Return the final status of a job, or None if it has not ended."""
         while True:
             try:
                 stored = await self._dependencies.log.read_outcome(job)
@@ -99,7 +99,7 @@ class LineJobRunner:
                 return stored.outcome.status if stored is not None else None
 
     async def submit(self, line: InputLine) -> bool:
-        """Submit a line's job, or end it at once where its request is wrong. False: the batch stops, and it was not submitted."""
+        """Submit a line's job. An invalid request fails its job immediately. Return False if the batch stopped before."""
         job = job_id(self._batch.id, line.number)
         request = parse_line(line.data, self._batch.endpoint)
         while not self._signals.stopped:
@@ -135,7 +135,7 @@ class LineJobRunner:
             raise
 
     async def wait(self, job: str) -> JobStatus:
-        """Wait until the job is decided; when the batch stops, decide it."""
+        """Wait until the job has ended and return its status. Cancel it when the batch stops."""
         looked = False
         while True:
             try:
@@ -153,18 +153,18 @@ class LineJobRunner:
                 await asyncio.sleep(RETRY_DELAY_S)
 
     async def _recorded_status(self, job: str) -> JobStatus | None:
-        """How it ended, where what it ended with is not kept any more."""
+        """Return the status of an ended job whose outcome is no longer stored."""
         with suppress(JobNotFound):
             record = await self._dependencies.jobs.get(self._batch.owner, job)
             return record.status if record.status in TERMINAL_STATUSES else None
         return None
 
     async def cancel(self, job: str) -> None:
-        """Decide that it was cancelled, unless it is decided already. Raises Unavailable."""
+        """Cancel the job unless it has ended. Raises Unavailable."""
         try:
             await self._dependencies.jobs.cancel(self._batch.owner, job)
         except JobNotFound:
-            # Nobody knows it but the queue: what takes it from there asks first.
+            # Only the queue may hold the job. The attempt gate checks the outcome before it starts.
             await self._dependencies.log.store_outcome(self._gateway_outcome(job, JobStatus.CANCELLED))
 
     async def _reject(self, job: str, error: ErrorInfo, request: Request) -> None:
@@ -185,7 +185,7 @@ class LineJobRunner:
                 return
 
     def _gateway_outcome(self, job: str, status: JobStatus) -> Outcome:
-        """On a job that never was in a queue: it counts against no key, and is no model's."""
+        """Return the outcome of a job that was never queued. It has no model and counts against no key."""
         return Outcome(
             job=job,
             status=status,
@@ -202,7 +202,7 @@ class LineJobRunner:
 
 @dataclass(frozen=True, slots=True)
 class BatchDependencies:
-    """The gateway's parts, and the bounds that its batches share."""
+    """The collaborators of batches, and the limits that all batches share."""
 
     repository: BatchRepository
     files: FileStore
@@ -211,8 +211,8 @@ class BatchDependencies:
     log: JobLog
     reader: InferenceBodyReader
     line_types: Mapping[str, LineType]
-    """By the endpoint's path, as the batch and its lines name it."""
+    """The line types by endpoint path."""
     window: int
-    """Lines of one batch that are jobs at once."""
+    """The maximum number of unfinished jobs of one batch."""
     large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
-    """One large line at a time is in memory."""
+    """Lets only one large line at a time into memory."""

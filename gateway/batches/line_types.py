@@ -1,4 +1,4 @@
-"""What the lines of a batch are: requests for an inference endpoint, or for responses, which travel as chat."""
+"""The types of batch lines: requests to inference endpoints, and responses, which run as chat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import orjson
 
 from backbone.bus.blobs import BlobStore
 from gateway import clock
-from gateway.batches.output_file import ResultBodyFactory, whole
+from gateway.batches.output_file import ResultBodyFactory, json_body
 from gateway.files import FileReferences
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.request_body import validate_body
@@ -26,38 +26,38 @@ JSON = dict[str, Any]
 
 
 class LineType(Protocol):
-    """One of them."""
+    """Reads the requests and builds the responses of one endpoint's lines."""
 
     @property
     def endpoint(self) -> EndpointSpec:
-        """What the jobs are for."""
+        """Return the endpoint of the lines' jobs."""
 
     async def read(self, owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
-        """A line's request, checked. Raises InvalidRequest, NotFound, Unavailable."""
+        """Validate a line's request. Raises InvalidRequest, NotFound, Unavailable."""
 
     def context(self, body: JSON, job: str) -> Any:
-        """What of the request its answer is made with. The body was read before."""
+        """Return the parts of a validated request that its response needs."""
 
     async def answer(self, context: Any, result: JobResult, base_url: str) -> ResultBody:
-        """The answer of a completed job. Raises BackendFailed where it is none, BlobNotFound, BlobCorrupted, Unavailable."""
+        """Build the response of a completed job. Raises BackendFailed, BlobNotFound, BlobCorrupted, Unavailable."""
 
 
 def reject_stream(body: JSON) -> None:
-    """Raises InvalidRequest."""
+    """Check that a request is not streamed. Raises InvalidRequest."""
     if body.get("stream"):
-        raise InvalidRequest("a request of a batch cannot be streamed: leave 'stream' out", param="stream")
+        raise InvalidRequest("Batch requests cannot be streamed. Remove 'stream'.", param="stream")
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointLine:
-    """Requests for an inference endpoint. Where it takes a form, the body names uploaded files by id."""
+    """Lines for an inference endpoint. The body refers to files by their ids."""
 
     endpoint: EndpointSpec
     uploads: FileReferences
     payload: ResultBodyFactory
 
     async def read(self, owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
-        """See the protocol."""
+        """See `LineType`."""
         reject_stream(body)
         if self.endpoint.files:
             body, uploads = await self.uploads.resolve(owner, self.endpoint, body)
@@ -66,41 +66,44 @@ class EndpointLine:
             received = await reader.read_value(self.endpoint, body)
         if self.endpoint.stream_type(received.request) == SSE:
             await received.discard()
-            raise InvalidRequest("a request of a batch cannot be answered by a stream of events", param="stream_format")
+            raise InvalidRequest(
+                "Batch requests cannot return a stream of events. Remove 'stream_format' or set it to 'audio'.",
+                param="stream_format",
+            )
         return received
 
     def context(self, _body: JSON, _job: str) -> None:
-        """Nothing."""
+        """Return None: the response needs nothing of the request."""
 
     async def answer(self, _remembered: None, result: JobResult, base_url: str) -> ResultBody:
-        """As it came."""
+        """Return the job's body unchanged."""
         return self.payload(result, base_url)
 
 
 @dataclass(frozen=True, slots=True)
 class ResponsesLine:
-    """Requests for responses. Each stands alone, and its response is in the output alone: it is not stored."""
+    """Lines for `/v1/responses`. They run as chat jobs, and their responses are written to the output file only."""
 
     endpoint: EndpointSpec
-    """Chat."""
+    """The chat endpoint."""
     blobs: BlobStore
 
     async def read(self, _owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
-        """See the protocol."""
+        """See `LineType`."""
         reject_stream(body)
         request = _response_request(body)
         for name in ("background", "previous_response_id"):
             if getattr(request, name):
-                raise InvalidRequest(f"a request of a batch stands alone: leave '{name}' out", param=name)
+                raise InvalidRequest(f"Batch requests do not support '{name}'. Remove it.", param=name)
         reject_unsupported(request)
         return await reader.read_value(self.endpoint, chat_body(request, conversation(request, [])))
 
     def context(self, body: JSON, job: str) -> JSON:
-        """The response before its answer."""
+        """Return the response object before its output."""
         return initial_response(_response_request(body), job, int(clock.now()))
 
     async def answer(self, context: JSON, result: JobResult, _base_url: str) -> ResultBody:
-        """The response, from chat's frames."""
+        """Build the response from the chat stream."""
         data = result.data
         if result.blob is not None:
             data = b"".join([piece async for piece in self.blobs.read(result.blob.name)])
@@ -108,7 +111,7 @@ class ResponsesLine:
         builder = ResponseBuilder(context)
         builder.add_frames(data)
         builder.close_items(usage.model_dump() if usage is not None else None)
-        return whole(orjson.dumps(builder.final_response(int(clock.now()))))
+        return json_body(orjson.dumps(builder.final_response(int(clock.now()))))
 
 
 def _response_request(body: JSON) -> ResponsesRequest:

@@ -1,9 +1,10 @@
-"""The files that a batch leaves: the answers, and the errors. One JSON object a line, in the order of the input.
+"""Writes the output and error files of a batch: one JSON object per line, in the order of the input.
 
     {"id": "batch_req_…", "custom_id": "…", "response": {"status_code": 200, "request_id": "req_…", "body": {…}}, "error": null}
 
-An answer that is no JSON (sound) has the body `{"content_type": "audio/mpeg", "b64": "…"}`. What failed has OpenAI's error object as its
-body and the status that a synchronous caller would have got; what was not run to its end has no `response`, but an `error` with code and message.
+A response that is not JSON, such as audio, has the body `{"content_type": "audio/mpeg", "b64": "…"}`. A failed request has OpenAI's
+error object as its body and the status of a synchronous request. A request that did not run to its end has no `response` but an
+`error` with code and message.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from schemas.outcome import Outcome
 
 ResultBodyFactory = Callable[[JobResult, str], ResultBody]
 TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
-"""JSON holds them only between its tokens: without them it is one line, and means the same."""
+"""Replaces line breaks, which JSON contains only between tokens, so that a value fits on one line."""
 
 
 class OutputFile:
-    """One of a batch's files. It exists only if something is written into it."""
+    """One output file of a batch. It exists only if something is written to it."""
 
     def __init__(self, files: FileStore, batch: Batch, file_id: str, kind: str) -> None:
         self._files = files
@@ -41,13 +42,13 @@ class OutputFile:
         self.lines = 0
 
     async def write(self, data: bytes) -> None:
-        """Append. Raises Unavailable."""
+        """Append data. Raises Unavailable."""
         if self._writer is None:
             self._writer = self._files.writer(self._batch.owner, self._batch.output_keep_s)
         await self._writer.write(data)
 
     async def publish(self) -> str | None:
-        """Make it a file of the batch's owner, in the place of what an earlier try left. Its id; None: it has no lines."""
+        """Publish the file to the batch's owner, replacing that of an earlier try. Return its id, or None if it has no lines."""
         if self._writer is None:
             return None
         blob = await self._writer.close()
@@ -65,13 +66,13 @@ class OutputFile:
         return record.id
 
     async def discard(self) -> None:
-        """Remove what was written and not published."""
+        """Discard an unpublished file."""
         if self._writer is not None:
             await self._writer.abort()
 
 
-def whole(data: bytes) -> ResultBody:
-    """JSON that is here."""
+def json_body(data: bytes) -> ResultBody:
+    """Return a result body with these bytes of JSON."""
 
     async def pieces() -> AsyncIterator[bytes]:
         yield data
@@ -80,7 +81,7 @@ def whole(data: bytes) -> ResultBody:
 
 
 async def check_blob(blobs: BlobStore, result: JobResult) -> None:
-    """Half a line could not be taken back: raises BlobNotFound, BlobCorrupted, Unavailable before it is begun."""
+    """Read a result's blob completely before its line is written. Raises BlobNotFound, BlobCorrupted, Unavailable."""
     if result.blob is not None:
         async with aclosing(blobs.read(result.blob.name)) as pieces:
             async for _ in pieces:
@@ -88,10 +89,10 @@ async def check_blob(blobs: BlobStore, result: JobResult) -> None:
 
 
 class LineWriter:
-    """Writes the lines of both files."""
+    """Writes lines into both files."""
 
     async def answer(self, file: OutputFile, custom_id: str, outcome: Outcome, payload: ResultBody) -> None:
-        """The line of a request that was answered. What its pieces raise leaves half a line."""
+        """Write the line of a completed request. An error of the body's pieces leaves an incomplete line."""
         large = payload.size > INLINE_LIMIT_BYTES
         plain = _is_json(payload.content_type) and (large or await _is_object(payload))
         body = _one_line(payload.pieces()) if plain else _encoded(payload)
@@ -102,12 +103,12 @@ class LineWriter:
         file.lines += 1
 
     async def failure(self, file: OutputFile, custom_id: str, outcome: Outcome, error: ErrorInfo) -> None:
-        """The line of a request that failed."""
+        """Write the line of a failed request."""
         await file.write(_head(custom_id, outcome, error.status) + orjson.dumps(error.body()) + b'},"error":null}\n')
         file.lines += 1
 
     async def unanswered(self, file: OutputFile, custom_id: str, job: str, code: str, message: str) -> None:
-        """The line of a request that was not run to its end."""
+        """Write the line of a request that did not run to its end."""
         line = {
             "id": request_ids(job)[0],
             "custom_id": custom_id,
@@ -119,7 +120,7 @@ class LineWriter:
 
 
 def _head(custom_id: str, outcome: Outcome, status: int) -> bytes:
-    """A line up to the body of its response."""
+    """Return a line up to the body of its response."""
     line_id, request_id = request_ids(outcome.job)
     return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":' % (
         orjson.dumps(line_id),

@@ -1,4 +1,4 @@
-"""Where batches are written down: documents of their owners, changed by compare-and-set."""
+"""Stores batches as documents of their owners, changed by compare-and-set."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ KIND = "batch"
 
 
 class BatchNotFound(NotFound):
-    """There is no such batch."""
+    """The batch does not exist or belongs to another owner."""
 
     code = "batch_not_found"
 
 
 class BatchRepository:
-    """Every call raises Unavailable while the store is away."""
+    """Reads and writes batches. Every method raises Unavailable while the store does not answer."""
 
     def __init__(self, documents: DocumentStore, keep_s: float) -> None:
-        """`keep_s`: how long a batch is kept behind the end of its window."""
+        """Create a repository. `keep_s` is the retention time of a batch after the end of its window."""
         self._documents = documents
         self._keep_s = keep_s
 
     async def add(self, batch: Batch) -> bool:
-        """Write down a new batch. False: it is there."""
+        """Store a new batch. Return False if it already exists."""
         keep_s = self._keep_s + batch.expires_at - batch.created_at
         return await self._documents.add(KIND, batch.owner, batch.id, _encode(batch), ttl_s=keep_s)
 
     async def get(self, owner: str, batch_id: str) -> Batch:
-        """Raises BatchNotFound."""
+        """Return a batch. Raises BatchNotFound."""
         return (await self._read(owner, batch_id))[1]
 
     async def change(self, owner: str, batch_id: str, change: Callable[[Batch], Batch]) -> Batch:
-        """What `change` makes of the batch as it stands, which is written, unless it is the same. `change` may be called again.
+        """Apply `change` to the current batch, store the result and return it.
 
-        Raises BatchNotFound, and what `change` raises.
+        `change` may be called several times. Returning its argument unchanged stores nothing. Raises BatchNotFound and
+        the errors of `change`.
         """
         while True:
             old, batch = await self._read(owner, batch_id)
@@ -47,13 +48,13 @@ class BatchRepository:
                 return new
 
     async def page(self, owner: str, *, after: str, limit: int) -> tuple[list[Batch], bool]:
-        """Up to `limit` batches behind the id `after`, newest first; whether there are more."""
+        """Return up to `limit` batches after the id `after`, newest first, and whether there are more."""
         return await read_page(self._documents, KIND, owner, Batch.model_validate_json, after=after, limit=limit)
 
     async def _read(self, owner: str, batch_id: str) -> tuple[bytes, Batch]:
         found = await self._documents.get(KIND, owner, batch_id)
         if found is None:
-            raise BatchNotFound(f"there is no batch '{batch_id[:100]}'")
+            raise BatchNotFound(f"Batch '{batch_id[:100]}' does not exist. `GET /v1/batches` lists your batches.")
         return found, Batch.model_validate_json(found)
 
 

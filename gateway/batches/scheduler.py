@@ -1,4 +1,4 @@
-"""Taking batches from their backlog and running them. All gateways share the work; each batch is one gateway's at a time."""
+"""Consumes batches from their work queue and runs them. Each batch runs on one gateway at a time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from schemas.errors import NexusError
 log = structlog.get_logger(__name__)
 
 MAX_CONCURRENCY = 16
-"""Batches that one gateway runs at once; the others wait."""
+"""The maximum number of batches that one gateway runs concurrently."""
 ACK_WAIT_S = 15.0
-"""A batch whose gateway is silent for this long is another one's."""
+"""The time after which another gateway takes over a batch whose gateway is silent."""
 RETRY_DELAY_S = 2.0
 DEFECT_RETRY_DELAY_S = 30.0
 MAX_DEFECT_DELIVERIES = 10
-"""A batch that has come so often, and still fails by a defect of ours, has failed."""
+"""The number of deliveries after which a batch that keeps hitting a defect in Nexus fails."""
 
 
 class BatchScheduler:
-    """See the module's docstring."""
+    """Runs the batches that this gateway takes from the work queue."""
 
     def __init__(self, queue: WorkQueue, dependencies: BatchDependencies) -> None:
         self._queue = queue
@@ -35,11 +35,11 @@ class BatchScheduler:
         self._consumer: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Take batches from now on. The backlog is up."""
+        """Start to consume batches. The job log must be started."""
         self._consumer = asyncio.create_task(self._consume())
 
     async def close(self) -> None:
-        """Leave the batches under way to other gateways."""
+        """Stop. Other gateways continue the running batches."""
         if self._consumer is not None:
             self._consumer.cancel()
             with suppress(asyncio.CancelledError):
@@ -62,29 +62,29 @@ class BatchScheduler:
         try:
             run = BatchExecutor(self._dependencies, item)
         except KeyError as error:
-            log.warning("a batch for an endpoint that is not known here", batch=item.id, endpoint=str(error))
+            log.warning("batch.endpoint_unknown", batch=item.id, endpoint=str(error))
             item.nak(DEFECT_RETRY_DELAY_S)
             return
         except ValueError:
-            log.exception("malformed batch dropped", batch=item.id)
+            log.exception("batch.malformed", batch=item.id)
             with suppress(NexusError):
                 await item.ack()
             return
-        log.info("batch taken", batch=item.id, delivery=item.delivery)
+        log.info("batch.started", batch=item.id, delivery=item.delivery)
         try:
             batch = await run.run()
             await item.ack()
-            log.info("batch ended", batch=item.id, status=batch.status.value, **batch.counts.model_dump())
+            log.info("batch.ended", batch=item.id, status=batch.status.value, **batch.counts.model_dump())
         except BatchSuperseded:
-            log.info("batch is another gateway's", batch=item.id)
+            log.info("batch.superseded", batch=item.id)
         except asyncio.CancelledError:
             item.nak(0)
             raise
         except NexusError as error:
-            log.info("batch waits", batch=item.id, error=error.info.message)
+            log.info("batch.delayed", batch=item.id, error=error.info.message)
             item.nak(RETRY_DELAY_S)
         except Exception:
-            log.exception("defect in a batch", batch=item.id)
+            log.exception("batch.defect", batch=item.id)
             await self._after_defect(run, item)
 
     async def _after_defect(self, run: BatchExecutor, item: WorkItem) -> None:
@@ -92,5 +92,10 @@ class BatchScheduler:
             item.nak(DEFECT_RETRY_DELAY_S)
             return
         with suppress(NexusError, BatchSuperseded):
-            await run.fail(BatchError(code="internal_error", message="Nexus failed at this batch; its logs say why."))
+            await run.fail(
+                BatchError(
+                    code="internal_error",
+                    message="Nexus could not run this batch because of a defect. Search the gateways' logs for the batch id.",
+                )
+            )
             await item.ack()

@@ -1,4 +1,4 @@
-"""Batches as the routes use them: made, looked at, listed, cancelled. They are run by `gateway.batches.scheduler`."""
+"""Creates, reads, lists and cancels batches for the routes. `gateway.batches.scheduler` runs them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from schemas.keys import Scope
 
 MIN_WINDOW_S = 60
 PICKUP_GRACE_S = 600
-"""For a batch to be taken after the end of its window."""
+"""The time after the end of its window within which a gateway may still take a batch."""
 
 
 def max_window_s(keep_s: float) -> float:
-    """The longest window of a batch whose results are kept for `keep_s`: its first ones must be there at its end."""
+    """Return the maximum window of a batch whose results are stored for `keep_s`: its first results must last to its end."""
     return keep_s - min(3600.0, keep_s / 10)
 
 
 class BatchService:
-    """Every call raises Unavailable where what it needs is away."""
+    """Manages batches. Every method raises Unavailable if NATS or Redis does not answer."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class BatchService:
         *,
         max_window_s: float,
     ) -> None:
-        """`endpoints`: the paths that a batch may be for. `longest_s`: the longest window, within which results are kept."""
+        """Create a service. `endpoints` are the supported paths, `max_window_s` the maximum completion window."""
         self._repository = repository
         self._files = files
         self._queue = queue
@@ -46,18 +46,18 @@ class BatchService:
         self._max_window_s = max_window_s
 
     async def create(self, caller: Principal, request: BatchRequest, base_url: str) -> Batch:
-        """Put a batch into the line of those to be run. Raises PermissionDenied, InvalidRequest, FileNotFound."""
+        """Create a batch and queue it. Raises PermissionDenied, InvalidRequest, FileNotFound."""
         caller.require(Scope.INFERENCE)
         if request.endpoint not in self._endpoints:
             raise InvalidRequest(
-                f"'{request.endpoint}' takes no batches; these do: {', '.join(sorted(self._endpoints))}",
+                f"'{request.endpoint}' does not support batches. Use one of: {', '.join(sorted(self._endpoints))}.",
                 param="endpoint",
             )
         window_s = self._window(request.completion_window)
         file = await self._files.open(caller.owner, request.input_file_id, param="input_file_id")
         if file.purpose != BATCH_PURPOSE:
             raise InvalidRequest(
-                f"a batch's input is a file with the purpose '{BATCH_PURPOSE}'; this one's is '{file.purpose}'",
+                f"The input file has the purpose '{file.purpose}'. Upload it with the purpose '{BATCH_PURPOSE}'.",
                 param="input_file_id",
             )
         now = int(clock.now())
@@ -84,8 +84,8 @@ class BatchService:
         seconds = parse_window_s(text)
         if seconds is None or not MIN_WINDOW_S <= seconds <= self._max_window_s:
             raise InvalidRequest(
-                f"'{text}' is no completion window: '24h', or another number of m, h or d "
-                f"from {MIN_WINDOW_S} to {self._max_window_s:.0f} seconds",
+                f"'{text}' is not a valid completion window. Use '24h' or another number of m, h or d, "
+                f"from {MIN_WINDOW_S} to {self._max_window_s:.0f} seconds.",
                 param="completion_window",
             )
         return seconds
@@ -95,26 +95,26 @@ class BatchService:
         try:
             await self._queue.put(batch.id, batch.model_dump_json(exclude_defaults=True).encode())
         except Unavailable:
-            # It may be there all the same. Whoever takes it finds that its caller was told otherwise.
+            # NATS may have stored it all the same. The gateway that takes it finds that it has failed.
             await self._repository.change(batch.owner, batch.id, _not_accepted)
             raise
 
     async def get(self, owner: str, batch_id: str) -> Batch:
-        """Raises BatchNotFound."""
+        """Return a batch. Raises BatchNotFound."""
         batch = await self._repository.get(owner, batch_id)
         return await self._repository.change(owner, batch_id, _overdue) if _overdue(batch) is not batch else batch
 
     async def page(self, owner: str, *, after: str, limit: int) -> tuple[list[Batch], bool]:
-        """Up to `limit` batches behind the id `after`, newest first; whether there are more."""
+        """Return up to `limit` batches after the id `after`, newest first, and whether there are more."""
         return await self._repository.page(owner, after=after, limit=limit)
 
     async def cancel(self, owner: str, batch_id: str) -> Batch:
-        """End a batch early. Idempotent. Raises BatchNotFound, and InvalidRequest when it ended otherwise."""
+        """Cancel a batch. Idempotent. Raises BatchNotFound, and InvalidRequest if it has already ended."""
         return await self._repository.change(owner, batch_id, _cancelling)
 
 
 def _overdue(batch: Batch) -> Batch:
-    """One that no gateway has ever taken: its maker died before it was in the line, which its caller was not told."""
+    """Expire a batch that no gateway has taken, because its gateway died before it was queued."""
     now = int(clock.now())
     if batch.runner or batch.is_final or now < batch.expires_at + PICKUP_GRACE_S:
         return batch
@@ -125,9 +125,11 @@ def _cancelling(batch: Batch) -> Batch:
     if batch.status in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
         return batch
     if batch.status in FINAL_STATUSES:
-        raise InvalidRequest(f"this batch is {batch.status} and cannot be cancelled any more", code="batch_ended")
+        raise InvalidRequest(
+            f"The batch has already ended as {batch.status}, so it cannot be cancelled.", code="batch_ended"
+        )
     now = int(clock.now())
-    if not batch.runner:  # nothing of it has begun
+    if not batch.runner:  # no gateway has started it
         update: dict[str, Any] = {"status": BatchStatus.CANCELLED, "cancelling_at": now, "cancelled_at": now}
     else:
         update = {"status": BatchStatus.CANCELLING, "cancelling_at": now}
@@ -135,6 +137,6 @@ def _cancelling(batch: Batch) -> Batch:
 
 
 def _not_accepted(batch: Batch) -> Batch:
-    error = BatchError(code="unavailable", message="This batch could not be queued; its caller was told so.")
+    error = BatchError(code="unavailable", message="The batch could not be queued. Create it again.")
     update = {"status": BatchStatus.FAILED, "failed_at": int(clock.now()), "errors": (error,)}
     return batch.model_copy(update=update)

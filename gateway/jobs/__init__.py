@@ -1,1 +1,1 @@
-"""Durable jobs: submitted, polled, watched, cancelled, retried; recorded, told to webhooks, and answered for."""
+"""Durable jobs: submission, records, events, the attempt gate, retries and results over HTTP."""

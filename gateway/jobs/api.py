@@ -1,4 +1,4 @@
-"""What the rest of the gateway sees of durable jobs."""
+"""The protocol of durable jobs, as routes, batches and responses use it, with its types and errors."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from schemas.outcome import Outcome
 
 
 class JobNotFound(NotFound):
-    """There is no such job."""
+    """The job does not exist or belongs to another owner."""
 
     code = "job_not_found"
 
 
 class ResultNotReady(NotFound):
-    """The job has not ended yet; its result is not there."""
+    """The job has not ended yet, so it has no result. Retry later."""
 
     code = "result_not_ready"
 
 
 class JobNotFailed(InvalidRequest):
-    """Only a failed job can be tried again."""
+    """The job has not failed. Only failed jobs can be retried."""
 
     code = "job_not_failed"
 
 
 class EventsExpired(NexusError):
-    """Events of this job are not kept any more; its result may still be."""
+    """The job's events have been deleted after their retention time. The result may still be stored."""
 
     status = 410
     type = "invalid_request_error"
@@ -45,118 +45,121 @@ class EventsExpired(NexusError):
 
 @dataclass(slots=True)
 class Submission:
-    """A request that is to become a durable job."""
+    """A validated request to submit as a durable job."""
 
     principal: Principal
     endpoint: EndpointSpec
-    """Which `received.request` was checked for."""
+    """The endpoint that `received.request` was validated for."""
     received: ReceivedRequest
-    """Once submitted, its blobs belong to the job; they are removed with it."""
+    """The request. After submission its blobs belong to the job and are deleted with it."""
     request_id: str
     lane: Lane | None = None
-    """None: as the request's `service_tier` says."""
+    """The job's lane. None: the lane of the request's `service_tier`."""
     metadata: dict[str, str] = field(default_factory=dict)
     webhook: str = ""
     timeout_s: float | None = None
-    """From now to `expired`, whatever the job is doing; None: only the usual limits."""
+    """Seconds from now until an unfinished job expires. None: only the configured limits apply."""
     job_id: str = ""
-    """Given where the id follows from something else (a batch's line, an idempotency key): submitted again, it stays one job."""
+    """The job's id, if it derives from a batch line or an idempotency key: repeated submissions then stay one job."""
     shown_endpoint: str = ""
-    """What the record says, where it is not the endpoint's path."""
+    """The endpoint that the record shows. Empty: the endpoint's path."""
     batch: str = ""
     caller_waits: bool = False
-    """Somebody waits for the answer on an open connection: the limits on waiting are those of synchronous requests, and a
-    model without a live worker is refused."""
+    """Whether the caller waits on an open connection. The queue limits of synchronous requests then apply, and a model
+    without a live worker is rejected."""
 
 
 class JobEvent(NamedTuple):
-    """One event as a caller gets it."""
+    """One event of a job, as callers receive it."""
 
     kind: JobEventKind
     id: str
     """`<run>-<delivery>-<seq>`."""
     data: bytes
-    """Of CHUNK: bytes of the answer as the endpoint makes them (of an SSE stream one frame, `data: {…}` and its blank line);
-    of all others JSON."""
+    """For CHUNK: bytes of the response body (of an SSE stream exactly one frame, including its blank line).
+    For all other kinds: JSON."""
     outcome: Outcome | None = None
-    """Of the last event, which says how the job ended."""
+    """The job's outcome. Only the terminal event has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """How a job ended, and its answer."""
+    """The outcome of a job and its response body."""
 
     outcome: Outcome
     data: bytes
-    """The answer, where it is not in `blob`. Of a stream of server-sent events: all its frames, without `[DONE]`."""
+    """The response body, unless `blob` holds it. For a stream of server-sent events: all frames, without `[DONE]`."""
     blob: BlobRef | None
     content_type: str
 
     @property
     def error(self) -> ErrorInfo | None:
-        """Why there is no answer."""
+        """The error of a job that did not complete."""
         return self.outcome.error
 
 
 class JobsApi(Protocol):
-    """Durable jobs. Every call raises Unavailable where what it needs is away."""
+    """Submits, follows and controls durable jobs. Every method raises Unavailable if NATS or Redis does not answer."""
 
     async def submit(self, submission: Submission) -> JobRecord:
-        """Store a job; when this returns it will reach exactly one terminal record.
+        """Store a job. Once this method returns, the job reaches exactly one terminal status.
 
-        Raises ModelNotFound, InvalidRequest, QueueFull, RequestTooLarge, Unavailable; its blobs are the caller's to discard then.
+        Raises ModelNotFound, InvalidRequest, QueueFull, RequestTooLarge, Unavailable. If it raises, the caller discards the request's blobs.
         """
 
     async def get(self, owner: str, job_id: str) -> JobRecord:
-        """The record as it stands, terminal as soon as the job is decided. Raises JobNotFound."""
+        """Return the current record. It is terminal as soon as the job's outcome is stored. Raises JobNotFound."""
 
     async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
-        """As `get`, but returns when the job is terminal, or after `seconds`."""
+        """Wait until the job is terminal, at most `seconds`, and return its record. Raises JobNotFound."""
 
     async def wait_for_result(self, owner: str, job_id: str, seconds: float) -> JobResult | None:
-        """How the job ended, as soon as it has; None: it has not within `seconds`. Raises JobNotFound for another owner's."""
+        """Wait for the job to end and return its result, or None after `seconds`. Raises JobNotFound for another owner's job."""
 
     async def result(self, owner: str, job_id: str) -> JobResult:
-        """Raises JobNotFound, ResultNotReady."""
+        """Return the result of an ended job. Raises JobNotFound, ResultNotReady, NotFound."""
 
     def follow(self, owner: str, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
-        """Events behind the id `after` (empty: all), then those to come, ending with the terminal one; nothing where `after` is
-        that one. Close it.
+        """Yield the stored events after the id `after` (empty: all), then new events, up to the terminal event.
 
-        Raises JobNotFound, InvalidRequest for what is no id, EventsExpired. Each attempt's events are whole and in order; RESTARTED says that
-        what came of the last attempt is void.
+        Yields nothing if `after` is the terminal event. The caller closes the generator. Each attempt's events are
+        complete and in order; RESTARTED voids the events of the previous attempt.
+
+        Raises JobNotFound, EventsExpired, and InvalidRequest if `after` is not an event id.
         """
 
     def follow_all_attempts(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
-        """As `follow` from the first event, also of attempts that were given up, with None once: all that was kept has been
-        told, the rest is new. An attempt that RESTARTED voids before None was void already when the call was made; where the
-        job was complete by then, there is no None. Close it.
+        """Yield all events, including those of superseded attempts; then None once; then new events.
+
+        None separates the events that were stored at the time of the call from new ones. An attempt that a RESTARTED
+        before None voids was already void at that time. If the job had completed by then, there is no None. The caller
+        closes the generator.
         """
 
     async def estimate(self, record: JobRecord) -> tuple[int | None, float | None]:
-        """How many jobs wait before a queued one, and in how many seconds a job will have ended, as far as is known."""
+        """Return a queued job's queue position, and the estimated seconds until the job ends. Either is None if unknown."""
 
     async def cancel(self, owner: str, job_id: str) -> JobRecord:
-        """End it as cancelled, unless it has ended: then the record says how. Raises JobNotFound."""
+        """Cancel a job that has not ended, and return its record. Raises JobNotFound."""
 
     async def retry(self, owner: str, job_id: str) -> JobRecord:
-        """A new run of a failed job. Raises JobNotFound, InvalidRequest when it has not failed or is not kept any more."""
+        """Start a new run of a failed job. Raises JobNotFound, and JobNotFailed if the job cannot be retried."""
 
     async def page(
         self, owner: str, *, status: JobStatus | None, model: str, metadata: dict[str, str], after: str, limit: int
     ) -> tuple[list[JobRecord], bool]:
-        """Up to `limit` jobs, newest first, behind the id `after`; and whether there may be more."""
+        """Return up to `limit` jobs after the id `after`, newest first, and whether there may be more."""
 
-    # Dead letters, of all owners
+    # Dead letters of all owners
 
     async def dead_letters(self, *, before: int | None, limit: int) -> list[StoredDeadLetter]:
-        """Newest first, with sequences below `before`."""
+        """Return up to `limit` dead letters with sequence numbers below `before`, newest first."""
 
     async def dead_letter(self, job_id: str) -> StoredDeadLetter:
-        """The newest of this job. Raises NotFound."""
+        """Return the newest dead letter of a job. Raises NotFound."""
 
     async def replay(self, job_id: str) -> JobRecord:
-        """A new run of a dead letter's job, which then is none any more. Raises NotFound, JobNotFailed."""
+        """Start a new run of a dead letter's job and delete the dead letter. Raises NotFound, JobNotFailed."""
 
     async def delete_dead_letters(self, job_id: str) -> None:
         """Delete the dead letters of a job. Raises NotFound."""

@@ -1,4 +1,20 @@
-"""What workers are answered when they ask about a durable job. Any gateway answers; what it knows is stored, not its own."""
+"""The attempt gate: decides whether a worker may start or continue an attempt at a durable job.
+
+Any gateway can decide, because all state is in NATS and Redis.
+
+| request | condition | verdict |
+|---|---|---|
+| STARTED | the run has an outcome | STOP |
+| STARTED | this attempt has already started | PROCEED |
+| STARTED | another attempt holds the lease | WAIT |
+| STARTED | the run has used up its starts | EXHAUSTED |
+| STARTED | the API key has reached its limit of running jobs | WAIT |
+| STARTED | otherwise | PROCEED |
+| HEARTBEAT | the run has an outcome | STOP |
+| HEARTBEAT | another attempt holds the lease | SUPERSEDED |
+| HEARTBEAT | otherwise | PROCEED |
+| RETURNED | any | none: the gate only records it |
+"""
 
 from __future__ import annotations
 
@@ -21,26 +37,19 @@ from schemas.jobs import MAX_STARTS, TERMINAL_STATUSES, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
 
-GO, GONE, STALE, WAIT, DEAD = (
-    GateVerdict.PROCEED,
-    GateVerdict.STOP,
-    GateVerdict.SUPERSEDED,
-    GateVerdict.WAIT,
-    GateVerdict.EXHAUSTED,
-)
 LEASE_SHARE = 0.9
-"""Of ack_wait: a dead attempt's lease is over when NATS gives its job to the next worker."""
+"""The lease as a share of ack_wait: a dead attempt's lease ends before NATS redelivers its job."""
 MIN_LIMIT_DELAY_S = 1.0
-"""How long a job is given back at least for whose key already has all the jobs running that it may have."""
+"""The minimum redelivery delay of a job whose API key has reached its limit of running jobs."""
 MAX_LIMIT_DELAY_S = 120.0
 GATE_REQUESTS_PER_S = 50.0
-"""How often the jobs of such a key ask, together, however many they are: what was given back comes before what is new, and
-would else keep workers from everybody else's jobs.
+"""The target rate of gate requests of all jobs of one such key. Redelivered jobs precede new ones, so a higher rate would keep
+workers from the jobs of other keys.
 """
 
 
 class AttemptGate:
-    """Call it with what a worker asks."""
+    """Answers the gate requests of workers. The instance is callable with a request."""
 
     def __init__(
         self,
@@ -51,7 +60,15 @@ class AttemptGate:
         keep_s: float,
         max_running: Callable[[str], int | None],
     ) -> None:
-        """`max_running`: how many jobs of a key, by its id, may run at once."""
+        """Create a gate.
+
+        Args:
+            jobs: The job log.
+            store: The record store.
+            ack_wait_s: The time after which NATS redelivers an unacknowledged job.
+            keep_s: The retention time of recovered records.
+            max_running: Returns the limit of running jobs of an API key, by its id.
+        """
         self._log = jobs
         self._store = store
         self._lease_s = LEASE_SHARE * ack_wait_s
@@ -61,11 +78,11 @@ class AttemptGate:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Wait for what is being recorded."""
+        """Wait for records that are being written."""
         await asyncio.gather(*self._tasks)
 
     async def __call__(self, request: GateRequest) -> GateReply | None:
-        """Never raises. None: the worker may ask again."""
+        """Decide a request. Return None if the worker should ask again or expects no reply. Never raises."""
         try:
             if request.kind is FrameKind.STARTED:
                 return await self._decide_start(request)
@@ -73,12 +90,12 @@ class AttemptGate:
                 return await self._decide_heartbeat(request)
             await self._record_return(request)
         except NexusError as error:
-            log.warning("a worker's question is not answered", job=request.job, error=error.info.message)
+            log.warning("gate.request_failed", job=request.job, error=error.info.message)
         except Exception:
-            log.exception("defect in the referee", job=request.job)
+            log.exception("gate.defect", job=request.job)
         return None
 
-    # May I begin?
+    # STARTED
 
     async def _decide_start(self, request: GateRequest) -> GateReply:
         over, count, leased = await asyncio.gather(
@@ -87,29 +104,29 @@ class AttemptGate:
             self._acquire_lease(request),
         )
         if over:
-            return GateReply(kind=GONE)
+            return GateReply(kind=GateVerdict.STOP)
         if count.open == request.token:
-            return GateReply(kind=GO, attempt=count.starts)
+            return GateReply(kind=GateVerdict.PROCEED, attempt=count.starts)
         if not leased:
-            return GateReply(kind=WAIT, delay_s=self._lease_s / 3)
+            return GateReply(kind=GateVerdict.WAIT, delay_s=self._lease_s / 3)
         if count.starts >= MAX_STARTS:
-            return GateReply(kind=DEAD, attempt=count.starts, error=_poison(count.starts).model_dump())
+            return GateReply(kind=GateVerdict.EXHAUSTED, attempt=count.starts, error=_poison(count.starts).model_dump())
         attempt = count.starts + 1
         limit = self._max_running(request.key) if request.key else None
         if limit is None:
             self._run_in_background(self._record_start(request, attempt))
         elif not await self._start_within_limit(request, attempt, limit):
-            return GateReply(kind=WAIT, delay_s=await self._limit_delay_s(request))
-        return GateReply(kind=GO, attempt=attempt)
+            return GateReply(kind=GateVerdict.WAIT, delay_s=await self._limit_delay_s(request))
+        return GateReply(kind=GateVerdict.PROCEED, attempt=attempt)
 
     def _run_in_background(self, work: Coroutine[None, None, None]) -> None:
-        """Records may lag behind: the worker need not wait for them."""
+        """Write a record in the background: the worker need not wait for it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _has_outcome(self, request: GateRequest) -> bool:
-        """Whether the job is decided. The word of an older run is in the way of a newer one: its retry was under way."""
+        """Return whether the run has an outcome. Delete the outcome of an older run that an unfinished retry left behind."""
         stored = await self._log.read_outcome(request.job)
         if stored is None:
             return False
@@ -125,7 +142,7 @@ class AttemptGate:
             return True
 
     async def _start_within_limit(self, request: GateRequest, attempt: int, limit: int) -> bool:
-        """Record the start, if the key has less running than it may have. Redis away: that is not known, and jobs go on."""
+        """Record the start unless the key has reached its limit. Without Redis the limit is unknown, and the job starts."""
         try:
             await self._record_start(request, attempt, limit)
         except LimitReached:
@@ -133,7 +150,7 @@ class AttemptGate:
         return True
 
     async def _limit_delay_s(self, request: GateRequest) -> float:
-        """The attempt does not begin. When its job may ask again: the later, the more jobs of its key do."""
+        """Release the lease and return the seconds until the job may ask again. More waiting jobs of the key mean more seconds."""
         waiting = 0
         with contextlib.suppress(Unavailable):
             _, waiting = await asyncio.gather(
@@ -142,12 +159,12 @@ class AttemptGate:
         return min(MAX_LIMIT_DELAY_S, max(MIN_LIMIT_DELAY_S, waiting / GATE_REQUESTS_PER_S))
 
     async def _record_start(self, request: GateRequest, attempt: int, limit: int | None = None) -> None:
-        """Raises LimitReached. What else goes wrong here, the terminal word makes good."""
+        """Record the start of an attempt. Raises LimitReached. The outcome corrects any other failure."""
         try:
             if not await self._move_to_start(request, attempt, limit) and await self._recover_record(request):
                 await self._move_to_start(request, attempt, limit)
         except (IllegalMove, NexusError) as error:
-            log.debug("a start is not recorded", job=request.job, error=str(error))
+            log.debug("gate.start_not_recorded", job=request.job, error=str(error))
 
     async def _move_to_start(self, request: GateRequest, attempt: int, limit: int | None) -> bool:
         record = await self._store.move(
@@ -168,25 +185,25 @@ class AttemptGate:
         return seconds_until_due(record, JobStatus.IN_PROGRESS, self._silence_s)
 
     async def _recover_record(self, request: GateRequest) -> JobRecord | None:
-        """A record that was lost."""
+        """Recover a record that Redis lost. Return None if the job log does not hold it either."""
         record = await read_initial_record(self._log, request.job)
         if record is not None:
             due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
             await self._store.create(record, ttl_s=self._keep_s, due_s=due_s)
         return record
 
-    # Does it still stand?
+    # HEARTBEAT and RETURNED
 
     async def _decide_heartbeat(self, request: GateRequest) -> GateReply:
         if await self._has_outcome(request):
-            return GateReply(kind=GONE)
+            return GateReply(kind=GateVerdict.STOP)
         try:
             if not await self._store.acquire_lease(request.job, request.token, self._lease_s):
-                return GateReply(kind=STALE)
+                return GateReply(kind=GateVerdict.SUPERSEDED)
             await self._record_progress(request)
         except Unavailable:
             pass
-        return GateReply(kind=GO)
+        return GateReply(kind=GateVerdict.PROCEED)
 
     async def _record_progress(self, request: GateRequest) -> None:
         changes = {"progress": request.progress.fraction} if request.progress is not None else {}
@@ -194,7 +211,7 @@ class AttemptGate:
         if record is None:
             return
         if record.status is JobStatus.QUEUED:
-            # No gateway heard it begin: what it stored counts.
+            # No gateway answered at the start, so the stored events count.
             count = await count_attempts(self._log, request.job, request.run)
             await self._record_start(request, max(1, count.starts))
         elif record.status not in TERMINAL_STATUSES and record.run == request.run:
@@ -211,11 +228,13 @@ class AttemptGate:
             if request.counted:
                 due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
                 back = {"worker": None, "progress": None, "queued_at": now()}
-            with contextlib.suppress(IllegalMove):  # it has ended meanwhile
+            with contextlib.suppress(IllegalMove):  # the job has ended in the meantime
                 await self._store.move(request.owner, request.job, JobStatus.QUEUED, due_s=due_s, **back)
 
 
 def _poison(starts: int) -> ErrorInfo:
     return BackendFailed(
-        f"this job was started {starts} times and lost its worker each time", code="worker_lost", should_retry=False
+        f"The job was started {starts} times and lost its worker each time. Check the logs of its workers.",
+        code="worker_lost",
+        should_retry=False,
     ).info

@@ -1,4 +1,4 @@
-"""Count a job's attempts by what they stored: also those that began while no gateway answered."""
+"""Count a job's attempts from its stored events, including attempts that began while no gateway answered."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from schemas.frames import AttemptReturned, FrameKind
 from schemas.job_events import DurableFrame, decode_durable_frame
 from schemas.outcome import Outcome
 
-FEW = 4
-"""Events that are read at once: a job that begins has one."""
+FIRST_READ_COUNT = 4
+"""The number of events read first: a job that starts has one event."""
 
 
 @dataclass(slots=True)
 class AttemptCount:
-    """What the events say about the attempts of one run."""
+    """The attempts of one run, counted from its events."""
 
     starts: int = 0
-    """Attempts begun, and not handed back by a worker that shut down."""
+    """Attempts started, without those that a stopping worker returned."""
     open: str = ""
-    """The token of the newest, if it has not been given back."""
+    """The token of the newest attempt. Empty if that attempt was returned."""
 
 
 async def count_attempts(log: JobLog, job: str, run: int) -> AttemptCount:
-    """Return what the stored events say about one run. Raises Unavailable."""
-    events = await log.first_events(job, FEW)
+    """Count the attempts of one run. Raises Unavailable."""
+    events = await log.first_events(job, FIRST_READ_COUNT)
     frames = [decode_durable_frame(event.data) for event in events]
-    if len(events) == FEW:
+    if len(events) == FIRST_READ_COUNT:
         frames = await _all_frames(log, job)
     return _count(frames, run)
 
 
 async def with_attempt_count(log: JobLog, outcome: Outcome) -> Outcome:
-    """Return the word with the number of attempts that its run had. Only a word of an attempt that began without a start
-    grant does not know it. Raises Unavailable.
+    """Return the outcome with its run's number of attempts.
+
+    Only an attempt that started without a start grant does not know the number itself. Raises Unavailable.
     """
     if outcome.granted or not outcome.token:
         return outcome
@@ -44,7 +45,7 @@ async def with_attempt_count(log: JobLog, outcome: Outcome) -> Outcome:
 
 
 async def _all_frames(log: JobLog, job: str) -> list[DurableFrame]:
-    """Return the frames that say something about attempts, of those that the stream holds now."""
+    """Return the stored frames that start or return an attempt."""
     frames: list[DurableFrame] = []
     events = log.follow_events(job)
     try:

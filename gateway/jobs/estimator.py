@@ -1,4 +1,4 @@
-"""When a job will have ended, by what jobs of its model took lately. Says None when it does not know."""
+"""Estimates when a job ends, from the recent service times of its model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from schemas.presence import RegistrySnapshot, WorkerState
 
 
 class EtaEstimator:
-    """See the module's docstring."""
+    """Estimates the remaining time of queued and running jobs."""
 
     def __init__(self, store: Store, snapshot: Callable[[], RegistrySnapshot | None]) -> None:
         self._store = store
         self._snapshot = snapshot
 
     async def eta_s(self, record: JobRecord, position: int | None) -> float | None:
-        """Seconds until its end. `place`: how many jobs wait before it."""
+        """Return the seconds until the job ends, or None if unknown.
+
+        Args:
+            record: The job.
+            position: The number of jobs that wait ahead of it.
+        """
         if record.status is JobStatus.IN_PROGRESS:
             return await self._remaining_s(record)
         slots = self._slots(record)
@@ -37,7 +42,7 @@ class EtaEstimator:
         return None if service_s is None else round(max(0.0, service_s - spent), 1)
 
     def _slots(self, record: JobRecord) -> int:
-        """Jobs of this model that ready workers run at once."""
+        """Return how many jobs of this model the ready workers run concurrently."""
         snapshot = self._snapshot()
         workers = snapshot.workers.values() if snapshot is not None else ()
         return sum(

@@ -1,4 +1,4 @@
-"""Following a job's events, from any gateway: what is kept, then what comes, then how it ended."""
+"""Follows a job's events on any gateway: stored events, then new events, then the terminal event."""
 
 from __future__ import annotations
 
@@ -30,24 +30,33 @@ TERMINAL_EVENT_KINDS = {
 
 
 def parse_after(text: str) -> EventId:
-    """The id of the last event that a caller has had. Raises InvalidRequest."""
+    """Parse the id of the last event that a caller received. Raises InvalidRequest."""
     if not text:
         return EventId(0, 0, 0)
     try:
         return EventId.parse(text)
     except ValueError:
         raise InvalidRequest(
-            f"'{text[:50]}' is no id of an event; they look like 1-1-42", param="Last-Event-ID"
+            f"'{text[:50]}' is not an event id. Send the id of the last event received, for example 1-1-42.",
+            param="Last-Event-ID",
         ) from None
 
 
 class JobEventStream:
-    """One caller's view of one job's events."""
+    """Streams one job's events to one caller."""
 
     def __init__(
         self, jobs: JobLog, blobs: BlobStore, record: JobRecord, after: str, *, all_attempts: bool = False
     ) -> None:
-        """`every`: attempts that were given up are told too."""
+        """Create a stream.
+
+        Args:
+            jobs: The job log.
+            blobs: The store of large events.
+            record: The job.
+            after: The id of the last event that the caller received. Empty: none.
+            all_attempts: Whether to include the events of superseded attempts.
+        """
         self._all_attempts = all_attempts
         self._log = jobs
         self._blobs = blobs
@@ -55,10 +64,10 @@ class JobEventStream:
         self._after = parse_after(after)
         self._assembler = EventAssembler(self._after)
         self._seq = 0
-        """Of the newest stored event that was read."""
+        """The sequence number of the newest event that was read."""
 
     async def events(self) -> AsyncGenerator[JobEvent | None, None]:
-        """See `gateway.jobs.api.JobsApi.follow_all_attempts`."""
+        """Yield events. See `gateway.jobs.api.JobsApi.follow_all_attempts`."""
         stored, caught_up = None, False
         ended_by = await self._read_outcome() if self._record.status is JobStatus.COMPLETED else None
         if ended_by is not None and not self._all_attempts:
@@ -75,16 +84,18 @@ class JobEventStream:
                 if stored is not None:
                     break
                 if self._record.status in TERMINAL_STATUSES:
-                    raise EventsExpired("how this job ended is not kept any more")
+                    raise EventsExpired(
+                        "The outcome of this job has been deleted after its retention time. Submit the request again."
+                    )
         if stored is None:
             return
-        # Whatever the deciding attempt stored was there before its word: one more look finds all of it.
+        # An attempt stores all its events before its outcome, so one more read finds all of them.
         async with aclosing(self._stored_events(self._seq)) as rest:
             async for event in rest:
                 yield event
         outcome = stored.outcome
         if outcome.status is JobStatus.COMPLETED and not self._assembler.is_complete(outcome.token, outcome.events):
-            # The attempt that ended the job, from its beginning: another one had begun before its word was there.
+            # Another attempt started before the outcome was stored, so replay the attempt that ended the job.
             self._after = EventId(0, 0, 0)
             self._assembler = EventAssembler(only_token=outcome.token, restarted=True)
             async with aclosing(self._stored_events()) as rest:
@@ -95,7 +106,7 @@ class JobEventStream:
             yield terminal
 
     async def _assembled_events(self, behind: int = 0) -> AsyncGenerator[JobEvent | None, None]:
-        """What there is to tell of events stored behind a sequence; None: there are no more for now."""
+        """Yield the events assembled from frames stored after a sequence number, and None whenever all stored frames are read."""
         async with aclosing(self._log.follow_events(self._record.id, behind)) as stored:
             async for event in stored:
                 for assembled in self._assembler.close_stored() if event is None else self._assemble(event):
@@ -104,7 +115,7 @@ class JobEventStream:
                     yield None
 
     async def _stored_events(self, behind: int = 0) -> AsyncGenerator[JobEvent, None]:
-        """The same of those that are there."""
+        """Yield the events assembled from the frames that are stored now."""
         async with aclosing(self._assembled_events(behind)) as events:
             async for event in events:
                 if event is None:
@@ -139,7 +150,9 @@ class JobEventStream:
     def _terminal_event(self, stored: StoredOutcome) -> JobEvent:
         outcome = stored.outcome
         if outcome.status is JobStatus.COMPLETED and not self._assembler.is_complete(outcome.token, outcome.events):
-            raise EventsExpired("some events of this job are not kept any more; its result is, at …/result")
+            raise EventsExpired(
+                "Some events of this job have been deleted after their retention time. Get its result at `GET /v1/jobs/{id}/result`."
+            )
         run, delivery, seq = self._assembler.end_id()
         data = job_json(with_outcome(self._record, outcome, stored.stored_at))
         return JobEvent(TERMINAL_EVENT_KINDS[outcome.status], f"{run}-{delivery}-{seq}", data, outcome)
@@ -147,12 +160,12 @@ class JobEventStream:
 
 BEFORE_FIRST = EventId(0, 0, 0)
 MAX_PENDING_FRAMES = 4096
-"""Frames that wait for those before them; more are a sign that those are lost."""
+"""The maximum number of frames that wait for earlier frames. More frames mean that the earlier ones are lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssembledEvent:
-    """An event to be told. CHUNK: `data` is the chunk, or where `by_ref` a BlobRef's JSON."""
+    """An event to send. `data` of a CHUNK is the chunk itself, or a BlobRef as JSON if `by_ref`."""
 
     kind: JobEventKind
     id: EventId
@@ -161,17 +174,21 @@ class AssembledEvent:
 
 
 class EventAssembler:
-    """Feed it every frame of a job in the order in which they are stored."""
+    """Assembles a job's events from its frames. Add every frame in the order in which the log stores them."""
 
     def __init__(self, after: EventId = BEFORE_FIRST, *, only_token: str = "", restarted: bool = False) -> None:
-        """`after`: the caller has had everything up to this. `only`: the attempt that has ended the job, whatever began
-        beside it. `again`: the caller has had events of another one.
+        """Create an assembler.
+
+        Args:
+            after: The id of the last event that the caller received.
+            only_token: The attempt that ended the job; ignore all others. Empty: follow the newest attempt.
+            restarted: Whether the caller received events of another attempt.
         """
         self._after = after
         self._only_token = only_token
         self._restarted = restarted or after.delivery > 0
         self._other_starts: set[EventId] = set()
-        """With `only`: the ids of other attempts' first events."""
+        """With `only_token`: the ids of the first events of other attempts."""
         self._run = 0
         self._delivery = 0
         self._token = ""
@@ -179,15 +196,15 @@ class EventAssembler:
         self._superseded: set[str] = set()
         self._pending: dict[str, dict[int, DurableFrame]] = {}
         self._has_start = False
-        """The first event, or the first attempt, has been seen: nothing before it is missing."""
+        """Whether the first event or the first attempt has been seen, so that no earlier event is missing."""
 
     @property
     def run(self) -> int:
-        """The newest run seen."""
+        """The newest run that was seen."""
         return self._run
 
     def add(self, frame: DurableFrame) -> list[AssembledEvent]:
-        """What this frame brings to be told; nothing for copies and for attempts that have been replaced."""
+        """Add a frame and return the events that it completes. Ignore copies and superseded attempts."""
         if frame.kind == QUEUED:
             return self._add_queued(frame)
         if frame.token in self._superseded or frame.run < self._run or self._is_other_attempt(frame):
@@ -202,7 +219,7 @@ class EventAssembler:
         return []
 
     def _is_other_attempt(self, frame: DurableFrame) -> bool:
-        """Whether it is of an attempt that did not end the job."""
+        """Return whether the frame belongs to an attempt that did not end the job."""
         if not self._only_token or frame.token == self._only_token:
             return False
         if frame.kind == FrameKind.STARTED:
@@ -210,15 +227,15 @@ class EventAssembler:
         return True
 
     def is_complete(self, token: str, events: int) -> bool:
-        """Whether all of this attempt's events have been told, and the caller knows that they are of one attempt."""
+        """Return whether all events of this attempt were returned, and the caller can tell that they belong to one attempt."""
         resumed = self._only_token and self._after != BEFORE_FIRST
         ambiguous = resumed and EventId(self._run, self._delivery, 0) in self._other_starts
         return self._token == token and self._next >= events and not ambiguous
 
     def close_stored(self) -> list[AssembledEvent]:
-        """Everything that is kept has been fed. Raises EventsExpired when something before it is not kept any more.
+        """Return pending events once all stored frames are added.
 
-        Where the caller has had what is missing, it goes on from there.
+        If the caller already received the missing events, continue after them. Raises EventsExpired otherwise.
         """
         if self._has_start or not self._pending:
             return []
@@ -226,14 +243,16 @@ class EventAssembler:
         first = frames[min(frames)]
         run, delivery, seq = self._after
         if (first.run, first.delivery) != (run, delivery) or first.seq > seq + 1:
-            raise EventsExpired("the first events of this job are not kept any more; its result may be, at …/result")
+            raise EventsExpired(
+                "The first events of this job have been deleted after their retention time. Its result may still be stored: `GET /v1/jobs/{id}/result`."
+            )
         self._has_start = True
         self._switch_to(token, first)
         self._next = first.seq
         return self._drain()
 
     def end_id(self) -> EventId:
-        """The id of the terminal event."""
+        """Return the id of the terminal event."""
         return EventId(max(1, self._run), self._delivery, self._next)
 
     def _add_queued(self, frame: DurableFrame) -> list[AssembledEvent]:
@@ -249,9 +268,9 @@ class EventAssembler:
         seen = bool(self._token)
         elsewhere = self._only_token and self._after[:2] != (frame.run, frame.delivery)
         if elsewhere or (seen and (frame.run, frame.delivery) <= (self._run, self._delivery)):
-            # Of another attempt, or NATS forgot how often it delivered: then the id that the caller has may be of either.
+            # Another attempt, or NATS lost its delivery count: the caller's id may then belong to either attempt.
             self._after = BEFORE_FIRST
-        # Of an earlier attempt, the caller may have what is not kept any more.
+        # The caller may have received events of an earlier attempt that are no longer stored.
         restarted = seen or frame.run > 1 or self._restarted
         self._has_start = True
         self._switch_to(frame.token, frame)

@@ -1,4 +1,4 @@
-"""Jobs whose time is over: those that waited too long, those with a time-out, and those whose worker has fallen silent."""
+"""Ends jobs that reach their queue limit or timeout, and requeues jobs whose worker is silent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_DUE_JOBS = 100
 
 
 class ExpiryWatcher:
-    """All gateways look; each due job is one gateway's."""
+    """Checks due jobs. All gateways poll; each due job is claimed by one of them."""
 
     def __init__(self, store: Store, terminator: JobTerminator, *, ack_wait_s: float) -> None:
         self._store = store
@@ -28,16 +28,16 @@ class ExpiryWatcher:
         self._silence_s = 3 * ack_wait_s
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Poll for due jobs until cancelled."""
         while True:
             await asyncio.sleep(POLL_INTERVAL_S)
             try:
                 for due in await self._store.claim_due(MAX_DUE_JOBS):
                     await self._check(due)
             except NexusError as error:
-                log.debug("timers wait", error=error.info.message)
+                log.debug("expiry.unavailable", error=error.info.message)
             except Exception:
-                log.exception("defect in the timers")
+                log.exception("expiry.defect")
 
     async def _check(self, due: DueJob) -> None:
         record = await self._store.get(due.owner, due.job)
@@ -53,29 +53,35 @@ class ExpiryWatcher:
             await self._store.update(record.owner, record.id, due_s=left)
 
     async def _record_outcome(self, record: JobRecord) -> bool:
-        """Then its record says so: it may have been lost, and made anew by somebody who came too late."""
+        """Write the outcome of an ended job into its record, and return whether there is one.
+
+        A recovered record may lack an outcome that was recorded before the loss.
+        """
         stored = await self._terminator.decided(record.id)
         if stored is None or stored.outcome.run < record.run:
             return False
-        with contextlib.suppress(IllegalMove):  # recorded meanwhile
+        with contextlib.suppress(IllegalMove):  # recorded in the meantime
             outcome = stored.outcome
             await self._store.move(record.owner, record.id, outcome.status, **outcome_fields(outcome, stored.stored_at))
         return True
 
     async def _requeue(self, record: JobRecord) -> None:
-        """No sign of its worker: NATS gives it to the next one. Until that begins, the job waits."""
+        """Mark the job of a silent worker as queued: NATS redelivers it to another worker."""
         due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
         back = {"worker": None, "progress": None, "run": record.run, "queued_at": now()}
-        with contextlib.suppress(IllegalMove):  # it has ended meanwhile
+        with contextlib.suppress(IllegalMove):  # the job has ended in the meantime
             await self._store.move(record.owner, record.id, JobStatus.QUEUED, due_s=due_s, **back)
 
     def _expiry_error(self, record: JobRecord) -> ErrorInfo | None:
         at = now()
         if record.expires_at is not None and at >= record.expires_at:
             seconds = record.expires_at - record.created_at
-            return DeadlineExceeded(f"the job had not ended {seconds:g} s after it was submitted (its timeout)").info
+            return DeadlineExceeded(
+                f"The job did not end within its timeout of {seconds:g} s. Submit it with a longer `timeout`."
+            ).info
         if record.status is JobStatus.QUEUED and at >= queue_deadline(record):
             return DeadlineExceeded(
-                f"no worker took the job within {record.queue_s:g} s (queue limit)", code="queue_timeout"
+                f"No worker took the job within the queue limit of {record.queue_s:g} s. Retry later, or start another worker for the model.",
+                code="queue_timeout",
             ).info
         return None

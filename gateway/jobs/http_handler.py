@@ -1,4 +1,4 @@
-"""Requests that become durable jobs, as bare ASGI: `POST /v1/jobs`, and inference requests whose callers wish it."""
+"""Serves durable jobs as plain ASGI: `POST /v1/jobs`, `GET /v1/jobs/{id}`, and inference requests with delivery preferences."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATH = "/v1/jobs"
 
 
 class DurableRequestHandler:
-    """See the module's docstring."""
+    """Serves `POST /v1/jobs`, and inference requests that become durable jobs because of their headers."""
 
     def __init__(
         self,
@@ -48,7 +48,10 @@ class DurableRequestHandler:
         uploads: FileReferences,
         check_url: Callable[[str], None],
     ) -> None:
-        """`reader`: its blobs last as long as a job may. `check_url` raises InvalidRequest for what no webhook can be."""
+        """Create a handler.
+
+        `reader` stores blobs for the lifetime of a job. `check_url` raises InvalidRequest for an invalid webhook URL.
+        """
         self._jobs = jobs
         self._answers = answers
         self._caller_tasks = caller_tasks
@@ -59,12 +62,12 @@ class DurableRequestHandler:
         self._uploads = uploads
         self._check_url = check_url
 
-    # Wishes
+    # Inference requests
 
     async def answer(self, request: DurableRequest) -> ErrorInfo | None:
-        """Answer one request; what it submits goes on whoever hangs up. Returns the error it was answered with.
+        """Submit a request and send its response. Return the error that was sent.
 
-        Raises NexusError, and CallerDisconnected.
+        The job continues if the caller disconnects. Raises NexusError, CallerDisconnected.
         """
         preferences, owner, reply = request.preferences, request.principal.owner, request.reply
         if preferences.respond_async:
@@ -93,7 +96,7 @@ class DurableRequestHandler:
         )
 
     async def _result_within_wait(self, request: DurableRequest, record: JobRecord) -> JobResult | None:
-        """How the job ended, if it has in the time that the caller waits. Raises CallerDisconnected."""
+        """Return the job's result if it ends within the preferred wait, else None. Raises CallerDisconnected."""
         if record.status in TERMINAL_STATUSES:
             return await self._jobs.result(record.owner, record.id)
         outcome = self._jobs.wait_for_result(record.owner, record.id, request.preferences.wait_s or 0.0)
@@ -105,7 +108,7 @@ class DurableRequestHandler:
             return None
 
     async def _answer_synchronously(self, request: DurableRequest, record: JobRecord) -> ErrorInfo | None:
-        """Answer as a synchronous request is answered."""
+        """Send the response as for a synchronous request, and return the error that was sent."""
         content_type = request.endpoint.stream_type(request.received.request)
         if content_type is not None:
             try:
@@ -115,7 +118,7 @@ class DurableRequestHandler:
             except EventsExpired:
                 if request.reply.started:
                     raise
-                # The answer is kept longer, and is all of them.
+                # The result is stored longer than the events and contains all of them.
         if record.status in TERMINAL_STATUSES:
             result = await self._jobs.result(record.owner, record.id)
         else:
@@ -125,7 +128,7 @@ class DurableRequestHandler:
     # POST /v1/jobs
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one `POST /v1/jobs`. Never raises, but for cancellation."""
+        """Serve one `POST /v1/jobs`. Raises nothing but CancelledError."""
         reply = Reply(send, request_id_of(scope))
         info: ErrorInfo | None = None
         job = ""
@@ -146,7 +149,7 @@ class DurableRequestHandler:
         )
 
     async def _submit(self, scope: Scope, receive: Receive, reply: Reply) -> str:
-        """The job's id."""
+        """Submit the job and return its id."""
         headers = scope["headers"]
         principal = self._auth.authenticate(scope)
         principal.require(KeyScope.JOBS)
@@ -185,11 +188,12 @@ class DurableRequestHandler:
         return record.id
 
     def _require_endpoint(self, principal: Principal, request: SubmitRequest) -> EndpointSpec:
-        """What it is for. Raises InvalidRequest, PermissionDenied."""
+        """Return the job's endpoint. Raises InvalidRequest, PermissionDenied."""
         endpoint = self._endpoints.get(request.endpoint)
         if endpoint is None:
             raise InvalidRequest(
-                f"'{request.endpoint}' takes no jobs; these do: {', '.join(sorted(self._endpoints))}", param="endpoint"
+                f"'{request.endpoint}' does not accept jobs. Use one of: {', '.join(sorted(self._endpoints))}.",
+                param="endpoint",
             )
         principal.require(endpoint.scope)
         if request.webhook is not None:
@@ -197,7 +201,7 @@ class DurableRequestHandler:
         return endpoint
 
     async def _read_body(self, principal: Principal, endpoint: EndpointSpec, body: dict[str, Any]) -> ReceivedRequest:
-        """Problems are named by their place in the whole request: `body.messages`."""
+        """Validate the job's body. Errors name the field's path in the whole request: `body.messages`."""
         try:
             if endpoint.files:
                 fields, uploads = await self._uploads.resolve(principal.owner, endpoint, body)
@@ -208,7 +212,7 @@ class DurableRequestHandler:
 
 
 def _in_body(error: NexusError) -> NexusError:
-    """The same, with the place of what is wrong in the whole request."""
+    """Return the error with its field's path in the whole request."""
     param = error.info.param
     return NexusError.from_info(error.info.model_copy(update={"param": f"body.{param}" if param else "body"}))
 
@@ -217,19 +221,19 @@ PREFIX = "/v1/jobs/"
 
 
 def polled_job_id(path: str) -> str:
-    """The id of the job that a GET of `path` is about; empty: it is about something else."""
+    """Return the job id in the path of a job. Empty if the path is not that of a job."""
     rest = path.removeprefix(PREFIX) if path.startswith(PREFIX) else ""
     return "" if "/" in rest else rest
 
 
 async def job_with_estimate(jobs: JobsApi, record: JobRecord) -> dict[str, Any]:
-    """A job as callers see it, with its place and its estimate."""
+    """Return the API's job object with queue position and estimate."""
     position, eta_s = await jobs.estimate(record)
     return job_object(record, position=position, eta_s=eta_s)
 
 
 class JobPollHandler:
-    """See the module's docstring."""
+    """Serves `GET /v1/jobs/{id}`."""
 
     def __init__(self, jobs: JobsApi, caller_tasks: CallerTasks, auth: Authenticator) -> None:
         self._jobs = jobs
@@ -237,7 +241,7 @@ class JobPollHandler:
         self._auth = auth
 
     async def serve(self, job_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """The job; with `?wait=N`, as soon as it has ended, or after so many seconds (at most 300). Never raises, but for cancellation."""
+        """Send the job. With `?wait=N`, wait up to N seconds (at most 300) for its end. Raises nothing but CancelledError."""
         reply = Reply(send, request_id_of(scope))
         info: ErrorInfo | None = None
         try:
@@ -258,7 +262,7 @@ class JobPollHandler:
             await reply.send_error(info)
 
     async def _wait(self, owner: str, job_id: str, seconds: float, scope: Scope, receive: Receive) -> None:
-        """Until the job has ended, or the time is up, or the gateway shuts down. Raises CallerDisconnected."""
+        """Wait until the job has ended, the time is up or the gateway shuts down. Raises CallerDisconnected."""
         try:
             await self._caller_tasks.run_while_connected(self._jobs.wait(owner, job_id, seconds), scope, receive)
         except Unavailable:
@@ -267,7 +271,7 @@ class JobPollHandler:
 
 
 def _wait_s(query: bytes) -> float:
-    """Raises InvalidRequest."""
+    """Parse the seconds of `?wait=N`, at most `MAX_WAIT_S`. Raises InvalidRequest."""
     if not query:
         return 0.0
     text = parse_qs(query.decode("latin-1")).get("wait", ["0"])[-1]
@@ -276,5 +280,5 @@ def _wait_s(query: bytes) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise InvalidRequest(f"'wait' is a number of seconds, not '{text[:50]}'", param="wait")
+        raise InvalidRequest(f"'wait' must be a number of seconds, not '{text[:50]}'.", param="wait")
     return min(seconds, MAX_WAIT_S)

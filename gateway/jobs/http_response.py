@@ -1,12 +1,10 @@
-"""Answers of durable jobs over HTTP: the 202, the result when there is one, the stream as it is made."""
+"""Sends durable jobs over HTTP: the 202, a result, or a live stream."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 import orjson
 
@@ -14,6 +12,7 @@ from backbone.bus.blobs import BlobStore
 from gateway.http.asgi import NO_STORE, STREAM_HEADERS, Headers, HttpExchange, Reply, adapted_header
 from gateway.http.preferences import DeliveryPreferences
 from gateway.jobs.api import JobEvent, JobResult, JobsApi
+from gateway.jobs.read_ahead import event_size, no_report, read_ahead
 from gateway.jobs.records import job_object
 from gateway.signed_urls import BLOB_URI_PREFIX, UrlSigner
 from gateway.sse_frames import DONE, adapted_frame, comment_frame, error_frame, progress_frame
@@ -22,34 +21,31 @@ from schemas.frames import AdaptedParameters
 from schemas.job_events import JobEventKind
 from schemas.jobs import Capability, JobRecord, JobStatus, is_sse
 
-T = TypeVar("T")
-
-MAX_EVENTS_AHEAD = 256
-"""Events that are read before they are taken."""
-MAX_BYTES_AHEAD = 256 * 1024
-"""Of those: who reads slowly, or not at all, costs no more than twice that. One event may go beyond it."""
-REPORT_STEP_BYTES = 16 * 1024
-"""Bytes by which they change before the connection is told."""
 RESULT_WAIT_S = 300.0
-"""How long one look at a job waits; then comes the next."""
+"""The timeout of one wait for a result. The wait is repeated."""
 URL_MARKER = BLOB_URI_PREFIX.encode()
 
 
 def result_error(result: JobResult) -> ErrorInfo | None:
-    """Why a job that has ended has no answer; None: it has one."""
+    """Return the error of an ended job, or None if it completed."""
     outcome = result.outcome
     if outcome.status is JobStatus.COMPLETED:
         return None
     if outcome.error is not None:
         return outcome.error
     if outcome.status is JobStatus.CANCELLED:
-        return InvalidRequest("this job was cancelled", code="job_cancelled").info
-    return DeadlineExceeded("this job has expired", code="job_expired").info
+        return InvalidRequest(
+            "The job was cancelled. Submit it again if you still need the result.", code="job_cancelled"
+        ).info
+    return DeadlineExceeded(
+        "The job expired before it completed. Submit it again, with a longer `timeout` if it had one.",
+        code="job_expired",
+    ).info
 
 
 @dataclass(frozen=True, slots=True)
 class ResultBody:
-    """An answer, ready to be sent."""
+    """The body of a completed job, ready to send."""
 
     content_type: str
     size: int
@@ -57,7 +53,7 @@ class ResultBody:
 
 
 class JobResponder:
-    """What is sent to callers about durable jobs."""
+    """Sends records, results and streams of durable jobs to callers."""
 
     def __init__(self, jobs: JobsApi, blobs: BlobStore, url_signer: UrlSigner, comment_after_s: float) -> None:
         self._jobs = jobs
@@ -68,20 +64,20 @@ class JobResponder:
     async def send_accepted(
         self, reply: Reply, record: JobRecord, preferences: DeliveryPreferences | None = None
     ) -> None:
-        """202: it will be answered later."""
+        """Send 202 with the job."""
         headers: Headers = [(b"location", f"/v1/jobs/{record.id}".encode())]
         if preferences is not None:
             headers += [(b"preference-applied", preferences.applied), (b"vary", b"prefer")]
         await reply.send_response(202, "application/json", orjson.dumps(job_object(record)), headers)
 
     async def wait_for_result(self, owner: str, job_id: str) -> JobResult:
-        """How the job ended, once it has."""
+        """Wait until the job has ended, and return its result."""
         while (result := await self._jobs.wait_for_result(owner, job_id, RESULT_WAIT_S)) is None:
             pass
         return result
 
     def payload(self, result: JobResult, base: str) -> ResultBody:
-        """The answer of a completed job. `base`: where the caller reached us, for URLs in it."""
+        """Return the body of a completed job. `base` is the URL at which the caller reached the gateway, for URLs in the body."""
         blob, data = result.blob, result.data
         end = DONE if is_sse(result.content_type) else b""
         if blob is None:
@@ -100,14 +96,14 @@ class JobResponder:
     async def result(
         self, reply: Reply, result: JobResult, base: str, exchange: HttpExchange | None
     ) -> ErrorInfo | None:
-        """Send the answer, or why there is none. Returns the error."""
+        """Send the result or the error of an ended job. Return the error."""
         error = result_error(result)
         if error is not None:
             await reply.send_error(error)
             return error
         payload = self.payload(result, base)
         pieces = payload.pieces()
-        first = await anext(pieces, b"")  # what fails here can still be told
+        first = await anext(pieces, b"")  # a failure here can still be sent as an error
         head = [(b"content-type", payload.content_type.encode()), (b"content-length", b"%d" % payload.size), NO_STORE]
         head += adapted_header(result.outcome.adapted)
         with exchange.single_write() if exchange is not None and len(first) == payload.size else nullcontext():
@@ -121,13 +117,13 @@ class JobResponder:
     async def relay_stream(
         self, reply: Reply, record: JobRecord, content_type: bytes, exchange: HttpExchange | None, *, ids: bool
     ) -> ErrorInfo | None:
-        """The stream as a synchronous caller gets it; with `ids`, each event names itself, for `Last-Event-ID`.
+        """Send a live stream as for a synchronous request. With `ids`, each event carries its id for `Last-Event-ID`.
 
-        Until the first byte an error is a status. Returns the error.
+        An error before the first byte becomes an HTTP status. Return the error.
         """
         stream = _StreamRelay(reply, content_type, exchange, ids=ids)
         events = self._jobs.follow(record.owner, record.id)
-        hold = exchange.report_buffered if exchange is not None else _nothing
+        hold = exchange.report_buffered if exchange is not None else no_report
         async with aclosing(read_ahead(events, self._comment_after_s, event_size, hold)) as paced:
             async for ready in paced:
                 if not ready:
@@ -140,103 +136,14 @@ class JobResponder:
         return None
 
     async def _position(self, record: JobRecord) -> int | None:
-        """How many jobs wait before it, while it waits."""
+        """Return the queue position of a waiting job, or None."""
         with suppress(NexusError):
             return (await self._jobs.estimate(await self._jobs.get(record.owner, record.id)))[0]
         return None
 
 
-def event_size(event: JobEvent) -> int:
-    """Bytes, for `read_ahead`."""
-    return len(event.data)
-
-
-def _nothing(_size: int) -> None:
-    pass
-
-
-class _BufferedBytes:
-    """Bytes that were read ahead, and those that the taker has in hand."""
-
-    def __init__(self, hold: Callable[[int], None]) -> None:
-        self._hold = hold
-        self._told = 0
-        self.ahead = self.in_hand = 0
-
-    def report(self) -> None:
-        """Tell the connection, if it is news."""
-        total = self.ahead + self.in_hand
-        if abs(total - self._told) >= REPORT_STEP_BYTES:
-            self._told = total
-            self._hold(total)
-
-    def close(self) -> None:
-        if self._told:
-            self._hold(0)
-
-
-async def read_ahead(
-    events: AsyncGenerator[T, None],
-    seconds: float,
-    size: Callable[[T], int] = lambda _: 0,
-    hold: Callable[[int], None] = _nothing,
-) -> AsyncGenerator[list[T], None]:
-    """The events, as many at a time as are there; none of them whenever none has come for `seconds`. Closes `events`.
-
-    `size`: bytes of one. `hold` hears how many of them are stored here, see `gateway.http.asgi.HttpExchange.report_buffered`.
-    """
-    ready: asyncio.Queue[T] = asyncio.Queue(MAX_EVENTS_AHEAD)
-    held, room = _BufferedBytes(hold), asyncio.Event()
-
-    async def pump() -> None:
-        try:
-            async for event in events:
-                held.ahead += size(event)
-                held.report()
-                await ready.put(event)
-                while held.ahead > MAX_BYTES_AHEAD:
-                    room.clear()
-                    await room.wait()
-        finally:
-            await events.aclose()
-
-    def taken(some: list[T]) -> list[T]:
-        held.in_hand = sum(map(size, some))
-        held.ahead -= held.in_hand
-        held.report()
-        room.set()
-        return some
-
-    pumping = asyncio.create_task(pump())
-    coming: asyncio.Future[T] | None = None
-    try:
-        while True:
-            held.in_hand = 0
-            if not ready.empty():
-                yield taken([ready.get_nowait() for _ in range(ready.qsize())])
-                continue
-            held.report()
-            if pumping.done():
-                pumping.result()
-                return
-            coming = asyncio.ensure_future(ready.get())
-            await asyncio.wait((coming, pumping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if coming.done():
-                yield taken([coming.result()])
-            else:
-                coming.cancel()
-                if not pumping.done():
-                    yield []
-    finally:
-        pumping.cancel()
-        if coming is not None:
-            coming.cancel()
-        held.close()
-        await asyncio.gather(pumping, return_exceptions=True)
-
-
 class _StreamRelay:
-    """One answer that is passed on as it is made."""
+    """Sends the events of one streamed job as they arrive."""
 
     def __init__(self, reply: Reply, content_type: bytes, exchange: HttpExchange | None, *, ids: bool) -> None:
         self._reply = reply
@@ -260,13 +167,16 @@ class _StreamRelay:
             await self._begin()
             await self._reply.send_chunk(progress_frame(event.data))
         elif event.kind is JobEventKind.RESTARTED and self._has_output:
-            # The job goes on, and its events can be followed; two attempts are not mixed here.
-            info = BackendFailed("the worker was lost in the middle of this answer", code="worker_lost").info
+            # The job continues and can be followed; this stream must not mix two attempts.
+            info = BackendFailed(
+                "The worker was lost during this response. Send the request again, or follow the job at `GET /v1/jobs/{id}/events`.",
+                code="worker_lost",
+            ).info
             return await self.finish(info)
         return None
 
     async def comment(self, position: int | None) -> None:
-        """Keep the connection of a stream that waits alive."""
+        """Send the queue position as a comment, which keeps the connection alive."""
         if position is not None and self._sse:
             await self._begin()
             await self._reply.send_chunk(comment_frame(position))

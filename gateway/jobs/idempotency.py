@@ -1,7 +1,7 @@
-"""One `Idempotency-Key`, one job: whoever comes second joins it, or gets its answer.
+"""Maps each `Idempotency-Key` to one job.
 
-A claim names the job before that is stored; who finds a claim submits the same job again, which is harmless (see
-`gateway.jobs.submitter`). So the death of the first one between claim and job leaves nothing behind.
+A claim names the job before the job is stored. A later request with the same key submits the same job id again, which is
+harmless (see `gateway.jobs.submitter`). So nothing is left over if the first gateway dies between claim and submission.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from schemas.errors import NexusError
 
 
 class IdempotencyMismatch(NexusError):
-    """This Idempotency-Key was used with another request."""
+    """The Idempotency-Key was already used with a different request."""
 
     status = 422
     type = "invalid_request_error"
@@ -28,26 +28,26 @@ class IdempotencyMismatch(NexusError):
 
 
 class Idempotency:
-    """See the module's docstring."""
+    """Claims job ids for idempotency keys."""
 
     def __init__(self, jobs: JobLog, blobs: BlobStore) -> None:
         self._log = jobs
         self._blobs = blobs
 
     async def job_id(self, owner: str, key: str, endpoint: str, received: ReceivedRequest, extra: Any = None) -> str:
-        """The id that this request's job has. Raises IdempotencyMismatch, Unavailable."""
+        """Return the job id of a request with this key. Raises IdempotencyMismatch, Unavailable."""
         name = sha256(orjson.dumps([owner, key])).hexdigest()
         claim = {"job": new_job_id(), "print": await self._fingerprint(endpoint, received, extra)}
         claimed = orjson.loads(await self._log.claim(name, orjson.dumps(claim)))
         if claimed["print"] != claim["print"]:
             raise IdempotencyMismatch(
-                "this Idempotency-Key was used with another request; use a new key for a new request",
+                "This Idempotency-Key was already used with a different request. Use a new key for each new request.",
                 param="Idempotency-Key",
             )
         return str(claimed["job"])
 
     async def _fingerprint(self, endpoint: str, received: ReceivedRequest, extra: Any) -> str:
-        """A digest of what was asked for: fields in any order, files by their content."""
+        """Return a digest of the request: fields in any order, files by content."""
         request = received.request.model_dump(mode="json", exclude_unset=True)
         digest = sha256(orjson.dumps([endpoint, request, extra], option=orjson.OPT_SORT_KEYS))
         at = received.body_size or 0

@@ -1,4 +1,4 @@
-"""Terminal words into records. All gateways share the work; each word is one gateway's at a time, until it is recorded."""
+"""Writes outcomes into job records. All gateways share the work; each outcome is held by one gateway until it is recorded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Enqueue = Callable[[Outcome], Awaitable[None]]
 
 
 class OutcomeRecorder:
-    """See the module's docstring."""
+    """Consumes outcomes: updates records, deletes uploads, queues webhooks."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class OutcomeRecorder:
         keep_s: float,
         enqueue: Enqueue,
     ) -> None:
-        """`enqueue`: what a word with a webhook is given to; it raises Unavailable."""
+        """Create a recorder. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot."""
         self._log = jobs
         self._store = store
         self._blobs = blobs
@@ -54,7 +54,7 @@ class OutcomeRecorder:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Take words until cancelled."""
+        """Record outcomes until cancelled."""
         outcomes = self._log.consume_outcomes(max_unacked=MAX_CONCURRENCY, ack_wait_s=ACK_WAIT_S)
         try:
             async for item in outcomes:
@@ -69,21 +69,21 @@ class OutcomeRecorder:
             await outcomes.aclose()
 
     async def _record(self, item: WorkItem) -> None:
-        """Redis away: the word waits, and so does its webhook."""
+        """Record one outcome. While Redis is unavailable, the outcome and its webhook wait."""
         try:
             try:
                 outcome, _ = Outcome.decode(item.data)
             except ValueError:
-                log.exception("malformed terminal word dropped", job=item.id)
+                log.exception("outcome.malformed", job=item.id)
                 await item.ack()
                 return
             outcome = await with_attempt_count(self._log, outcome)
             await self._update_record(outcome, item.stored_at)
-            if outcome.status is not JobStatus.FAILED:  # which may be tried again
+            if outcome.status is not JobStatus.FAILED:  # a retry of a failed job needs its uploads
                 for name in outcome.uploads:
                     self._blobs.remove(name)
             if not outcome.token:
-                # Whoever said it may have died before it was out of the queue, where perhaps no worker ever takes it.
+                # The gateway that decided it may have died before it removed the job from the queue.
                 await self._terminator.remove_from_queue(
                     await self._store.get(outcome.owner, outcome.job) or record_from_outcome(outcome)
                 )
@@ -91,15 +91,15 @@ class OutcomeRecorder:
                 await self._enqueue(outcome)
             await item.ack()
         except NexusError as error:
-            log.info("a job's end is not recorded yet", job=item.id, error=error.info.message)
+            log.info("outcome.not_recorded", job=item.id, error=error.info.message)
             item.nak(RETRY_DELAY_S)
         except Exception:
-            log.exception("defect in the recorder", job=item.id)
+            log.exception("outcome.defect", job=item.id)
             item.nak(DEFECT_RETRY_DELAY_S)
 
     async def _update_record(self, outcome: Outcome, at: int) -> None:
         try:
-            # A record that was lost may be made anew by others meanwhile, as of a job that has not ended.
+            # Another gateway may recover a lost record in the meantime, as that of an unfinished job.
             while (
                 await self._store.move(outcome.owner, outcome.job, outcome.status, **outcome_fields(outcome, at))
                 is None
@@ -107,7 +107,7 @@ class OutcomeRecorder:
                 if await self._store.create(record_from_outcome(outcome, at), ttl_s=self._keep_s):
                     break
         except IllegalMove:
-            return  # recorded before, or an older run's
+            return  # already recorded, or an outcome of an older run
         after: list[Awaitable[object]] = []
         if outcome.token:
             after.append(self._store.release_lease(outcome.job, outcome.token))

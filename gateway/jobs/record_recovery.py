@@ -1,7 +1,7 @@
-"""Make the records anew when Redis has lost its data: of every job of which NATS still knows something.
+"""Recovers job records from NATS after Redis has lost its data.
 
-Whoever polls one job is answered from NATS. A list of jobs is not: it is what Redis has. So a mark in Redis says that the
-records are whole. Where it is missing, one gateway goes through what NATS has, makes what is not there, and sets the mark.
+A request for a single job is answered from NATS. A list of jobs needs the records in Redis, so a marker in Redis says that they
+are complete. If the marker is missing, one gateway recovers all missing records and then sets it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ log = structlog.get_logger(__name__)
 POLL_INTERVAL_S = 2.0
 BATCH_SIZE = 32
 LEASE_S = 30.0
-"""For one batch: a gateway that dies meanwhile is replaced after it."""
+"""The lease for one batch. If its gateway dies, another gateway takes over after this time."""
 MARKER_KIND, MARKER_OWNER, MARKER_ID = "system", "nexus", "records-whole"
 LEASE_NAME = "rebuilding"
 
 
 class RecordRecovery:
-    """All gateways look; one works."""
+    """Recovers missing records. All gateways poll; the lease lets one of them work."""
 
     def __init__(self, jobs: JobLog, store: Store, documents: DocumentStore, *, keep_s: float) -> None:
         self._log = jobs
@@ -42,15 +42,15 @@ class RecordRecovery:
         self._token = new_token()
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check for the marker until cancelled, and recover records if it is missing."""
         while True:
             try:
                 if await self._documents.get(MARKER_KIND, MARKER_OWNER, MARKER_ID) is None:
                     await self._recover_all()
             except NexusError as error:
-                log.debug("records.not_rebuilt", error=error.info.message)
+                log.debug("records.recovery_unavailable", error=error.info.message)
             except Exception:
-                log.exception("defect in rebuilding records")
+                log.exception("records.recovery_defect")
             await asyncio.sleep(POLL_INTERVAL_S)
 
     async def _recover_all(self) -> None:
@@ -58,15 +58,15 @@ class RecordRecovery:
         jobs = await self._log.list_jobs()
         for start in range(0, len(jobs), BATCH_SIZE):
             if not await self._store.acquire_lease(LEASE_NAME, self._token, LEASE_S):
-                return  # another gateway is at it
+                return  # another gateway is recovering them
             made += sum(await asyncio.gather(*(self._recover(job) for job in jobs[start : start + BATCH_SIZE])))
         await self._documents.put(MARKER_KIND, MARKER_OWNER, MARKER_ID, b"{}")
         await self._store.release_lease(LEASE_NAME, self._token)
         if made:
-            log.warning("records.rebuilt", jobs=made)
+            log.warning("records.recovered", jobs=made)
 
     async def _recover(self, job: str) -> bool:
-        """Make the record of one job, if it is missing. One that is there is newer than what is known here."""
+        """Create the record of one job unless it exists. An existing record is newer than the log's data."""
         record = await self._read_record(job)
         if record is None:
             return False
@@ -75,7 +75,7 @@ class RecordRecovery:
         return await self._store.create(record, ttl_s=max(1.0, self._keep_s - age_s), due_s=due_s)
 
     async def _read_record(self, job: str) -> JobRecord | None:
-        """What NATS knows of it; None: nothing that could be shown."""
+        """Return the job's record according to NATS, or None if NATS holds too little."""
         record, stored = await asyncio.gather(read_initial_record(self._log, job), self._log.read_outcome(job))
         if stored is None:
             return record

@@ -1,4 +1,4 @@
-"""How records, words and envelopes become one another. Pure."""
+"""Pure conversions between job records, outcomes, envelopes and the job object of the API."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from schemas.outcome import Outcome
 
 
 def now() -> int:
-    """Unix seconds, by the clock of all gateways."""
+    """Return the time in Unix seconds, by the clock that all gateways share."""
     return int(clock.now())
 
 
 def id_created_at(job_id: str) -> int | None:
-    """When an id was made, in Unix seconds: ids are UUIDv7. None for ids that follow from something else."""
+    """Return the creation time of a job id in Unix seconds. None if the id is not a UUIDv7."""
     number = int(job_id.removeprefix("job_"), 16)
     if number >> 76 & 0xF != 7 or number >> 62 & 0x3 != 2:
         return None
@@ -27,7 +27,7 @@ def id_created_at(job_id: str) -> int | None:
 
 
 def new_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) -> JobRecord:
-    """What a job's record begins as."""
+    """Return the first record of a job."""
     return JobRecord(
         id=envelope.job,
         owner=envelope.owner,
@@ -51,7 +51,7 @@ def new_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) ->
 
 
 def outcome_fields(outcome: Outcome, at: int | None = None) -> dict[str, Any]:
-    """What a terminal word that was stored `at` (None: just now) changes in a record, beside its status."""
+    """Return the record fields, other than the status, that an outcome stored `at` (None: now) sets."""
     at = now() if at is None else at
     return {
         "run": outcome.run,
@@ -66,7 +66,7 @@ def outcome_fields(outcome: Outcome, at: int | None = None) -> dict[str, Any]:
 
 
 def record_from_outcome(outcome: Outcome, at: int | None = None) -> JobRecord:
-    """The record of a job that is known by its terminal word alone."""
+    """Return the record of a job of which only the outcome is known."""
     at = now() if at is None else at
     return JobRecord(
         id=outcome.job,
@@ -90,14 +90,14 @@ def record_from_outcome(outcome: Outcome, at: int | None = None) -> JobRecord:
 
 
 def with_outcome(record: JobRecord, outcome: Outcome, at: int | None = None) -> JobRecord:
-    """The record as it will stand once the word is recorded."""
+    """Return the record as it will be once the outcome is recorded."""
     if record.status in TERMINAL_STATUSES:
         return record
     return record.model_copy(update={"status": outcome.status, **outcome_fields(outcome, at)})
 
 
 def gateway_outcome(record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> Outcome:
-    """A terminal word that no attempt says: cancelled, expired."""
+    """Return an outcome that a gateway decides, not an attempt: cancelled or expired."""
     return Outcome(
         job=record.id,
         run=record.run,
@@ -120,15 +120,15 @@ def gateway_outcome(record: JobRecord, status: JobStatus, error: ErrorInfo | Non
 
 
 def queue_deadline(record: JobRecord) -> float:
-    """When a waiting job has waited too long, in Unix seconds."""
+    """Return when a waiting job reaches its queue limit, in Unix seconds."""
     return (record.queued_at or record.created_at) + record.queue_s
 
 
 def seconds_until_due(record: JobRecord, status: JobStatus, silence_s: float) -> float:
-    """Seconds until somebody should look at the job again, which is then in `status`.
+    """Return the seconds until a gateway must check the job again, given its next `status`.
 
-    Waiting: until its time to wait is over, which begins anew where it did not wait before. Running: until `silence_s`
-    without a sign of it, which renews this.
+    A waiting job is due at its queue limit, which restarts if the job was not waiting before. A running job is due after
+    `silence_s`; each heartbeat of its attempt extends that.
     """
     at = now()
     if status is not JobStatus.QUEUED:
@@ -141,7 +141,7 @@ def seconds_until_due(record: JobRecord, status: JobStatus, silence_s: float) ->
 
 
 def job_object(record: JobRecord, *, position: int | None = None, eta_s: float | None = None) -> dict[str, Any]:
-    """The job object. `eta_seconds` is null where nothing is known about it."""
+    """Return the API's job object. Unknown positions and estimates are null."""
     out: dict[str, Any] = {
         "id": record.id,
         "object": "job",
@@ -175,5 +175,5 @@ def job_object(record: JobRecord, *, position: int | None = None, eta_s: float |
 
 
 def job_json(record: JobRecord) -> bytes:
-    """The same, as JSON."""
+    """Return the API's job object as JSON."""
     return orjson.dumps(job_object(record))

@@ -1,4 +1,4 @@
-"""Putting together what a gateway does for durable jobs, beside answering requests."""
+"""Builds the job components of a gateway and runs their background work."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class WebhookQueue(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JobDependencies:
-    """What all of it works with."""
+    """The collaborators of the job components."""
 
     log: JobLog
     bus: GatewayBus
@@ -59,46 +59,48 @@ class JobDependencies:
 
 
 class JobRuntime:
-    """The jobs service, and the work that goes on by itself: recording, timing, telling, answering workers."""
+    """Owns the jobs service and its background tasks: recorder, expiry, recovery, webhooks and attempt gate."""
 
-    def __init__(self, settings: GatewaySettings, tools: JobDependencies) -> None:
-        self._log = tools.log
-        terminator = JobTerminator(tools.log, tools.bus)
+    def __init__(self, settings: GatewaySettings, dependencies: JobDependencies) -> None:
+        self._log = dependencies.log
+        terminator = JobTerminator(dependencies.log, dependencies.bus)
         submitter = JobSubmitter(
-            tools.log,
-            tools.store,
+            dependencies.log,
+            dependencies.store,
             terminator,
-            tools.dispatcher,
-            tools.metrics,
+            dependencies.dispatcher,
+            dependencies.metrics,
             keep_s=settings.job_keep_s,
             queue_s=settings.job_queue_timeout_s,
         )
-        estimator = EtaEstimator(tools.store, lambda: tools.registry.snapshot)
+        estimator = EtaEstimator(dependencies.store, lambda: dependencies.registry.snapshot)
         keep_s = settings.job_keep_s
-        self.jobs = JobService(tools.log, tools.store, tools.blobs, submitter, terminator, estimator, keep_s=keep_s)
-        self._webhooks = tools.webhooks
+        self.jobs = JobService(
+            dependencies.log, dependencies.store, dependencies.blobs, submitter, terminator, estimator, keep_s=keep_s
+        )
+        self._webhooks = dependencies.webhooks
         self._recorder = OutcomeRecorder(
-            tools.log,
-            tools.store,
-            tools.blobs,
+            dependencies.log,
+            dependencies.store,
+            dependencies.blobs,
             terminator,
-            tools.metrics,
+            dependencies.metrics,
             keep_s=keep_s,
             enqueue=self._webhooks.enqueue,
         )
-        self._expiry_watcher = ExpiryWatcher(tools.store, terminator, ack_wait_s=settings.ack_wait_s)
+        self._expiry_watcher = ExpiryWatcher(dependencies.store, terminator, ack_wait_s=settings.ack_wait_s)
         self._gate = AttemptGate(
-            tools.log,
-            tools.store,
+            dependencies.log,
+            dependencies.store,
             ack_wait_s=settings.ack_wait_s,
             keep_s=keep_s,
-            max_running=tools.keys.max_running,
+            max_running=dependencies.keys.max_running,
         )
-        self._recovery = RecordRecovery(tools.log, tools.store, tools.documents, keep_s=keep_s)
+        self._recovery = RecordRecovery(dependencies.log, dependencies.store, dependencies.documents, keep_s=keep_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begin what runs until `close`. The log is up."""
+        """Start the background tasks. The job log must be started. Raises Unavailable."""
         await self._log.serve_gate_requests(self._gate)
         for work in (self._recorder.run(), self._expiry_watcher.run(), self._recovery.run(), self._webhooks.run()):
             task = asyncio.create_task(work)
@@ -106,7 +108,7 @@ class JobRuntime:
             self._tasks.append(task)
 
     async def close(self) -> None:
-        """Leave the rest to the other gateways."""
+        """Stop the background tasks. The other gateways take over their work."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
@@ -116,13 +118,13 @@ class JobRuntime:
 
 
 def _report(task: asyncio.Task[None]) -> None:
-    """What goes on by itself must not end by itself."""
+    """Log a background task that ended with an error."""
     if not task.cancelled() and task.exception() is not None:
-        log.error("background work has died", work=task.get_coro().__qualname__, exc_info=task.exception())  # type: ignore[union-attr]
+        log.error("jobs.task_died", task=task.get_coro().__qualname__, exc_info=task.exception())  # type: ignore[union-attr]
 
 
 def retention(settings: GatewaySettings) -> Retention:
-    """How long what NATS holds about jobs is kept."""
+    """Return the retention times and sizes of the streams about jobs."""
     return Retention(
         jobs_s=settings.job_keep_s,
         events_s=settings.events_keep_s,

@@ -1,4 +1,4 @@
-"""Count what was refused because its seal is wrong, and say so in the log, but not once for each."""
+"""Counts messages with invalid seals, and logs them at a limited rate."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from gateway.metrics import GatewayMetrics
 log = structlog.get_logger(__name__)
 
 LOG_INTERVAL_S = 60.0
-"""Between two lines about one kind."""
+"""The minimum time between two log lines about messages of one kind."""
 
 
 class SealRefusalCounter:
-    """What was refused at this gateway."""
+    """Counts and logs the messages that this gateway rejected because of an invalid seal."""
 
     def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
         self._logged_at: dict[str, float] = {}
 
     def count(self, kind: str, job: str) -> None:
-        """Count one. See `backbone.bus.sealed_job_log.OnRefused`."""
+        """Count one rejected message. Implements `backbone.bus.sealed_job_log.OnRefused`."""
         self._metrics.child(self._metrics.forgeries, kind).inc()
         now = time.monotonic()
         if now - self._logged_at.get(kind, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:

@@ -1,4 +1,4 @@
-"""Durable jobs as the routes use them. See `gateway.jobs.api.JobsApi` for what is guaranteed."""
+"""The implementation of `gateway.jobs.api.JobsApi`, which documents the guarantees."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from schemas.outcome import Outcome
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 PAGE_SIZE = 200
 MAX_SCANNED_RECORDS = 20_000
-"""Records that one listing looks at for those it wants."""
+"""The maximum number of records that one listing reads to find matches."""
 
 
 class JobService:
-    """See `gateway.jobs.api.JobsApi`."""
+    """Implements `gateway.jobs.api.JobsApi` on the job log and the record store."""
 
     def __init__(
         self,
@@ -52,15 +52,15 @@ class JobService:
         self._keep_s = keep_s
 
     async def submit(self, submission: Submission) -> JobRecord:
-        """See the protocol."""
+        """See `JobsApi`."""
         return await self._submitter.submit(submission)
 
     async def get(self, owner: str, job_id: str) -> JobRecord:
-        """See the protocol."""
+        """See `JobsApi`."""
         _check_id(job_id)
         record = await self._store.get(owner, job_id) or await self._record_from_log(owner, job_id)
         if record is None:
-            raise JobNotFound(f"there is no job '{job_id}'")
+            raise JobNotFound(f"Job '{job_id}' does not exist. `GET /v1/jobs` lists your jobs.")
         if record.status not in TERMINAL_STATUSES:
             stored = await self._log.read_outcome(job_id)
             if stored is not None and stored.outcome.run >= record.run:
@@ -68,7 +68,7 @@ class JobService:
         return record
 
     async def _record_from_log(self, owner: str, job_id: str) -> JobRecord | None:
-        """The record of a job that Redis does not know (any more), from what NATS knows."""
+        """Return the record of a job that Redis does not hold, from the job log. None if the log holds nothing about it."""
         stored = await self._log.read_outcome(job_id)
         if stored is not None:
             outcome = await with_attempt_count(self._log, stored.outcome)
@@ -77,7 +77,7 @@ class JobService:
         return record if record is not None and record.owner == owner else None
 
     async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
-        """See the protocol."""
+        """See `JobsApi`."""
         _check_id(job_id)
         async with self._log.watch_outcome(job_id) as has_outcome:
             record = await self.get(owner, job_id)
@@ -89,7 +89,7 @@ class JobService:
         return await self.get(owner, job_id)
 
     async def wait_for_result(self, owner: str, job_id: str, seconds: float) -> JobResult | None:
-        """See the protocol."""
+        """See `JobsApi`."""
         _check_id(job_id)
         async with self._log.watch_outcome(job_id) as has_outcome:
             stored = await self._log.read_outcome(job_id)
@@ -98,22 +98,27 @@ class JobService:
         if stored is None:
             return None
         if stored.outcome.owner != owner:
-            raise JobNotFound(f"there is no job '{job_id}'")
+            raise JobNotFound(f"Job '{job_id}' does not exist. `GET /v1/jobs` lists your jobs.")
         return _to_result(stored)
 
     async def result(self, owner: str, job_id: str) -> JobResult:
-        """See the protocol."""
+        """See `JobsApi`."""
         _check_id(job_id)
         stored = await self._log.read_outcome(job_id)
         if stored is None or stored.outcome.owner != owner:
             record = await self.get(owner, job_id)
             if record.status in TERMINAL_STATUSES:
-                raise NotFound("the result of this job is not kept any more", code="result_expired")
-            raise ResultNotReady(f"the job is {record.status}; its result is not there yet")
+                raise NotFound(
+                    "The result of this job has been deleted after its retention time. Submit the request again.",
+                    code="result_expired",
+                )
+            raise ResultNotReady(
+                f"The job is {record.status} and has no result yet. Retry later, or wait with `GET /v1/jobs/{job_id}?wait=SECONDS`."
+            )
         return _to_result(stored)
 
     async def follow(self, owner: str, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
-        """See the protocol."""
+        """See `JobsApi`."""
         parse_after(after)
         record = await self.get(owner, job_id)
         async with aclosing(JobEventStream(self._log, self._blobs, record, after).events()) as events:
@@ -122,21 +127,21 @@ class JobService:
                     yield event
 
     async def follow_all_attempts(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
-        """See the protocol."""
+        """See `JobsApi`."""
         record = await self.get(owner, job_id)
         async with aclosing(JobEventStream(self._log, self._blobs, record, "", all_attempts=True).events()) as events:
             async for event in events:
                 yield event
 
     async def cancel(self, owner: str, job_id: str) -> JobRecord:
-        """See the protocol."""
+        """See `JobsApi`."""
         record = await self.get(owner, job_id)
         if record.status not in TERMINAL_STATUSES:
             await self._terminator.terminate(record, JobStatus.CANCELLED)
         return await self.get(owner, job_id)
 
     async def estimate(self, record: JobRecord) -> tuple[int | None, float | None]:
-        """How many jobs wait before a queued one, and in how many seconds a job will have ended, as far as is known."""
+        """See `JobsApi`."""
         if record.status in TERMINAL_STATUSES:
             return None, None
         position = None
@@ -151,7 +156,7 @@ class JobService:
     async def page(
         self, owner: str, *, status: JobStatus | None, model: str, metadata: dict[str, str], after: str, limit: int
     ) -> tuple[list[JobRecord], bool]:
-        """Up to `limit` jobs, newest first, behind the id `after`; and whether there may be more."""
+        """See `JobsApi`."""
         found: list[JobRecord] = []
         for _ in range(MAX_SCANNED_RECORDS // PAGE_SIZE):
             records = await self._store.page(owner, after=after, limit=PAGE_SIZE)
@@ -165,15 +170,17 @@ class JobService:
             after = records[-1].id
         return found, True
 
-    # Again
+    # Retries
 
     async def retry(self, owner: str, job_id: str) -> JobRecord:
-        """See the protocol."""
+        """See `JobsApi`."""
         record = await self.get(owner, job_id)
         stored = await self._log.read_outcome(job_id)
         _require_retryable(record, stored)
         if stored is None or not stored.payload:
-            raise JobNotFailed("the request of this job is not kept any more; submit it again")
+            raise JobNotFailed(
+                "The request of this job has been deleted after its retention time. Submit the request again as a new job."
+            )
         started = await self._start_run(record, stored.payload, stored.outcome, stored)
         if stored.outcome.dead and (letter := await self._log.find_dead_letter(job_id)) is not None:
             await self._log.delete_dead_letter(letter.seq)
@@ -182,7 +189,14 @@ class JobService:
     async def _start_run(
         self, record: JobRecord, message: bytes, outcome: Outcome, stored: StoredOutcome | None
     ) -> JobRecord:
-        """`word`: how the last run ended; `decision`: where that stands in the way."""
+        """Start a new run of a failed job.
+
+        Args:
+            record: The job's record.
+            message: The job message of the last run.
+            outcome: The outcome of the last run.
+            stored: The stored outcome to delete, so that the new run can end. None if none is stored.
+        """
         envelope, body = Envelope.decode(message)
         new = record
         if record.status is JobStatus.FAILED:
@@ -190,7 +204,7 @@ class JobService:
         try:
             new = await self._submitter.resubmit(envelope.model_copy(update={"run": new.run}), body, new)
         except NexusError:
-            # Not in the queue: it stays failed, and can be tried again. Whoever waits for its end was told of that before.
+            # The run is not queued, so the job stays failed and can be retried. Its webhook was already sent for the last run.
             failed = outcome.model_copy(update={"run": new.run, "webhook": ""})
             with contextlib.suppress(NexusError):
                 await self._terminator.decide(failed, message)
@@ -200,9 +214,9 @@ class JobService:
         return new
 
     async def _create_run_record(self, record: JobRecord, envelope: Envelope) -> JobRecord:
-        """The record of a new run. Raises JobNotFailed when somebody else was first."""
+        """Store the record of a new run. Raises JobNotFailed if another retry was faster."""
         timeout_s = None if record.expires_at is None else record.expires_at - record.created_at
-        changes: dict[str, Any] = {  # what says something about one run alone is reset with its number
+        changes: dict[str, Any] = {  # the store resets the other fields of a run itself
             "run": envelope.run,
             "queued_at": now(),
             "expires_at": None if timeout_s is None else now() + timeout_s,
@@ -214,47 +228,54 @@ class JobService:
         try:
             new = await self._store.move(record.owner, record.id, JobStatus.QUEUED, due_s=due_s, **changes)
         except IllegalMove:
-            raise JobNotFailed("this job is being tried again already") from None
+            raise JobNotFailed(
+                "Another retry of this job is already in progress. Check its state with `GET /v1/jobs/{id}`."
+            ) from None
         if new is None:
             new = new_record(envelope, queue_s=record.queue_s, expires_at=None)
             await self._store.create(new, ttl_s=self._keep_s, due_s=due_s)
         return new
 
-    # Dead letters, of all owners
+    # Dead letters of all owners
 
     async def dead_letters(self, *, before: int | None, limit: int) -> list[StoredDeadLetter]:
-        """Newest first, with sequences below `before`."""
+        """See `JobsApi`."""
         return await self._log.list_dead_letters(before=before, limit=limit)
 
     async def dead_letter(self, job_id: str) -> StoredDeadLetter:
-        """The newest of this job. Raises NotFound."""
+        """See `JobsApi`."""
         _check_id(job_id)
         letter = await self._log.find_dead_letter(job_id)
         if letter is None:
-            raise NotFound(f"there is no dead letter of '{job_id}'", code="dead_letter_not_found")
+            raise NotFound(
+                f"Job '{job_id}' has no dead letter. `GET /v1/dlq` lists all dead letters.",
+                code="dead_letter_not_found",
+            )
         return letter
 
     async def replay(self, job_id: str) -> JobRecord:
-        """A new run of a dead letter's job, which then is none any more. Raises NotFound, JobNotFailed."""
+        """See `JobsApi`."""
         letter = await self.dead_letter(job_id)
         record = await self._get_or(letter.outcome.owner, job_id, record_from_outcome(letter.outcome, letter.stored_at))
         stored = await self._log.read_outcome(job_id)
         _require_retryable(record, stored)
         if not letter.message:
-            raise JobNotFailed("the request of this job was too large to be kept; submit it again")
+            raise JobNotFailed(
+                "The request of this job was too large to store with its dead letter. Submit the request again as a new job."
+            )
         started = await self._start_run(record, letter.message, letter.outcome, stored)
         await self._log.delete_dead_letter(letter.seq)
         return started
 
     async def delete_dead_letters(self, job_id: str) -> None:
-        """Delete the dead letters of a job. Raises NotFound."""
+        """See `JobsApi`."""
         letter: StoredDeadLetter | None = await self.dead_letter(job_id)
         while letter is not None:
             await self._log.delete_dead_letter(letter.seq)
             letter = await self._log.find_dead_letter(job_id)
 
     async def _get_or(self, owner: str, job_id: str, otherwise: JobRecord) -> JobRecord:
-        """The record, or what is given where there is none."""
+        """Return the job's record, or `otherwise` if it has none."""
         try:
             return await self.get(owner, job_id)
         except JobNotFound:
@@ -262,16 +283,16 @@ class JobService:
 
 
 def _check_id(job_id: str) -> None:
-    """What is no id never gets into a subject. Raises JobNotFound."""
+    """Check an id before it becomes part of a NATS subject. Raises JobNotFound."""
     if JOB_ID.fullmatch(job_id) is None:
-        raise JobNotFound(f"there is no job '{job_id[:100]}'")
+        raise JobNotFound(f"Job '{job_id[:100]}' does not exist. `GET /v1/jobs` lists your jobs.")
 
 
 def _require_retryable(record: JobRecord, stored: StoredOutcome | None) -> None:
-    """Raises JobNotFailed. The gateway of a retry may have died in the middle: whoever tries again makes it whole."""
+    """Check that a job can be retried. A retry that its gateway did not finish can be repeated. Raises JobNotFailed."""
     half_way = record.status is JobStatus.QUEUED and stored is not None and stored.outcome.run < record.run
     if record.status is not JobStatus.FAILED and not half_way:
-        raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
+        raise JobNotFailed(f"Only a failed job can be retried. This job is {record.status}.")
 
 
 def _to_result(stored: StoredOutcome) -> JobResult:

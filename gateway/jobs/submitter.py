@@ -1,8 +1,9 @@
-"""From a checked request to a durable job: its record, its message in the queue, its first event, in this order.
+"""Submits durable jobs: stores the record, then the queue message, then the first event.
 
-Whoever dies in between has not answered 202 yet. A record without a message ends as expired; a message without a record
-runs, and its record is made anew from its first event or its terminal word. A job with a given id may be submitted by several
-at once, and again: NATS stores one message per run for a while, and the referee lets only one attempt of a job run.
+If the gateway dies in between, it has not answered 202 yet. A record without a message expires. A message without a record
+runs, and its record is recovered from its first event or its outcome. Several gateways may submit a job with a given id
+concurrently or repeatedly: NATS stores one message per run within its duplicate window, and the attempt gate lets only one
+attempt run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ EVENT_SUBJECT_PREFIX = "nexus.events."
 
 
 class JobSubmitter:
-    """See the module's docstring."""
+    """Stores new jobs and new runs of jobs."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class JobSubmitter:
         self._queue_s = queue_s
 
     async def submit(self, submission: Submission) -> JobRecord:
-        """See `gateway.jobs.api.JobsApi.submit`."""
+        """Submit a job. See `gateway.jobs.api.JobsApi.submit`."""
         envelope = self._envelope(submission)
         expires_at = None if submission.timeout_s is None else now() + max(1, round(submission.timeout_s))
         record = new_record(envelope, queue_s=self._queue_limit_s(submission), expires_at=expires_at)
@@ -73,26 +74,26 @@ class JobSubmitter:
         return await self._enqueue(envelope, record, submission)
 
     async def _recorded_outcome(self, job_id: str) -> JobRecord | None:
-        """A job that was submitted before, and whose record was lost, may have ended: its new record says so."""
+        """Return the terminal record of a job that was submitted before and has ended, or None."""
         stored = await self._log.read_outcome(job_id)
         if stored is None:
             return None
         outcome = stored.outcome
-        with contextlib.suppress(IllegalMove):  # others have seen to it
+        with contextlib.suppress(IllegalMove):  # another gateway recorded it
             await self._store.move(outcome.owner, job_id, outcome.status, **outcome_fields(outcome, stored.stored_at))
         return record_from_outcome(outcome, stored.stored_at)
 
     async def was_enqueued(self, job_id: str) -> bool:
-        """Whether the job has been in the queue for certain."""
+        """Return whether the job is known to have been in the queue. Raises Unavailable."""
         return bool(await self._log.first_events(job_id, 1)) or await self._log.read_outcome(job_id) is not None
 
     async def resubmit(self, envelope: Envelope, body: bytes, record: JobRecord) -> JobRecord:
-        """Store the message of a new run, whose record is there already."""
+        """Store the message of a new run whose record already exists. Raises as `JobsApi.submit`."""
         await self._open_queue(envelope)
         seq = await self._store_message(envelope, body)
         record = record.model_copy(update={"seq": seq})
         self._log.append_event_unconfirmed(record.id, _queued_event(record))
-        with contextlib.suppress(NexusError, IllegalMove):  # it is in the queue, or further already
+        with contextlib.suppress(NexusError, IllegalMove):  # the job is in the queue in any case
             await self._store.update(record.owner, record.id, run=record.run, seq=seq)
         return record
 
@@ -103,7 +104,7 @@ class JobSubmitter:
             return await self._store.create(record, ttl_s=self._keep_s, due_s=due_s, max_queued=limit)
         except LimitReached:
             raise RateLimited(
-                f"this API key has {limit} jobs waiting, as many as it may have; submit again when some have begun",
+                f"This API key has reached its limit of {limit} waiting jobs. Retry when some of them have started.",
                 retry_after_s=5.0,
             ) from None
 
@@ -111,7 +112,7 @@ class JobSubmitter:
         try:
             await self._open_queue(envelope)
         except BaseException:
-            with contextlib.suppress(NexusError):  # nothing was stored: it ends as expired otherwise
+            with contextlib.suppress(NexusError):  # otherwise the record expires without ever running
                 await self._store.remove(record.owner, record.id)
             raise
         try:
@@ -119,30 +120,30 @@ class JobSubmitter:
         except BaseException as error:
             await self._revoke(record, submission, error)
             raise
-        submission.received.blobs = []  # the job's from now on
+        submission.received.blobs = []  # they belong to the job now
         self._metrics.child(self._metrics.jobs_submitted, record.endpoint).inc()
         record = record.model_copy(update={"seq": seq})
-        # The job is in the queue, which is what was promised: nobody waits for its first event.
+        # The job is safely queued, so the caller need not wait for its first event.
         self._log.append_event_unconfirmed(record.id, _queued_event(record))
         return record
 
     async def _open_queue(self, envelope: Envelope) -> None:
-        """Raises Unavailable where the model has no queue, and there is no room for one more."""
+        """Create the model's queue if it is missing. Raises Unavailable if the limit of queues is reached."""
         await self._dispatcher.bus.open_queue(Queue(envelope.capability, envelope.lane, envelope.model))
 
     async def _store_message(self, envelope: Envelope, body: bytes) -> int:
         seq = await self._log.enqueue(envelope, body)
-        with contextlib.suppress(NexusError):  # freed meanwhile; the gateways look for such jobs
+        with contextlib.suppress(NexusError):  # the queue was deleted in between; gateways recreate it
             await self._open_queue(envelope)
         return seq
 
     async def _revoke(self, record: JobRecord, submission: Submission, error: BaseException) -> None:
-        """Not accepted. What NATS may have stored all the same shall not run, unless it will be submitted again."""
+        """Undo a failed submission. NATS may have stored the message, so cancel the job unless it can be resubmitted."""
         with contextlib.suppress(NexusError):
             if isinstance(error, Unavailable) and not submission.job_id:
                 await self._terminator.decide(gateway_outcome(record, JobStatus.CANCELLED))
             elif isinstance(error, Unavailable):
-                submission.received.blobs = []  # what is in the queue perhaps refers to them
+                submission.received.blobs = []  # a queued message may refer to them
         with contextlib.suppress(NexusError):
             await self._store.remove(record.owner, record.id)
 

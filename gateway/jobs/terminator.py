@@ -1,4 +1,4 @@
-"""How a gateway ends a job: by the terminal word, then in the queue, at the worker, and in the record."""
+"""Ends jobs on behalf of a gateway: stores the outcome, empties the queue and stops the worker."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from schemas.outcome import Outcome
 
 
 class JobTerminator:
-    """See the module's docstring."""
+    """Stores outcomes that a gateway decides, and enforces them."""
 
     def __init__(self, jobs: JobLog, bus: GatewayBus) -> None:
         self._log = jobs
         self._bus = bus
 
     async def terminate(self, record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> bool:
-        """End it, unless it has ended: False. Queued, it never runs; running, its worker is told to stop. Raises Unavailable."""
+        """End a job, and return False if it has already ended.
+
+        A queued job never runs; the worker of a running job is told to stop. Raises Unavailable.
+        """
         if not await self.decide(gateway_outcome(record, status, error)):
             return False
         with contextlib.suppress(Unavailable):  # the recorder of outcomes deletes it too, until NATS confirms it
@@ -33,17 +36,17 @@ class JobTerminator:
         return True
 
     async def remove_from_queue(self, record: JobRecord) -> None:
-        """Take it out of the queue, whoever has it: it has ended. Raises Unavailable."""
+        """Remove an ended job from its queue, even if a worker holds it. Raises Unavailable."""
         seq = await self.queue_sequence(record)
         if seq is not None:
             await self._log.delete_job(seq, record.id, record.run)
 
     async def decide(self, outcome: Outcome, payload: bytes = b"") -> bool:
-        """Store the word, past one of an older run that was left behind."""
+        """Store an outcome, replacing a leftover outcome of an older run. Return False if the run has one. Raises Unavailable."""
         while not await self._log.store_outcome(outcome, payload):
             stored = await self._log.read_outcome(outcome.job)
             if stored is None:
-                continue  # a retry has just taken it back
+                continue  # a retry deleted it in the meantime
             if stored.outcome.run >= outcome.run:
                 return False
             await self._log.delete_outcome(outcome.job, stored.seq)
@@ -54,7 +57,7 @@ class JobTerminator:
         return await self._log.read_outcome(job)
 
     async def queue_sequence(self, record: JobRecord) -> int | None:
-        """Where in the queue it was stored: by its record, and of a first run by its first event."""
+        """Return the job's sequence number in the queue, from its record or, for a first run, from its first event."""
         if record.seq:
             return record.seq
         began = await read_initial_record(self._log, record.id)
@@ -62,11 +65,11 @@ class JobTerminator:
 
 
 MAX_EVENTS_READ = 32
-"""QUEUED is said when the job is in the queue already: a quick worker's first events may be stored before it."""
+"""QUEUED is stored after the job itself, so a fast worker's first events may precede it."""
 
 
 async def read_initial_record(log: JobLog, job_id: str) -> JobRecord | None:
-    """The record of its first run; None: it is not kept any more. Raises Unavailable."""
+    """Return the record with which a job began. None if its first event is no longer stored. Raises Unavailable."""
     for event in await log.first_events(job_id, MAX_EVENTS_READ):
         frame = decode_durable_frame(event.data)
         if frame.kind == QUEUED:

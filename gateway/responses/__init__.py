@@ -1,11 +1,11 @@
 """OpenAI's Responses API on top of durable chat jobs.
 
-| file | is |
+| module | responsibility |
 |---|---|
-| `items.py`, `asking.py` | pure: a request becomes a chat request |
-| `shape.py`, `parts.py`, `answering.py` | pure: a chat stream becomes response events and the final response |
-| `kept.py` | what is kept of a response |
-| `service.py` | create, retrieve, cancel, delete, list the input |
-| `watching.py`, `sending.py` | a response's events, and how a caller gets them |
-| `reading.py` | a request from its HTTP request |
+| `input_items`, `to_chat` | translate a request into a chat request (pure) |
+| `from_chat`, `output_items`, `resource` | translate a chat stream into response events and the response object (pure) |
+| `references` | resolve items that a request refers to by id |
+| `repository` | store responses and their conversations |
+| `service` | create, retrieve, cancel and delete responses, and list their input items |
+| `event_stream`, `http_response` | stream a response's events to a caller |
 """

@@ -1,4 +1,4 @@
-"""A response's events, from its job's: those that are kept, then those to come, one attempt's alone."""
+"""Streams a response's events, built from its job's events: stored events, then new ones, of a single attempt."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from schemas.outcome import Outcome
 
 JSON = dict[str, Any]
 
-RESTARTED = "this answer broke off in the middle, and is begun anew; "
-EXPIRED = "the events of this response are not kept any more; retrieve it without 'stream'"
+RESTARTED = "The worker was lost, and the response starts again from the beginning; "
+EXPIRED = "The events of this response have been deleted after their retention time. Retrieve it without 'stream'."
 
 
 class ResponseRestarted(InvalidRequest):
-    """What you have of this response is void: it was begun anew. Retrieve it from the beginning."""
+    """The response was restarted, so the events received so far are void. Retrieve it from the beginning."""
 
     code = "response_restarted"
 
 
 async def job_finished_at(jobs: JobsApi, owner: str, job: str) -> int:
-    """When a job ended, in Unix seconds, as well as is known."""
+    """Return when a job ended, in Unix seconds, or the current time if that is unknown."""
     with suppress(NexusError):
         if (at := (await jobs.get(owner, job)).finished_at) is not None:
             return at
@@ -39,7 +39,7 @@ async def job_finished_at(jobs: JobsApi, owner: str, job: str) -> int:
 
 
 class ResponseEventStream:
-    """One caller's view of one response."""
+    """Streams the events of one response to one caller."""
 
     def __init__(
         self,
@@ -49,8 +49,14 @@ class ResponseEventStream:
         store_final: Callable[[CreatedResponse, JSON], Awaitable[JSON]],
         read_result: Callable[[CreatedResponse], Awaitable[tuple[JobResult, bytes]]],
     ) -> None:
-        """`after`: the caller has had the events up to this number. `finished` keeps the final response, and returns the one
-        that is kept. `look_up`: how the job ended, and its answer; raises NotFound.
+        """Create a stream.
+
+        Args:
+            jobs: The jobs service.
+            created: The response.
+            after: The number of the last event that the caller received. -1: none.
+            store_final: Stores the final response and returns the stored one.
+            read_result: Returns the job's result and its body. Raises NotFound.
         """
         self._jobs = jobs
         self._made = created
@@ -59,20 +65,21 @@ class ResponseEventStream:
         self._read_result = read_result
         self._builder = ResponseBuilder(created.initial)
         self._buffered: list[ResponseEvent] | None = []
-        """What an attempt said that may be void by now; None: from now on every event is new."""
+        """Stored events of an attempt that may be superseded. None once all stored events are read."""
         self._ended = False
         self.adapted: tuple[str, ...] = ()
-        """Parameters of the request that were replaced by their nearest equivalent."""
+        """Request parameters that were replaced by their nearest equivalent."""
         self.interrupted = False
-        """The response goes on, but not here."""
+        """Whether this stream ended although the response continues."""
         self.error: ErrorInfo | None = None
-        """Why there is no answer, once the events have ended."""
+        """The response's error, set when the events have ended."""
 
     async def events(self) -> AsyncGenerator[list[ResponseEvent], None]:
-        """The first events; then all others that are kept, perhaps none; then those to come, some at a time.
+        """Yield the first events; then all other stored events, possibly none; then new events as they arrive.
 
-        Before the kept ones, raises ResponseRestarted where the caller has events of an attempt that was given up,
-        EventsExpired, JobNotFound. An attempt that is given up later ends it with an `error` event. Raises Unavailable.
+        If a later attempt supersedes the current one, the stream ends with an `error` event. Raises Unavailable. Raises
+        before the stored events: ResponseRestarted if the caller holds events of a superseded attempt, EventsExpired,
+        JobNotFound.
         """
         yield self._unseen(self._builder.created_events())
         try:
@@ -91,7 +98,7 @@ class ResponseEventStream:
             yield await self._replay_result()
 
     async def _replay_result(self) -> list[ResponseEvent]:
-        """All from the job's answer, which is kept longer than its events."""
+        """Return all events, rebuilt from the job's result, which is stored longer than its events."""
         try:
             result, data = await self._read_result(self._made)
         except NotFound:
@@ -102,13 +109,13 @@ class ResponseEventStream:
         fresh = ResponseBuilder(self._made.initial)
         fresh.created_events()
         if self._after > fresh.next_number and (outcome.delivery > 1 or outcome.run > 1):
-            raise ResponseRestarted  # perhaps; what was said by then is not known any more
+            raise ResponseRestarted  # the caller may hold events of another attempt, which are no longer stored
         self._builder, self._buffered = fresh, None
         events = [*fresh.in_progress_events(), *fresh.add_frames(data)]
         return [*self._unseen(events), *await self._end(outcome)]
 
     def interruption_event(self, info: ErrorInfo) -> ResponseEvent:
-        """The event that says why there are no more, while the response may go on."""
+        """Return the `error` event that ends this stream while the response may continue."""
         return self._builder.error_event(info.code, info.public_message)
 
     async def _handle(self, event: JobEvent) -> list[ResponseEvent]:
@@ -126,7 +133,7 @@ class ResponseEventStream:
         return []
 
     def _start_over(self, kind: JobEventKind) -> list[ResponseEvent]:
-        """Another attempt begins, or another run: what the last one said is void."""
+        """Start over because another attempt or run voids the events of the last one."""
         if self._builder.has_output:
             if self._buffered is None:
                 self._ended = self.interrupted = True

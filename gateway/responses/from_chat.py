@@ -1,7 +1,7 @@
-"""From a chat stream to a response's events and the final response.
+"""Translates a chat stream into a response's events and the final response.
 
-What comes out depends only on the shell, the chat frames and the words said about the job: any gateway makes the same
-events, under the same numbers, as often as it is asked to.
+The output depends only on the initial response, the chat frames and the job's outcome. So any gateway builds the same events with
+the same numbers, any number of times.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from schemas.errors import BackendFailed
 JSON = dict[str, Any]
 
 INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
-"""Reasons of chat for an end that is none, in the words of responses."""
+"""Chat's finish reasons of incomplete answers, and their names in the Responses API."""
 
 
 class ResponseEvent(NamedTuple):
-    """One event of a response."""
+    """One event of a response's stream."""
 
     number: int
-    """0, 1, 2 …"""
+    """The sequence number, from 0."""
     body: JSON
 
     @property
     def kind(self) -> str:
-        """Its type."""
+        """Return the event's type."""
         return str(self.body["type"])
 
     def encode(self) -> bytes:
-        """As server-sent event."""
+        """Encode the event as a server-sent event."""
         return b"event: %b\ndata: %b\n\n" % (self.kind.encode(), orjson.dumps(self.body))
 
 
 class ResponseBuilder:
-    """One attempt at an answer, from its first event to its last."""
+    """Builds the events and the final response of one attempt."""
 
     def __init__(self, shell: JSON) -> None:
         self._initial = shell
@@ -54,37 +54,37 @@ class ResponseBuilder:
 
     @property
     def next_number(self) -> int:
-        """What the next event will be called."""
+        """Return the number of the next event."""
         return self._next
 
     @property
     def has_output(self) -> bool:
-        """There are events that belong to this attempt alone."""
+        """Return whether there are events that belong to this attempt alone."""
         return bool(self._items)
 
     def created_events(self) -> list[ResponseEvent]:
-        """The first events, the same for every attempt."""
+        """Return the first events, which are the same for every attempt."""
         events = [self._event("response.created", response=self._initial)]
         if self._initial["background"]:
             events.append(self._event("response.queued", response=self._initial))
         return events
 
     def in_progress_events(self) -> list[ResponseEvent]:
-        """A worker has begun; once, also the same for every attempt."""
+        """Return `response.in_progress` once, which is the same for every attempt."""
         if self._in_progress:
             return []
         self._in_progress = True
         return [self._event("response.in_progress", response=self._initial | {"status": "in_progress"})]
 
     def add_frames(self, data: bytes) -> list[ResponseEvent]:
-        """What chat's frames say. Raises BackendFailed where they are none."""
+        """Translate chat frames into events. Raises BackendFailed for malformed frames."""
         item_events: list[ItemEvent] = []
         for chunk in _payloads(data):
             item_events += self._add_chunk(chunk)
         return [*self.in_progress_events(), *self._number(item_events)] if item_events else []
 
     def close_items(self, counted: JSON | None = None) -> list[ResponseEvent]:
-        """The job is complete: the ends of all items. `counted` is the job's usage, where the frames held none."""
+        """Close all items of a complete job. `counted` is the job's usage, in case the frames contain none."""
         events = self.in_progress_events()
         item_events: list[ItemEvent] = []
         if not self._items:
@@ -96,7 +96,7 @@ class ResponseBuilder:
         return [*events, *self._number(item_events)]
 
     def final_response(self, completed_at: int) -> JSON:
-        """The final response of a complete job, after `closed`."""
+        """Return the final response of a complete job. Call `close_items` first."""
         final = self._initial | {"output": [item.shape() for item in self._items], "usage": usage(self._usage)}
         if self._finish in INCOMPLETE_REASONS:
             return final | {
@@ -106,12 +106,12 @@ class ResponseBuilder:
         return final | {"status": "completed", "completed_at": completed_at}
 
     def final_event(self, final: JSON) -> ResponseEvent:
-        """The event that ends the stream."""
+        """Return the event that ends the stream."""
         status = final["status"]
         return self._event(f"response.{status if status in ('completed', 'incomplete') else 'failed'}", response=final)
 
     def error_event(self, code: str | None, message: str) -> ResponseEvent:
-        """The event that breaks the stream off, while the response itself may go on."""
+        """Return the `error` event, which ends the stream while the response may continue."""
         return self._event("error", code=code, message=message, param=None)
 
     def _add_chunk(self, chunk: JSON) -> list[ItemEvent]:
@@ -153,7 +153,7 @@ class ResponseBuilder:
         return item_events
 
     def _add_call(self, call: JSON) -> list[ItemEvent]:
-        """Calls stay open to the end: pieces of several of them may come in turns."""
+        """Add a piece of a function call. Calls stay open to the end, since their pieces may be interleaved."""
         item_events = self._close_text()
         function = call.get("function") or {}
         index = call.get("index")
@@ -175,7 +175,7 @@ class ResponseBuilder:
 
 
 def _payloads(data: bytes) -> Iterator[JSON]:
-    """What the `data:` lines of whole frames hold."""
+    """Yield the JSON objects in the `data:` lines of complete frames. Raises BackendFailed."""
     for frame in data.split(b"\n\n"):
         text = b"\n".join(line[5:].strip() for line in frame.splitlines() if line.startswith(b"data:"))
         if not text or text == b"[DONE]":
@@ -183,9 +183,13 @@ def _payloads(data: bytes) -> Iterator[JSON]:
         try:
             value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            raise BackendFailed("the backend's stream is not JSON") from error
+            raise BackendFailed(
+                "The inference server's stream contains an event that is not JSON. Check the worker's server."
+            ) from error
         if not isinstance(value, dict):
-            raise BackendFailed("the backend's stream holds no objects")
+            raise BackendFailed(
+                "The inference server's stream contains an event that is not a JSON object. Check the worker's server."
+            )
         yield value
 
 

@@ -1,4 +1,4 @@
-"""How a caller gets a response: whole, or event by event; and what happens when it hangs up."""
+"""Sends a response's events to a caller, and cancels the response if its caller disconnects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gateway.http.asgi import (
     to_error_info,
 )
 from gateway.http.request_body import CallerDisconnected
-from gateway.jobs.http_response import read_ahead
+from gateway.jobs.read_ahead import read_ahead
 from gateway.metrics import GatewayMetrics
 from gateway.responses.event_stream import ResponseEventStream
 from gateway.responses.from_chat import ResponseEvent
@@ -35,27 +35,27 @@ from schemas.errors import ErrorInfo, InternalError
 log = structlog.get_logger(__name__)
 
 CLIENT_CLOSED_STATUS = 499
-"""In logs and metrics: the caller hung up."""
+"""The status in logs and metrics if the caller disconnected."""
 KEEP_ALIVE = b": keep-alive\n\n"
 EVENT_OVERHEAD_BYTES = 256
-"""Bytes of an event besides its text."""
+"""The approximate size of an event without its text."""
 PREAMBLE_EVENTS = frozenset({"response.created", "response.queued", "response.in_progress"})
-"""Events that say nothing of the answer."""
+"""The types of events that precede any output."""
 
 
 class StreamStart(Enum):
-    """When a stream begins: until then, an error is an HTTP status."""
+    """When a stream starts. An error before the start becomes an HTTP status."""
 
     IMMEDIATELY = "at once"
-    """The caller needs the id."""
+    """Immediately, because the caller needs the response's id."""
     ON_STORED_EVENTS = "known"
-    """Once it is clear that the events are there."""
+    """Once the stored events are read."""
     ON_OUTPUT = "answered"
-    """Once there is something of the answer."""
+    """Once there is output."""
 
 
 class RequestReport:
-    """The log line and the count of one request."""
+    """Logs and counts one request."""
 
     def __init__(self, metrics: GatewayMetrics, request_id: str) -> None:
         self._metrics = metrics
@@ -64,9 +64,9 @@ class RequestReport:
         self.created: CreatedResponse | None = None
 
     def close(self, status: int, error: ErrorInfo | None = None) -> None:
-        """It has been answered."""
+        """Log and count the finished request."""
         created, metrics = self.created, self._metrics
-        # A name that nobody serves is the caller's invention: as a label it would grow without bound.
+        # Unknown model names would make the metric's label grow without bound.
         model = str(created.initial["model"]) if created is not None else ""
         metrics.child(metrics.requests, PATH, model, status).inc()
         fields: dict[str, Any] = {"error": error.code or error.type} if error is not None else {}
@@ -83,7 +83,7 @@ class RequestReport:
 
 
 class ResponseStreamReply(Response):
-    """A response's events, each sent as it comes. There is no `[DONE]`: the last event says that it is the last."""
+    """Sends a response's events as they arrive. There is no `[DONE]`: the last event's type marks the end."""
 
     def __init__(
         self,
@@ -103,13 +103,13 @@ class ResponseStreamReply(Response):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer. Never raises, but for cancellation."""
+        """Send the events. Raises nothing but CancelledError."""
         reply = Reply(send, request_id_of(scope))
         reply.headers.append((b"x-nexus-job-id", self._made.job.encode()))
         sender = _EventSender(reply, self._responses.event_stream(self._made, self._after), self._start)
         status, error = CLIENT_CLOSED_STATUS, None
         try:
-            error = await self._responses.open.run_while_connected(
+            error = await self._responses.caller_tasks.run_while_connected(
                 self._send_events(sender, scope.get(EXCHANGE)), scope, receive
             )
             status = reply.status
@@ -122,12 +122,12 @@ class ResponseStreamReply(Response):
                 await sender.break_off(error)
             status = reply.status
         if sender.event_stream.interrupted or error is not None:
-            await self._abandon(stored=reply.status != 200)  # who was answered with an error asks again
+            await self._abandon(stored=reply.status != 200)  # a caller that received an error sends the request again
         if self._report is not None:
             self._report.close(status, error)
 
     async def _send_events(self, sender: _EventSender, exchange: HttpExchange | None) -> ErrorInfo | None:
-        """Returns the error that it ended in."""
+        """Send events until the end, and return the response's error."""
         hold = exchange.report_buffered if exchange is not None else lambda _size: None
         async with aclosing(read_ahead(sender.event_stream.events(), self._keep_alive_s, _size, hold)) as paced:
             async for ready in paced:
@@ -139,13 +139,13 @@ class ResponseStreamReply(Response):
         return sender.event_stream.error
 
     async def _abandon(self, *, stored: bool) -> None:
-        """Its caller hears no more of it. End what would be for nobody; with `stored`, also what could be retrieved."""
+        """Cancel the response if it is bound to this connection. With `stored`, cancel it even if it can be retrieved."""
         if self._made.bound_to_connection and (stored or self._made.stored is None):
             await self._responses.abandon(self._made)
 
 
 def _size(events: list[ResponseEvent]) -> int:
-    """Bytes, roughly: pieces of text by their length, the few events that repeat all of it as they are sent."""
+    """Return the approximate size of events in bytes."""
     return sum(
         len(delta) + EVENT_OVERHEAD_BYTES if isinstance(delta := event.body.get("delta"), str) else len(event.encode())
         for event in events
@@ -153,7 +153,7 @@ def _size(events: list[ResponseEvent]) -> int:
 
 
 class _EventSender:
-    """What of a stream has been sent."""
+    """Sends the events of one stream, once its start condition is met."""
 
     def __init__(self, reply: Reply, event_stream: ResponseEventStream, start: StreamStart) -> None:
         self._reply = reply
@@ -161,11 +161,11 @@ class _EventSender:
         self._start = start
         self._batch_count = 0
         self.ended = False
-        """The caller has been told the end."""
+        """Whether the end has been sent."""
         self._unsent: list[ResponseEvent] = []
 
     async def take(self, ready: list[list[ResponseEvent]]) -> bool:
-        """Send what has come, if it is time. True: the caller was answered with an error instead."""
+        """Send the events if the stream may start. Return True if an error was sent instead."""
         self._unsent += [event for events in ready for event in events]
         self._batch_count += len(ready)
         if self._failed_before_start():
@@ -185,18 +185,18 @@ class _EventSender:
         return last is not None and last.kind == "response.failed" and last.body["response"]["status"] == "failed"
 
     async def keep_alive(self) -> None:
-        """Nothing has come for a while."""
+        """Send a comment that keeps the connection alive."""
         await self._flush()
         await self._reply.send_chunk(KEEP_ALIVE)
 
     async def end(self) -> None:
-        """That was all."""
+        """Send the end of the stream."""
         self.ended = True
         await self._flush()
         await self._reply.send_end()
 
     async def break_off(self, info: ErrorInfo) -> None:
-        """There will be no more, though there should be."""
+        """Send an error in place of the remaining events."""
         if not self._reply.started:
             self.ended = True
             await self._reply.send_error(info)

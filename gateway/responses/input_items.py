@@ -1,4 +1,4 @@
-"""Items of a conversation, and the chat messages that say the same."""
+"""Translates input items into chat messages, and lists them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JSON = dict[str, Any]
 
 ROLES = ("user", "assistant", "system", "developer")
 TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-"""Parts that are text, and the field that holds it."""
+"""The types of text parts, and the field with their text."""
 CALL_FIELDS = {
     "function_call": "arguments",
     "custom_tool_call": "input",
@@ -22,14 +22,14 @@ CALL_FIELDS = {
     "shell_call": "action",
     "apply_patch_call": "operation",
 }
-"""Calls of tools that the caller runs, and the field that holds what they are called with."""
+"""The types of calls of tools that the caller runs, and the field with their arguments."""
 CALL_OUTPUTS = frozenset(f"{kind}_output" for kind in CALL_FIELDS)
 IMAGE_NOTE = "Image from the result of the call "
-"""Begins a message that shows what a function returned: a tool's own message holds text alone."""
+"""The beginning of a message with images that a tool returned: a tool message can hold only text."""
 
 
 def to_messages(items: str | Iterable[InputItem], param: str = "input") -> list[JSON]:
-    """The chat messages that say what `items` say. Raises InvalidRequest, naming what chat has no words for."""
+    """Translate `items` into chat messages. Raises InvalidRequest, naming the item that chat cannot express."""
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
     messages: list[JSON] = []
@@ -48,12 +48,14 @@ def _add(messages: list[JSON], item: InputItem, param: str) -> None:
         messages[-1].setdefault("tool_calls", []).append(_call(item, kind, param))
     elif kind in CALL_OUTPUTS:
         _add_result(messages, item, param)
-    elif kind != "reasoning":  # what a model thought before is not told to it again
-        raise InvalidRequest(f"items of type '{kind[:100]}' are not understood here", param=f"{param}.type")
+    elif kind != "reasoning":  # models do not receive their earlier reasoning
+        raise InvalidRequest(
+            f"Input items of type '{kind[:100]}' are not supported. Remove the item.", param=f"{param}.type"
+        )
 
 
 def _call(item: InputItem, kind: str, param: str) -> JSON:
-    """A call, as chat writes it. What is not called with JSON becomes JSON: chat has no other calls."""
+    """Translate a call into a chat tool call. Arguments that are not JSON become JSON, as chat requires it."""
     call_id = _require(item.call_id or (item.id if kind != "function_call" else None), param, "call_id")
     if kind == "function_call":
         return _function(call_id, _require(item.name, param, "name"), item.arguments or "")
@@ -67,7 +69,7 @@ def _function(call_id: str, name: str, arguments: str) -> JSON:
 
 
 def _add_result(messages: list[JSON], item: InputItem, param: str) -> None:
-    """Add what a tool returned behind its call; pictures among it follow in a message of the user."""
+    """Add a tool's output after its call. Its images follow in a user message."""
     output, place = item.output, f"{param}.output"
     if output is None:
         raise InvalidRequest(f"Field required: '{place}'", param=place)
@@ -90,7 +92,7 @@ def _add_result(messages: list[JSON], item: InputItem, param: str) -> None:
 
 
 def _result_text(parts: list[JSON], param: str) -> str:
-    """The text of a result's parts; a shell's are `stdout` and `stderr`."""
+    """Return the text of an output's parts. A shell's parts are `stdout` and `stderr`."""
     if parts and all("type" not in part and ("stdout" in part or "stderr" in part) for part in parts):
         return "\n".join(f"{part.get('stdout') or ''}{part.get('stderr') or ''}" for part in parts)
     return _all_text(parts, param)
@@ -103,7 +105,7 @@ def _shows_images(message: JSON) -> bool:
 
 
 def _result_position(messages: list[JSON], call_id: str) -> int:
-    """Return where the result of a call belongs: behind the message that calls, before whatever was said meanwhile."""
+    """Return the index for the output of a call: after the calling message, before later messages."""
     place = len(messages)
     while place and all(call["id"] != call_id for call in messages[place - 1].get("tool_calls", ())):
         place -= 1
@@ -136,16 +138,18 @@ def _message(item: InputItem, param: str) -> JSON:
     if not parts:
         return {"role": role, "content": ""}
     if len(parts) == 1 and parts[0]["type"] == "text":
-        return {"role": role, "content": parts[0]["text"]}  # which every chat template takes
+        return {"role": role, "content": parts[0]["text"]}  # every chat template accepts a plain string
     return {"role": role, "content": parts}
 
 
 def _all_text(parts: list[JSON], param: str) -> str:
-    """Where chat takes a text only."""
+    """Return the text of parts where chat accepts only text. Raises InvalidRequest."""
     texts = []
     for number, part in enumerate(parts):
         if not _is_text(part):
-            raise InvalidRequest("only text is understood here", param=f"{param}.{number}.type")
+            raise InvalidRequest(
+                "Only text parts are supported here. Remove the other parts.", param=f"{param}.{number}.type"
+            )
         texts.append(_text(part, f"{param}.{number}"))
     return "".join(texts)
 
@@ -170,16 +174,18 @@ def _part(part: JSON, param: str) -> JSON:
         return _image(part, param)
     if kind == "input_audio" and isinstance(part.get("input_audio"), dict):
         return {"type": "input_audio", "input_audio": part["input_audio"]}
-    raise InvalidRequest(f"content of type '{str(kind)[:100]}' is not understood here", param=f"{param}.type")
+    raise InvalidRequest(
+        f"Content of type '{str(kind)[:100]}' is not supported. Use text, image or audio parts.", param=f"{param}.type"
+    )
 
 
 def _image(part: JSON, param: str) -> JSON:
     url = part.get("image_url")
-    if isinstance(url, dict):  # as chat writes it
+    if isinstance(url, dict):  # the form of chat
         url = url.get("url")
     if not isinstance(url, str):
         raise InvalidRequest(
-            "an image is sent by its URL, a data URL perhaps; files are not looked up for it",
+            "An image needs an 'image_url', which may be a data URL. File ids are not supported.",
             param=f"{param}.image_url",
         )
     image: JSON = {"url": url}
@@ -189,7 +195,7 @@ def _image(part: JSON, param: str) -> JSON:
 
 
 def input_item_objects(items: str | Iterable[InputItem], response: str) -> list[JSON]:
-    """The items as `GET /v1/responses/{id}/input_items` shows them: each with an id, content as parts."""
+    """Return the items as `GET /v1/responses/{id}/input_items` lists them: with ids, and content as parts."""
     if isinstance(items, str):
         items = [InputItem(role="user", content=items)]
     return [_item_object(item, f"{response.removeprefix('resp_')}_i{number}") for number, item in enumerate(items)]

@@ -1,6 +1,6 @@
-"""Output items while they are made: what has come of them so far, and the events that tell of it.
+"""Output items that are being built, and the events about them.
 
-Each method returns events as (type, fields); `answering.py` numbers them.
+Methods return events as (type, fields); `from_chat` numbers them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ ItemEvent = tuple[str, JSON]
 
 
 class OutputItem(Protocol):
-    """An output item in the making."""
+    """An output item that is being built."""
 
     def close(self, status: str) -> list[ItemEvent]:
-        """The end of it: `completed` or `incomplete`. Idempotent."""
+        """Close the item with the status `completed` or `incomplete`, and return the events. Idempotent."""
 
     def shape(self) -> JSON:
-        """As it stands."""
+        """Return the item's current object."""
 
 
 class _Base:
@@ -35,7 +35,7 @@ class _Base:
 
 
 class _Part:
-    """One part of an item's content, a text that grows."""
+    """A content part whose text grows."""
 
     def __init__(self, item: _Base, index: int, kind: str) -> None:
         self._item = item
@@ -45,7 +45,7 @@ class _Part:
         self._logprobs: list[JSON] = []
         self._done = False
 
-    # How the events of each kind of part are called, and the field that holds the whole text.
+    # The event prefix and the text field of each kind of part.
     NAMES = {
         "output_text": ("response.output_text", "text"),
         "refusal": ("response.refusal", "refusal"),
@@ -85,7 +85,7 @@ class _Part:
 
 
 class TextItem(_Base):
-    """A message, or what a model thinks before it: content in parts, one of which grows at a time."""
+    """A message or reasoning item, whose last content part grows."""
 
     def __init__(self, index: int, hex_id: str, *, reasoning: bool) -> None:
         super().__init__(index, f"{'rs' if reasoning else 'msg'}_{hex_id}_{index}")
@@ -93,11 +93,11 @@ class TextItem(_Base):
         self._parts: list[_Part] = []
 
     def open(self) -> list[ItemEvent]:
-        """It is there, and empty."""
+        """Return the events of a new, empty item."""
         return [self.frame("response.output_item.added", self.shape())]
 
     def add(self, kind: str, text: str, logprobs: list[JSON]) -> list[ItemEvent]:
-        """More text of this kind of part."""
+        """Add text to a part of this kind, and return the events."""
         events: list[ItemEvent] = []
         if not self._parts or self._parts[-1].kind != kind:
             if self._parts:
@@ -123,7 +123,7 @@ class TextItem(_Base):
 
 
 class FunctionCallItem(_Base):
-    """A call of one of the caller's functions. Its arguments may come in many pieces."""
+    """A function call whose arguments may arrive in pieces."""
 
     def __init__(self, index: int, hex_id: str) -> None:
         super().__init__(index, f"fc_{hex_id}_{index}")
@@ -133,9 +133,9 @@ class FunctionCallItem(_Base):
         self._shown = False
 
     def add(self, call_id: str, name: str, arguments: str) -> list[ItemEvent]:
-        """More of it. Nothing is told before its name is known."""
+        """Add a piece and return the events. There are none until the function's name is known."""
         self._call_id = self._call_id or call_id
-        if name != self._name:  # it may come in pieces
+        if name != self._name:  # the name may arrive in pieces
             self._name += name
         if self._shown or not self._name:
             if arguments:
@@ -167,7 +167,7 @@ class FunctionCallItem(_Base):
             events += self._open()
             events += self.add("", "", earlier)
         if not "".join(self._arguments) and status == "completed":
-            events += self.add("", "", "{}")  # what callers parse is JSON
+            events += self.add("", "", "{}")  # callers parse the arguments as JSON
         arguments = "".join(self._arguments)
         events.append(self.event("response.function_call_arguments.done", name=self._name, arguments=arguments))
         self.status = status

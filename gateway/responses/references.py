@@ -1,4 +1,4 @@
-"""Items of a conversation that a request names by their ids: `item_reference`."""
+"""Resolves `item_reference` items: items of stored responses that a request names by id."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ JSON = dict[str, Any]
 
 REFERENCE = "item_reference"
 ITEM_ID = re.compile(r"[a-z]{1,16}_([0-9a-f]{32})_i?[0-9]{1,9}")
-"""An item's id holds that of its response; an `i` stands before the number of an input item."""
+"""An item id contains the id of its response. The number of an input item follows an `i`."""
 
 
 class ItemReferences:
-    """Look up the items that a stored response has, in its input or its output."""
+    """Looks up items in the input and output of stored responses."""
 
     def __init__(self, repository: ResponseRepository, state: Callable[[StoredResponse], Awaitable[JSON]]) -> None:
-        """`state`: returns a stored response as it stands."""
+        """Create a resolver. `state` returns the current object of a stored response."""
         self._repository = repository
         self._state = state
 
     async def resolve(self, owner: str, request: ResponsesRequest) -> ResponsesRequest:
-        """Return the request with the items themselves in place of references. Raises NotFound, Unavailable."""
+        """Return the request with each reference replaced by its item. Raises NotFound, Unavailable."""
         if isinstance(request.input, str) or all(item.type != REFERENCE for item in request.input):
             return request
         known: dict[str, dict[str, JSON]] = {}
@@ -45,7 +45,7 @@ class ItemReferences:
             if item_id in known[response]:
                 return InputItem.model_validate(known[response][item_id])
         raise NotFound(
-            f"Item with id '{item_id[:100]}' not found. Only items of stored responses can be named; send the item itself.",
+            f"Item with id '{item_id[:100]}' not found. Only items of stored responses can be referenced. Send the item itself.",
             code="item_not_found",
             param=f"input.{number}.id",
         )

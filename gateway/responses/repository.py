@@ -1,6 +1,6 @@
-"""What is kept of a response: what was asked for, the conversation so far, and in the end the response itself.
+"""Stores responses: the initial response, the conversation so far, and finally the response itself.
 
-It is a document of its owner's. What is large lies among the blobs, for as long.
+A response is a document of its owner. Its large parts are blobs with the same retention time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ RESPONSE_ID = re.compile(r"resp_[0-9a-f]{32}")
 
 
 class ResponseNotFound(NotFound):
-    """There is no such response."""
+    """The response does not exist, was not stored, or belongs to another owner."""
 
     code = "response_not_found"
 
 
 class ResponseDocument(BaseModel):
-    """A response as it is stored; of each two fields one is set."""
+    """A response as it is stored. One of each pair of fields is set."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,53 +43,53 @@ class ResponseDocument(BaseModel):
 
     @property
     def blobs(self) -> list[str]:
-        """What lies elsewhere."""
+        """Return the names of the parts that are blobs."""
         return [name for name in (self.head_blob, self.talk_blob) if name]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A response that is kept."""
+    """A stored response."""
 
     owner: str
     raw: bytes
-    """The document, byte for byte."""
+    """The stored bytes of the document."""
     document: ResponseDocument
     initial: JSON
     final: JSON | None
-    """The response, once its job has ended and somebody has seen it."""
+    """The final response. None until the job has ended and the response was read."""
 
     @property
     def id(self) -> str:
-        """The response's id."""
+        """Return the response's id."""
         return str(self.initial["id"])
 
     @property
     def job(self) -> str:
-        """Its job's id."""
+        """Return the job's id."""
         return self.document.job
 
 
 @dataclass(frozen=True, slots=True)
 class CreatedResponse:
-    """A response whose job has been submitted."""
+    """A response whose job is submitted."""
 
     owner: str
     job: str
     initial: JSON
     stored: StoredResponse | None
-    """None: it cannot be retrieved."""
+    """The stored response. None if the request set `store` to false."""
     bound_to_connection: bool
-    """It belongs to its caller's connection: nobody else waits for it, and it ends with it."""
+    """Whether the response ends with its caller's connection, because no other caller waits for it."""
 
     @property
     def id(self) -> str:
-        """The response's id."""
+        """Return the response's id."""
         return str(self.initial["id"])
 
 
 class ResponseRepository:
-    """All that are kept."""
+    """Reads and writes stored responses."""
 
     def __init__(self, documents: DocumentStore, blobs: BlobStore, keep_s: float) -> None:
         self._documents = documents
@@ -97,7 +97,7 @@ class ResponseRepository:
         self._keep_s = keep_s
 
     async def add(self, owner: str, job: str, initial: JSON, talk: JSON) -> StoredResponse:
-        """Keep a new response; what is there already under its id stays. Raises Unavailable."""
+        """Store a new response, or return the one that already has its id. Raises Unavailable."""
         head = {"shell": initial, "final": None}
         head_inline, head_blob = await self._store_part(head)
         document = ResponseDocument(job=job, head=head_inline, head_blob=head_blob)
@@ -115,15 +115,17 @@ class ResponseRepository:
         return StoredResponse(owner, raw, document, initial, None)
 
     async def get(self, owner: str, response_id: str) -> StoredResponse:
-        """Raises ResponseNotFound, Unavailable."""
+        """Return a stored response. Raises ResponseNotFound, Unavailable."""
         try:
             return await self._get(owner, response_id)
         except BlobNotFound:
-            pass  # the response ended while we looked: what it began as has been replaced
+            pass  # the response ended in the meantime, and its parts were replaced
         try:
             return await self._get(owner, response_id)
         except BlobNotFound:
-            raise ResponseNotFound(f"Response with id '{response_id}' is not kept any more.") from None
+            raise ResponseNotFound(
+                f"Response with id '{response_id}' has been deleted after its retention time."
+            ) from None
 
     async def _get(self, owner: str, response_id: str) -> StoredResponse:
         raw = await self._documents.get(KIND, owner, response_id) if RESPONSE_ID.fullmatch(response_id) else None
@@ -134,17 +136,17 @@ class ResponseRepository:
         return StoredResponse(owner, raw, document, head["shell"], head["final"])
 
     async def talk(self, stored: StoredResponse) -> JSON:
-        """The conversation: `messages` so far, and `input` as it came. Raises BlobNotFound, Unavailable."""
+        """Return the conversation: the chat `messages` so far, and the request's `input`. Raises BlobNotFound, Unavailable."""
         return await self._load_part(stored.document.talk, stored.document.talk_blob)
 
     async def finish(self, stored: StoredResponse, final: JSON) -> JSON:
-        """Keep the final response; the first one wins, but for a failed one. Returns the one that is kept. Raises Unavailable."""
+        """Store the final response and return the stored one. The first one wins, unless it has failed. Raises Unavailable."""
         inline, blob = await self._store_part({"shell": stored.initial, "final": final})
         document = stored.document.model_copy(update={"head": inline, "head_blob": blob})
         while not await self._documents.swap(KIND, stored.owner, stored.id, stored.raw, _encode(document)):
             try:
                 stored = await self.get(stored.owner, stored.id)
-            except ResponseNotFound:  # deleted meanwhile
+            except ResponseNotFound:  # deleted in the meantime
                 self._remove_blobs([blob])
                 return final
             if stored.final is not None and stored.final["status"] != "failed":
@@ -154,12 +156,12 @@ class ResponseRepository:
         return final
 
     async def remove(self, stored: StoredResponse) -> bool:
-        """Forget it. False: somebody else did. Raises Unavailable."""
+        """Delete a response. Return False if it was already deleted. Raises Unavailable."""
         self._remove_blobs(stored.document.blobs)
         return await self._documents.remove(KIND, stored.owner, stored.id)
 
     async def _store_part(self, value: JSON) -> tuple[JSON | None, str | None]:
-        """Where it will lie: in the document, or in the blob of this name."""
+        """Store a part and return it inline, or the name of its blob."""
         data = orjson.dumps(value)
         if len(data) <= INLINE_LIMIT_BYTES // 4:
             return value, None

@@ -1,4 +1,4 @@
-"""The response object, as OpenAI shapes it."""
+"""The response object in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ RESPONSE_STATUSES = {
     JobStatus.CANCELLED: "cancelled",
     JobStatus.EXPIRED: "failed",
 }
-"""OpenAI has no word for a response that waited too long."""
+"""OpenAI's status of a response by the job's status. OpenAI has none for an expired job."""
 SERVICE_TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
 
 
 def response_id_of(job: str) -> str:
-    """The id of the response that this job makes."""
+    """Return the id of a job's response."""
     return "resp_" + job.removeprefix("job_")
 
 
 def initial_response(request: ResponsesRequest, job: str, created_at: int) -> JSON:
-    """The response before anything is known of its answer: what was asked for, in every field."""
+    """Return the response before any output, with the fields of the request."""
     text, reasoning = request.text, request.reasoning
     return {
         "id": response_id_of(job),
@@ -71,12 +71,12 @@ def initial_response(request: ResponsesRequest, job: str, created_at: int) -> JS
 
 
 def _tool(tool: JSON) -> JSON:
-    """With every field that strict readers want."""
+    """Return a tool with all fields that strict clients expect."""
     return {"description": None, "parameters": None, "strict": None, **tool}
 
 
 def usage(chat: JSON | None) -> JSON | None:
-    """Chat's usage in the words of responses."""
+    """Translate chat's token usage into that of the Responses API."""
     if chat is None:
         return None
     prompt_tokens, created = _count(chat, "prompt_tokens"), _count(chat, "completion_tokens")
@@ -100,9 +100,9 @@ def _count(counts: Any, name: str) -> int:
 
 
 def error_object(info: ErrorInfo | None) -> JSON:
-    """A response's `error`, in one of OpenAI's words for it."""
+    """Return a response's `error` with one of OpenAI's codes."""
     if info is None:
-        return {"code": "server_error", "message": "the response failed"}
+        return {"code": "server_error", "message": "The response failed. Create it again."}
     code = "server_error"
     if info.status == 429:
         code = "rate_limit_exceeded"
@@ -112,6 +112,6 @@ def error_object(info: ErrorInfo | None) -> JSON:
 
 
 def unanswered_response(initial: JSON, status: JobStatus, error: ErrorInfo | None) -> JSON:
-    """The final response of a job that ended without an answer."""
+    """Return the final response of a job that ended without output."""
     outcome = RESPONSE_STATUSES[status]
     return initial | {"status": outcome, "error": error_object(error) if outcome == "failed" else None}

@@ -1,4 +1,4 @@
-"""Responses: each is a durable chat job, and a document that outlives it."""
+"""Manages responses: each is a durable chat job and a document that outlives the job."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ JSON = dict[str, Any]
 
 PATH = "/v1/responses"
 RESULT_WAIT_S = 300.0
-"""How long one look at a job waits; then comes the next."""
+"""The timeout of one wait for a result. The wait is repeated."""
 TRANSLATION_CHUNK_BYTES = 64 * 1024
-"""Bytes of a chat stream that are translated at a time."""
+"""The size of the pieces in which a chat stream is translated."""
 OUTAGE_TOLERANCE_S = 30.0
-"""A caller waits this much longer for what is away."""
+"""How long a caller waits during an outage of NATS or Redis."""
 RESPONSE_FIELD_NAMES = {"messages": "input", "max_tokens": "max_output_tokens"}
-"""What the caller calls what chat calls so."""
+"""The Responses API's names of chat fields, for error messages."""
 
 
 class ResponseService:
-    """See the module's docstring. Every call raises Unavailable where what it needs is away."""
+    """Creates, reads and deletes responses. Every method raises Unavailable if NATS or Redis does not answer."""
 
     def __init__(
         self,
@@ -63,12 +63,14 @@ class ResponseService:
         keep_alive_s: float,
         refuse_other_tools: bool = False,
     ) -> None:
-        """`reader`: its blobs last as long as a job may. `chat`: what responses become. `pause_s`: seconds of silence after
-        which a stream says that it is still there.
+        """Create a service.
+
+        `reader` stores blobs for the lifetime of a job, `chat` is the endpoint of the jobs, and `keep_alive_s` is the pause
+        after which a stream sends a comment.
         """
         self.metrics = metrics
         self.keep_alive_s = keep_alive_s
-        self.open = caller_tasks
+        self.caller_tasks = caller_tasks
         self._jobs = jobs
         self._repository = repository
         self._blobs = blobs
@@ -78,12 +80,12 @@ class ResponseService:
         self._refuse_other_tools = refuse_other_tools
         self._references = ItemReferences(repository, self._current_state)
 
-    # Making one
+    # Creation
 
     async def create(
         self, principal: Principal, request: ResponsesRequest, request_id: str, key: str = ""
     ) -> CreatedResponse:
-        """Submit its job. With a `key` of idempotency that was used before, join what it made.
+        """Submit a response's job. With an idempotency key that was used before, return the existing response.
 
         Raises InvalidRequest, NotFound, QueueFull, RateLimited, RequestTooLarge, IdempotencyMismatch.
         """
@@ -116,7 +118,7 @@ class ResponseService:
                     await self._discard(created.stored)
                 raise
         finally:
-            await received.discard()  # nothing, once it is the job's
+            await received.discard()  # does nothing once the blobs belong to the job
         return created
 
     async def _received(self, body: JSON) -> ReceivedRequest:
@@ -144,10 +146,10 @@ class ResponseService:
         try:
             await self._repository.remove(stored)
         except Unavailable:
-            log.warning("a response without a job is kept until its time ends", response=stored.id)
+            log.warning("response.discard_failed", response=stored.id)
 
     async def _previous_messages(self, owner: str, previous: str | None) -> list[JSON]:
-        """The conversation up to and with the response before this one. Raises NotFound, InvalidRequest."""
+        """Return the conversation up to and including the previous response. Raises NotFound, InvalidRequest."""
         if previous is None:
             return []
         param = "previous_response_id"
@@ -162,18 +164,18 @@ class ResponseService:
             raise unknown from None
         if response["status"] not in ("completed", "incomplete"):
             raise InvalidRequest(
-                f"the response '{previous}' is {response['status']}: only one that has an answer can be gone on from",
+                f"Response '{previous}' is {response['status']}. Only a completed or incomplete response can be continued.",
                 code="previous_response_not_completed",
                 param=param,
             )
         return [*talk["messages"], *to_messages(InputItem.model_validate(item) for item in response["output"])]
 
-    # Its answer
+    # Results
 
     async def answer(self, created: CreatedResponse) -> tuple[JSON, tuple[str, ...]]:
-        """The final response, once its job has ended, and the parameters that were adapted.
+        """Wait for the final response, and return it with the adapted parameters.
 
-        Raises what the job ended with, unless it was cancelled.
+        Raises the job's error, unless the job was cancelled.
         """
         result = await self._wait_for_result(created)
         final = await self._store_final(
@@ -185,7 +187,7 @@ class ResponseService:
         return final, result.outcome.adapted
 
     async def _wait_for_result(self, created: CreatedResponse) -> JobResult:
-        """What was accepted goes on while Redis or NATS is away for a while; so does waiting for it."""
+        """Wait for the job's result across short outages of NATS or Redis. Raises Unavailable after a longer one."""
         loop = asyncio.get_running_loop()
         lost_at = None
         while True:
@@ -201,15 +203,15 @@ class ResponseService:
                 await asyncio.sleep(1)
 
     def event_stream(self, created: CreatedResponse, after: int = -1) -> ResponseEventStream:
-        """Its events with numbers above `after`."""
+        """Return the stream of events with numbers above `after`."""
         return ResponseEventStream(self._jobs, created, after, self._store_final, self._read_result)
 
     async def abandon(self, created: CreatedResponse) -> None:
-        """Its caller has hung up. Best effort."""
+        """Cancel a response whose caller has disconnected. Best effort."""
         try:
             await self._jobs.cancel(created.owner, created.job)
         except NexusError as error:
-            log.warning("an abandoned response goes on", job=created.job, error=error.info.message)
+            log.warning("response.abandon_failed", job=created.job, error=error.info.message)
 
     async def _build_final(self, owner: str, job: str, began_as: JSON, result: JobResult) -> JSON:
         outcome = result.outcome
@@ -219,12 +221,12 @@ class ResponseService:
         builder = ResponseBuilder(began_as)
         for some in _split_frames(data):
             builder.add_frames(some)
-            await asyncio.sleep(0)  # others get their turn
+            await asyncio.sleep(0)  # let other tasks run
         builder.close_items(outcome.usage.model_dump() if outcome.usage is not None else None)
         return builder.final_response(await job_finished_at(self._jobs, owner, job))
 
     async def _read_data(self, result: JobResult) -> bytes:
-        """The chat stream, without its end mark. Raises BlobNotFound."""
+        """Return the chat stream without its end marker. Raises BlobNotFound."""
         if result.blob is None:
             return result.data
         return b"".join([piece async for piece in self._blobs.read(result.blob.name)])
@@ -234,30 +236,32 @@ class ResponseService:
         return result, await self._read_data(result)
 
     async def _store_final(self, created: CreatedResponse, final: JSON) -> JSON:
-        """Keep the final response beyond its job's life. Returns what everybody will see."""
+        """Store the final response, so that it outlives its job. Return the stored response."""
         if created.stored is None:
             return final
         try:
             return await self._repository.finish(created.stored, final)
-        except Unavailable as error:  # the next one who asks for it keeps it
-            log.warning("a response is not kept yet", response=created.id, error=error.info.message)
+        except Unavailable as error:  # the next read stores it
+            log.warning("response.not_stored", response=created.id, error=error.info.message)
             return final
 
-    # What is kept
+    # Stored responses
 
     async def retrieve(self, owner: str, response_id: str) -> JSON:
-        """As it stands. Raises ResponseNotFound."""
+        """Return a response's current state. Raises ResponseNotFound."""
         return await self._current_state(await self._repository.get(owner, response_id))
 
     async def created(self, owner: str, response_id: str) -> CreatedResponse:
-        """One that was made before. Raises ResponseNotFound."""
+        """Return a response that was created before. Raises ResponseNotFound."""
         return _created_from(await self._repository.get(owner, response_id))
 
     async def cancel(self, owner: str, response_id: str) -> JSON:
-        """End a background response; one that has ended stays as it is. Raises ResponseNotFound, InvalidRequest."""
+        """Cancel a background response. An ended response stays unchanged. Raises ResponseNotFound, InvalidRequest."""
         stored = await self._repository.get(owner, response_id)
         if not stored.initial["background"]:
-            raise InvalidRequest("Cannot cancel a synchronous response.", code="response_not_background")
+            raise InvalidRequest(
+                "Only a response created with 'background' can be cancelled.", code="response_not_background"
+            )
         if stored.final is None:
             try:
                 await self._jobs.cancel(owner, stored.job)
@@ -266,7 +270,7 @@ class ResponseService:
         return await self._current_state(stored)
 
     async def delete(self, owner: str, response_id: str) -> None:
-        """Forget it; if it still runs, it ends. Raises ResponseNotFound."""
+        """Delete a response, and cancel it if it still runs. Raises ResponseNotFound."""
         stored = await self._repository.get(owner, response_id)
         if stored.final is None:
             with suppress(JobNotFound):
@@ -274,7 +278,7 @@ class ResponseService:
         await self._repository.remove(stored)
 
     async def input_items(self, owner: str, response_id: str) -> list[JSON]:
-        """Its own input, oldest first. Raises ResponseNotFound."""
+        """Return a response's own input items, oldest first. Raises ResponseNotFound."""
         stored = await self._repository.get(owner, response_id)
         try:
             items: list[JSON] = (await self._repository.talk(stored))["input"]
@@ -291,7 +295,7 @@ class ResponseService:
                 return stored.initial | {"status": RESPONSE_STATUSES[record.status]}
             result = await self._jobs.result(stored.owner, stored.job)
             final = await self._build_final(stored.owner, stored.job, stored.initial, result)
-        except NotFound:  # job, result or blob: all are kept for a shorter time
+        except NotFound:  # job, result and blob have shorter retention times
             if stored.final is not None:
                 return stored.final
             raise _no_longer_stored(stored) from None
@@ -299,7 +303,7 @@ class ResponseService:
 
 
 def _split_frames(data: bytes) -> Iterator[bytes]:
-    """Frames, some at a time."""
+    """Split a chat stream into pieces of complete frames."""
     at = 0
     while at < len(data):
         end = data.find(b"\n\n", at + TRANSLATION_CHUNK_BYTES)
@@ -313,4 +317,4 @@ def _created_from(stored: StoredResponse) -> CreatedResponse:
 
 
 def _no_longer_stored(stored: StoredResponse) -> ResponseNotFound:
-    return ResponseNotFound(f"The answer of '{stored.id}' is not kept any more.")
+    return ResponseNotFound(f"The answer of '{stored.id}' has been deleted after its retention time.")

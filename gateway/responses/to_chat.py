@@ -1,4 +1,4 @@
-"""From a request for a response to a chat request."""
+"""Translates a request for a response into a chat request."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ JSON = dict[str, Any]
 LOGPROBS = "message.output_text.logprobs"
 TOOL_CHOICES = ("none", "auto", "required")
 ADDITIONAL_TOOLS = "additional_tools"
-"""An input item that brings tools along."""
+"""The type of an input item that contains tools."""
 OPENAI_ITEM_TYPES = frozenset({
     "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_call", "mcp_list_tools",
     "mcp_approval_request", "mcp_approval_response", "tool_search_call", "tool_search_output", "ghost_snapshot",
 })  # fmt: skip
-"""Items of tools that OpenAI runs, in a conversation that was begun there; and Codex's own notes."""
+"""The types of items of tools that OpenAI runs, and of Codex's own notes. Conversations begun elsewhere contain them."""
 
 
 def reject_unsupported(request: ResponsesRequest) -> None:
-    """Raises InvalidRequest, naming the first field that cannot be honoured here."""
+    """Check for unsupported fields. Raises InvalidRequest, naming the first one."""
     for name, value in (request.model_extra or {}).items():
         if value is not None and name in UNSUPPORTED_FIELDS:
             raise InvalidRequest(f"'{name}' is not supported: {UNSUPPORTED_FIELDS[name]}", param=name)
     if request.truncation == "auto":
         raise InvalidRequest(
-            "'truncation' can only be 'disabled': a conversation is not shortened here", param="truncation"
+            "'truncation' must be 'disabled': Nexus does not shorten conversations.", param="truncation"
         )
     if request.background and not request.stored:
-        raise InvalidRequest("a background response is stored: 'store' cannot be false", param="store")
+        raise InvalidRequest("A background response must be stored. Remove 'store' or set it to true.", param="store")
 
 
 def without_openai_tools(request: ResponsesRequest) -> ResponsesRequest:
-    """Return the request with its functions alone: other tools run at OpenAI, and a model can do without them.
+    """Return the request with only its function tools: other tools run at OpenAI, and models can do without them.
 
-    Agents send them with every request. The response's `tools` says which ones the model was offered.
+    Agents send such tools with every request. The response's `tools` lists those that the model was offered.
     """
     offered = list(request.tools or ())
     items = request.input
@@ -54,12 +54,12 @@ def without_openai_tools(request: ResponsesRequest) -> ResponsesRequest:
 
 
 def conversation(request: ResponsesRequest, previous: list[JSON]) -> list[JSON]:
-    """The messages so far: what came before, and this request's input; instructions are not among them."""
+    """Return the conversation's messages: the earlier ones and this request's input, without instructions."""
     return [*previous, *to_messages(request.input)]
 
 
 def chat_body(request: ResponsesRequest, messages: list[JSON]) -> JSON:
-    """The chat request: streamed always, with usage. Raises InvalidRequest."""
+    """Return the chat request, always streamed and with usage. Raises InvalidRequest."""
     body: JSON = {name: value for name, value in (request.model_extra or {}).items() if value is not None}
     instructions = [{"role": "system", "content": request.instructions}] if request.instructions else []
     body |= {
@@ -70,7 +70,7 @@ def chat_body(request: ResponsesRequest, messages: list[JSON]) -> JSON:
     }
     reasoning, text = request.reasoning, request.text
     optional = {
-        # Of the two names for it, the one that every local server knows.
+        # Every local server knows `max_tokens`, unlike `max_completion_tokens`.
         "max_tokens": request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -98,13 +98,12 @@ def _format(wanted: JSON) -> JSON | None:
         return {"type": "json_object"}
     if kind != "json_schema":
         raise InvalidRequest(
-            f"text, json_object or json_schema, not '{str(kind)[:100]}': 'text.format.type'", param="text.format.type"
+            f"'text.format.type' must be text, json_object or json_schema, not '{str(kind)[:100]}'.",
+            param="text.format.type",
         )
     if not isinstance(wanted.get("name"), str) or not isinstance(wanted.get("schema"), dict):
         missing = "name" if not isinstance(wanted.get("name"), str) else "schema"
-        raise InvalidRequest(
-            f"a format by a schema has a name and the schema: '{missing}'", param=f"text.format.{missing}"
-        )
+        raise InvalidRequest(f"A format of type json_schema needs '{missing}'.", param=f"text.format.{missing}")
     names = ("name", "schema", "strict", "description")
     return {"type": "json_schema", "json_schema": {n: wanted[n] for n in names if wanted.get(n) is not None}}
 
@@ -126,24 +125,28 @@ def _tool(tool: JSON, param: str) -> JSON:
     kind = tool.get("type")
     if kind != "function":
         raise InvalidRequest(
-            f"tools of type '{str(kind)[:100]}' are not run here; only functions, which the caller runs",
+            f"Tools of type '{str(kind)[:100]}' are not supported. Use function tools, which the caller runs.",
             param=f"{param}.type",
         )
     if not isinstance(tool.get("name"), str) or not tool["name"]:
-        raise InvalidRequest(f"a function has a name: '{param}.name'", param=f"{param}.name")
+        raise InvalidRequest(f"A function needs a name: '{param}.name'.", param=f"{param}.name")
     names = ("name", "description", "parameters", "strict")
     return {"type": "function", "function": {n: tool[n] for n in names if tool.get(n) is not None}}
 
 
 def _choice(choice: str | JSON | None, tools: list[JSON]) -> tuple[str | JSON | None, list[JSON]]:
-    """Chat's `tool_choice`, and the tools that may be chosen from. Raises InvalidRequest."""
+    """Return chat's `tool_choice` and the tools to choose from. Raises InvalidRequest."""
     if choice is None or choice == "auto":
         return choice, tools
     if isinstance(choice, str):
         if choice not in TOOL_CHOICES:
-            raise InvalidRequest(f"one of {', '.join(TOOL_CHOICES)}, or a function: 'tool_choice'", param="tool_choice")
+            raise InvalidRequest(
+                f"'tool_choice' must be one of {', '.join(TOOL_CHOICES)}, or a function.", param="tool_choice"
+            )
         if choice == "required" and not tools:
-            raise InvalidRequest("there are no tools to choose from: 'tool_choice'", param="tool_choice")
+            raise InvalidRequest(
+                "'tool_choice' is 'required', but there are no tools to choose from.", param="tool_choice"
+            )
         return choice, tools
     kind = choice.get("type")
     if kind == "function":
@@ -151,15 +154,20 @@ def _choice(choice: str | JSON | None, tools: list[JSON]) -> tuple[str | JSON | 
         return {"type": "function", "function": {"name": choice["name"]}}, tools
     if kind == "allowed_tools":
         return _allowed_tools(choice, tools)
-    raise InvalidRequest(f"the tool choice '{str(kind)[:100]}' is not supported", param="tool_choice.type")
+    raise InvalidRequest(
+        f"Tool choices of type '{str(kind)[:100]}' are not supported. Use function or allowed_tools.",
+        param="tool_choice.type",
+    )
 
 
 def _allowed_tools(choice: JSON, tools: list[JSON]) -> tuple[str, list[JSON]]:
     mode, allowed = choice.get("mode"), choice.get("tools")
     if mode not in ("auto", "required"):
-        raise InvalidRequest("auto or required: 'tool_choice.mode'", param="tool_choice.mode")
+        raise InvalidRequest("'tool_choice.mode' must be auto or required.", param="tool_choice.mode")
     if not isinstance(allowed, list) or not allowed or not all(isinstance(tool, dict) for tool in allowed):
-        raise InvalidRequest("the functions that may be called: 'tool_choice.tools'", param="tool_choice.tools")
+        raise InvalidRequest(
+            "'tool_choice.tools' must list the functions that the model may call.", param="tool_choice.tools"
+        )
     for number, tool in enumerate(allowed):
         _require_tool(tool.get("name"), tools, f"tool_choice.tools.{number}.name")
     names = {tool["name"] for tool in allowed}
@@ -168,4 +176,4 @@ def _allowed_tools(choice: JSON, tools: list[JSON]) -> tuple[str, list[JSON]]:
 
 def _require_tool(name: Any, tools: list[JSON], param: str) -> None:
     if name not in [tool["function"]["name"] for tool in tools]:
-        raise InvalidRequest(f"'{str(name)[:100]}' is none of the tools: '{param}'", param=param)
+        raise InvalidRequest(f"'{str(name)[:100]}' is not among the request's tools: '{param}'.", param=param)

@@ -1,4 +1,4 @@
-"""`/v1/aliases`: names that stand for the first of several models that is live. They change at run time."""
+"""`/v1/aliases`: alternative model names that resolve to the first live model among their targets."""
 
 from __future__ import annotations
 
@@ -19,60 +19,66 @@ router = APIRouter(tags=["operation"])
 
 @router.get("/v1/aliases")
 async def list_aliases(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Every alias, also those that resolve to nothing now."""
+    """List all aliases, including aliases without a live target."""
     snapshot = parts.dispatcher.registry.snapshot
     aliases = sorted(snapshot.aliases.values(), key=lambda alias: alias.name) if snapshot else []
-    return {"object": "list", "data": [_shape(alias, parts.dispatcher.catalog) for alias in aliases]}
+    return {"object": "list", "data": [_alias_object(alias, parts.dispatcher.catalog) for alias in aliases]}
 
 
 @router.put("/v1/aliases/{alias:path}")
 async def put_alias(alias: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Enter an alias, or replace the one of that name. Body: `{"targets": ["first", "else this", …]}`. `warnings` of the answer names
-    targets that no model has for a name.
-    """
+    """Create or replace an alias. `warnings` in the response lists targets that no model has as its name."""
     body = await read_json(request, Targets)
     targets = tuple(dict.fromkeys(check_name(one, "a target", "targets") for one in body.targets))
-    wanted = Alias(
+    new = Alias(
         name=check_name(alias, "an alias", "alias"),
         targets=targets,
         unsupported_parameters=body.unsupported_parameters,
     )
     catalog = parts.dispatcher.catalog
-    _refuse_useless(wanted, catalog)
-    await parts.dispatcher.registry.put_alias(wanted)
-    return _shape(wanted, catalog) | {"warnings": list(_doubts(wanted, catalog))}
+    _check_effective(new, catalog)
+    await parts.dispatcher.registry.put_alias(new)
+    return _alias_object(new, catalog) | {"warnings": list(_warnings(new, catalog))}
 
 
 @router.delete("/v1/aliases/{alias:path}")
 async def remove_alias(alias: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Remove an alias."""
+    """Delete an alias."""
     if not await parts.dispatcher.registry.remove_alias(alias):
-        raise NotFound(f"there is no alias '{alias[:100]}'; GET /v1/aliases lists them", code="alias_not_found")
+        raise NotFound(
+            f"Alias '{alias[:100]}' does not exist. `GET /v1/aliases` lists all aliases.", code="alias_not_found"
+        )
     return {"id": alias, "object": "alias", "deleted": True}
 
 
-def _refuse_useless(alias: Alias, catalog: ModelCatalog) -> None:
-    """What would be without effect is an error. Raises InvalidRequest."""
+def _check_effective(alias: Alias, catalog: ModelCatalog) -> None:
+    """Check that an alias would have an effect. Raises InvalidRequest."""
     name = alias.name
     if catalog.is_model(name):
         raise InvalidRequest(
-            f"'{name}' is a model that is or was served here: its requests go to it, never to an alias", param="alias"
+            f"'{name}' is the name of a model, and requests for it go to that model. Choose another name.",
+            param="alias",
         )
     for target in alias.targets:
         if target == name or catalog.is_alias(target):
-            raise InvalidRequest(f"'{target}' is an alias itself; name the models it stands for", param="targets")
+            raise InvalidRequest(
+                f"Target '{target}' is an alias. Use the names of its models instead.", param="targets"
+            )
     if users := catalog.aliases_of(name):
-        raise InvalidRequest(f"'{name}' is a target of the alias '{users[0]}', so it must be a model", param="alias")
+        raise InvalidRequest(
+            f"'{name}' is a target of the alias '{users[0]}', so it cannot be an alias itself. Choose another name.",
+            param="alias",
+        )
 
 
-def _doubts(alias: Alias, catalog: ModelCatalog) -> Iterator[str]:
-    """What may be a mistake: an alias may be entered before its models come, so that nothing of it is refused."""
+def _warnings(alias: Alias, catalog: ModelCatalog) -> Iterator[str]:
+    """Yield warnings about unknown targets. They are allowed: an alias may be created before its models are live."""
     for target in alias.targets:
         if not catalog.is_model(target):
-            yield f"No model called '{target}' is or was served here.{catalog.suggestion(target)}"
+            yield f"No worker serves or has served a model '{target}'.{catalog.suggestion(target)}"
 
 
-def _shape(alias: Alias, catalog: ModelCatalog) -> dict[str, Any]:
+def _alias_object(alias: Alias, catalog: ModelCatalog) -> dict[str, Any]:
     return {
         "id": alias.name,
         "object": "alias",

@@ -14,13 +14,13 @@ from schemas.batches import BatchRequest
 
 router = APIRouter(tags=["batches"])
 
-MOST = 100
-USUAL = 20
+MAX_PAGE_SIZE = 100
+DEFAULT_PAGE_SIZE = 20
 
 
 @router.post("/v1/batches")
 async def create_batch(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
-    """Run the requests of a file, each as a job in the lane flex, within `completion_window`."""
+    """Create a batch."""
     body = await read_json(request, BatchRequest)
     return (await parts.batches.create(caller, body, base_url(request.scope))).to_openai()
 
@@ -30,20 +30,20 @@ async def list_batches(
     parts: PartsDep,
     caller: JobsCaller,
     after: Annotated[str, Query(max_length=100)] = "",
-    limit: Annotated[int, Query(ge=1, le=MOST)] = USUAL,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = DEFAULT_PAGE_SIZE,
 ) -> dict[str, Any]:
-    """The caller's batches, newest first."""
+    """List the caller's batches, newest first."""
     found, more = await parts.batches.page(caller.owner, after=after, limit=limit)
     return list_object(found, more)
 
 
 @router.get("/v1/batches/{batch_id}")
 async def get_batch(batch_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
-    """Where a batch stands."""
+    """Return a batch."""
     return (await parts.batches.get(caller.owner, batch_id)).to_openai()
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
 async def cancel_batch(batch_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
-    """End a batch early: what has been answered by then is in its output file."""
+    """Cancel a batch. Its output file holds the responses that are complete by then."""
     return (await parts.batches.cancel(caller.owner, batch_id)).to_openai()

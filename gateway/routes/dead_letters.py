@@ -1,4 +1,4 @@
-"""`/v1/dlq`: jobs that killed their workers or used up their retries. Of all owners, for operators."""
+"""`/v1/dlq`: dead letters of all owners, for operators."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from schemas.jobs import Envelope
 
 router = APIRouter(tags=["operation"])
 
-MAX_SHOWN = 256 * 1024
-"""Bytes of a request that are shown whole."""
+MAX_REQUEST_BYTES = 256 * 1024
+"""The maximum size of a request in a response."""
 
 
 @router.get("/v1/dlq")
@@ -25,57 +25,57 @@ async def list_dead_letters(
     before: Annotated[int | None, Query(ge=1)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
-    """Newest first; the next page is `before` the last one's `seq`."""
+    """List dead letters, newest first. The next page is `before` the last one's `seq`."""
     letters = await parts.jobs.dead_letters(before=before, limit=limit + 1)
     return {
         "object": "list",
-        "data": [_shape(letter) for letter in letters[:limit]],
+        "data": [_dead_letter_object(letter) for letter in letters[:limit]],
         "has_more": len(letters) > limit,
     }
 
 
 @router.get("/v1/dlq/{job_id}")
 async def get_dead_letter(job_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """One, with its request where that is JSON and not too large."""
+    """Return one dead letter, with its request if that is JSON of at most `MAX_REQUEST_BYTES`."""
     letter = await parts.jobs.dead_letter(job_id)
-    return _shape(letter) | {"request": _request(letter)}
+    return _dead_letter_object(letter) | {"request": _request(letter)}
 
 
 @router.post("/v1/dlq/{job_id}/replay", status_code=202)
 async def replay(job_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """A new run of its job."""
+    """Start a new run of a dead letter's job."""
     return job_object(await parts.jobs.replay(job_id))
 
 
 @router.delete("/v1/dlq/{job_id}")
 async def delete_dead_letter(job_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Forget it; the job stays failed."""
+    """Delete a dead letter. Its job stays failed."""
     await parts.jobs.delete_dead_letters(job_id)
     return {"id": job_id, "object": "dead_letter", "deleted": True}
 
 
-def _shape(letter: StoredDeadLetter) -> dict[str, Any]:
-    word = letter.outcome
+def _dead_letter_object(letter: StoredDeadLetter) -> dict[str, Any]:
+    outcome = letter.outcome
     return {
-        "id": word.job,
+        "id": outcome.job,
         "object": "dead_letter",
         "seq": letter.seq,
-        "endpoint": word.endpoint,
-        "model": word.public_model,
-        "capability": word.capability,
-        "owner": word.owner,
-        "error": word.error.body()["error"] if word.error is not None else None,
-        "run": word.run,
-        "attempts": word.attempts,
-        "worker": word.worker or None,
+        "endpoint": outcome.endpoint,
+        "model": outcome.public_model,
+        "capability": outcome.capability,
+        "owner": outcome.owner,
+        "error": outcome.error.body()["error"] if outcome.error is not None else None,
+        "run": outcome.run,
+        "attempts": outcome.attempts,
+        "worker": outcome.worker or None,
         "dead_at": letter.stored_at,
-        "request_id": word.request_id,
-        "metadata": word.metadata,
+        "request_id": outcome.request_id,
+        "metadata": outcome.metadata,
     }
 
 
 def _request(letter: StoredDeadLetter) -> Any:
-    if not letter.message or len(letter.message) > MAX_SHOWN:
+    if not letter.message or len(letter.message) > MAX_REQUEST_BYTES:
         return None
     try:
         envelope, body = Envelope.decode(letter.message)

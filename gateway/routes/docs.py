@@ -1,4 +1,4 @@
-"""`/docs`: the API's documentation as a page that needs nothing from anybody else's server, and `/openapi.json`."""
+"""`/docs`, a documentation page without resources from other servers, and `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gateway.openapi import ApiDocument
 router = APIRouter(include_in_schema=False)
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
-"""Files of Swagger UI that the page needs."""
-KEEP = {"cache-control": "private, max-age=86400"}
+"""The files of Swagger UI that the page loads."""
+CACHE_HEADERS = {"cache-control": "private, max-age=86400"}
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -40,25 +40,25 @@ SCRIPT = """SwaggerUIBundle({
 
 @router.get("/docs")
 async def page(request: Request) -> HTMLResponse:
-    """Swagger UI on the document beside it."""
+    """Return a page with Swagger UI for `/openapi.json`."""
     return HTMLResponse(PAGE, headers={"content-security-policy": _policy(_document(request).server(request.scope))})
 
 
 @router.get("/docs/page.js")
 async def script() -> Response:
-    """A file of its own, as the page's policy lets no script run within it."""
-    return Response(SCRIPT, media_type="text/javascript", headers=KEEP)
+    """Return the page's script, since the content security policy forbids inline scripts."""
+    return Response(SCRIPT, media_type="text/javascript", headers=CACHE_HEADERS)
 
 
 @router.get("/docs/swagger-ui-bundle.js")
 async def bundle() -> Response:
-    """Swagger UI."""
+    """Return Swagger UI's script."""
     return _asset("swagger-ui-bundle.js")
 
 
 @router.get("/docs/swagger-ui.css")
 async def styles() -> Response:
-    """Its styles."""
+    """Return Swagger UI's styles."""
     return _asset("swagger-ui.css")
 
 
@@ -75,18 +75,18 @@ def _document(request: Request) -> ApiDocument:
 
 def _asset(name: str) -> Response:
     data = (files(fastapi_offline) / "static" / name).read_bytes()
-    return Response(data, media_type=ASSETS[name], headers=KEEP)
+    return Response(data, media_type=ASSETS[name], headers=CACHE_HEADERS)
 
 
 def _policy(server: str) -> str:
-    """Scripts and data from here alone, and requests to the API."""
+    """Return a content security policy that allows only resources of this server and requests to the API."""
     url = urlsplit(server)
     api = f" {url.scheme}://{url.netloc}" if url.netloc else ""
     return "; ".join(
         (
             "default-src 'none'",
             "script-src 'self'",
-            "style-src 'self' 'unsafe-inline'",  # Swagger UI sets styles of elements
+            "style-src 'self' 'unsafe-inline'",  # Swagger UI sets inline styles
             "img-src 'self' data:",
             f"connect-src 'self'{api}",
             "base-uri 'none'",

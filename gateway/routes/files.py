@@ -15,12 +15,12 @@ from gateway.pagination import list_object
 
 router = APIRouter(tags=["files"])
 
-MOST = 10_000
+MAX_PAGE_SIZE = 10_000
 
 
 @router.post("/v1/files")
 async def upload_file(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
-    """Store a file, for `FILE_KEEP_S` seconds or as `expires_after` says."""
+    """Store a file for `FILE_KEEP_S` seconds, or for the time in `expires_after`."""
     headers = request.scope["headers"]
     return (await parts.files.upload(caller.owner, headers, request.receive, caller.key_id)).to_openai()
 
@@ -30,11 +30,11 @@ async def list_files(
     parts: PartsDep,
     caller: JobsCaller,
     after: Annotated[str, Query(max_length=100)] = "",
-    limit: Annotated[int, Query(ge=1, le=MOST)] = MOST,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str, Query(max_length=100)] = "",
 ) -> dict[str, Any]:
-    """The caller's files."""
+    """List the caller's files."""
     found, more = await parts.files.page(
         caller.owner, after=after, limit=limit, newest_first=order == "desc", purpose=purpose
     )
@@ -43,31 +43,31 @@ async def list_files(
 
 @router.get("/v1/files/{file_id}")
 async def get_file(file_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
-    """What is known of a file."""
+    """Return a file's record."""
     return (await parts.files.open(caller.owner, file_id)).to_openai()
 
 
 @router.get("/v1/files/{file_id}/content")
 async def get_content(file_id: str, parts: PartsDep, caller: JobsCaller) -> StreamingResponse:
-    """A file's bytes, as they were uploaded."""
+    """Return a file's bytes as uploaded."""
     record = await parts.files.open(caller.owner, file_id)
     pieces = parts.files.read(record)
-    first = await anext(pieces, b"")  # what fails here can still be told
+    first = await anext(pieces, b"")  # a failure here can still be sent as an error
     headers = {
         "content-length": str(record.size),
         "content-disposition": f"attachment; filename*=UTF-8''{quote(record.filename, safe='')}",
     }
-    return StreamingResponse(_from(first, pieces), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(_resume(first, pieces), media_type="application/octet-stream", headers=headers)
 
 
 @router.delete("/v1/files/{file_id}")
 async def delete_file(file_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
-    """Remove a file."""
+    """Delete a file."""
     await parts.files.remove(caller.owner, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-async def _from(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def _resume(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     async with aclosing(pieces):
         yield first
         async for piece in pieces:

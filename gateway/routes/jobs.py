@@ -1,4 +1,4 @@
-"""`/v1/jobs`: list, watch, cancel, retry. `POST /v1/jobs` is served by `gateway.jobs.http_handler`, one job by `gateway.jobs.http_handler`."""
+"""`/v1/jobs`: list, results, events, cancel, retry. `gateway.jobs.http_handler` serves `POST /v1/jobs` and `GET /v1/jobs/{id}`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from gateway.dependencies import JobsCaller, Parts, PartsDep
 from gateway.http.asgi import EXCHANGE, STREAM_HEADERS, HttpExchange, adapted_header
 from gateway.jobs.api import JobEvent
 from gateway.jobs.http_handler import job_with_estimate
-from gateway.jobs.http_response import event_size, read_ahead, result_error
+from gateway.jobs.http_response import result_error
+from gateway.jobs.read_ahead import event_size, no_report, read_ahead
 from gateway.jobs.records import job_object
 from gateway.signed_urls import base_url
 from gateway.sse_frames import comment_frame
@@ -27,8 +28,8 @@ from schemas.jobs import JobStatus
 
 router = APIRouter(tags=["jobs"])
 
-PAUSE_S = 10.0
-"""A stream of events without one for so long gets a comment, so that nothing in between takes it for dead."""
+KEEP_ALIVE_S = 10.0
+"""The pause after which a stream sends a comment, so that proxies keep the connection open."""
 SSE = "text/event-stream; charset=utf-8"
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
@@ -44,7 +45,7 @@ async def list_jobs(
     after: Annotated[str, Query()] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
-    """The caller's jobs, newest first; also by `metadata[name]=value`. The next page is behind `last_id`."""
+    """List the caller's jobs, newest first, filtered by status, model and `metadata[name]=value`."""
     metadata = _metadata(request.query_params.multi_items())
     records, has_more = await parts.jobs.page(
         caller.owner, status=status, model=model, metadata=metadata, after=after, limit=limit
@@ -59,14 +60,15 @@ async def list_jobs(
 
 
 def _metadata(parameters: list[tuple[str, str]]) -> dict[str, str]:
-    """Raises InvalidRequest: a filter that is ignored would list what nobody asked for."""
+    """Parse the metadata filter. Raises InvalidRequest, since an ignored filter would return unwanted jobs."""
     found = {}
     for name, value in parameters:
         if name == "metadata" or name.startswith("metadata["):
             match = _METADATA.fullmatch(name)
             if match is None:
                 raise InvalidRequest(
-                    "metadata is asked for as metadata[NAME]=VALUE; a name has 1 to 64 characters", param=name[:100]
+                    "The filter must have the form metadata[NAME]=VALUE, with a name of 1 to 64 characters.",
+                    param=name[:100],
                 )
             found[match[1]] = value
     return found
@@ -74,20 +76,20 @@ def _metadata(parameters: list[tuple[str, str]]) -> dict[str, str]:
 
 @router.get("/v1/jobs/{job_id}/result")
 async def get_result(job_id: str, request: Request, parts: PartsDep, caller: JobsCaller) -> Response:
-    """The answer as the endpoint makes it, with its content type; the error and its status, where it failed."""
+    """Return the endpoint's response with its content type, or the job's error with the error's status."""
     result = await parts.jobs.result(caller.owner, job_id)
     error = result_error(result)
     if error is not None:
         raise NexusError.from_info(error)
     payload = parts.job_responder.payload(result, base_url(request.scope))
     pieces = payload.pieces()
-    first = await anext(pieces, b"")  # what fails here can still be told
+    first = await anext(pieces, b"")  # a failure here can still be sent as an error
     headers = {"content-length": str(payload.size)}
     headers |= {name.decode(): value.decode() for name, value in adapted_header(result.outcome.adapted)}
-    return StreamingResponse(_behind(first, pieces), media_type=payload.content_type, headers=headers)
+    return StreamingResponse(_resume(first, pieces), media_type=payload.content_type, headers=headers)
 
 
-async def _behind(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _resume(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for piece in pieces:
         yield piece
@@ -95,19 +97,19 @@ async def _behind(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[b
 
 @router.get("/v1/jobs/{job_id}/events")
 async def get_events(job_id: str, request: Request, parts: PartsDep, caller: JobsCaller) -> Response:
-    """Server-sent events from the beginning, or behind `Last-Event-ID`, to the end of the job."""
+    """Return the job's events as server-sent events, from the first one or after `Last-Event-ID`, until the job ends."""
     after = request.headers.get("last-event-id", "")
     events = parts.jobs.follow(caller.owner, job_id, after)
-    # What cannot be followed is an error and no stream.
+    # Errors of the first read become an HTTP status.
     line: HttpExchange | None = request.scope.get(EXCHANGE)
-    paced = read_ahead(events, PAUSE_S, event_size, line.report_buffered if line is not None else lambda _size: None)
+    paced = read_ahead(events, KEEP_ALIVE_S, event_size, line.report_buffered if line is not None else no_report)
     try:
         first: list[JobEvent] | None = await anext(paced, None)
     except BaseException:
         await paced.aclose()
         raise
     if first is None:
-        return Response(status_code=204)  # a browser's EventSource takes this for the end
+        return Response(status_code=204)  # makes a browser's EventSource stop
     headers = {name.decode(): value.decode() for name, value in STREAM_HEADERS}
     frames = _frames(parts, caller, job_id, first, paced)
     return StreamingResponse(frames, media_type=SSE, headers=headers)
@@ -119,7 +121,7 @@ async def _frames(
     async with aclosing(paced):
         yield b"".join(map(event_frame, first))
         try:
-            # A caller whose stream just ends comes back behind its last event, to another gateway.
+            # At shutdown the stream just ends: the caller resumes it on another gateway.
             async for ready in parts.caller_tasks.iterate_until_shutdown(paced):
                 yield b"".join(map(event_frame, ready)) or await _pause(parts, caller, job_id)
         except NexusError as error:
@@ -135,7 +137,7 @@ async def _pause(parts: Parts, caller: Principal, job_id: str) -> bytes:
 
 
 def event_frame(event: JobEvent) -> bytes:
-    """One event on its way to the caller."""
+    """Encode a job event as a server-sent event."""
     data = event.data
     if event.kind is JobEventKind.CHUNK:
         data = _chunk(data)
@@ -143,7 +145,7 @@ def event_frame(event: JobEvent) -> bytes:
 
 
 def _chunk(data: bytes) -> bytes:
-    """The endpoint's own chunk: the JSON of a server-sent event; of sound, its bytes in base64."""
+    """Return a chunk's data: the JSON of a server-sent event, or bytes in Base64."""
     if data.startswith((b"data:", b"event:", b"id:")):
         lines = [line[5:].strip() for line in data.split(b"\n") if line.startswith(b"data:")]
         return b"\ndata: ".join(lines)
@@ -152,11 +154,11 @@ def _chunk(data: bytes) -> bytes:
 
 @router.post("/v1/jobs/{job_id}/cancel")
 async def cancel_job(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
-    """Queued, it never runs; running, its backend is stopped. Of a job that has ended, how it did."""
+    """Cancel a job: a queued job never runs, a running job is stopped, an ended job stays unchanged."""
     return await job_with_estimate(parts.jobs, await parts.jobs.cancel(caller.owner, job_id))
 
 
 @router.post("/v1/jobs/{job_id}/retry", status_code=202)
 async def retry_job(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
-    """A new run of a failed job, under its id."""
+    """Start a new run of a failed job under the same id."""
     return await job_with_estimate(parts.jobs, await parts.jobs.retry(caller.owner, job_id))

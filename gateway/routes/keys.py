@@ -1,4 +1,4 @@
-"""`/v1/keys`: API keys, made, listed and revoked at run time. The key itself is shown once."""
+"""`/v1/keys`: create, list and revoke API keys. Only the response to the creation contains the key itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ router = APIRouter(tags=["operation"])
 
 @router.post("/v1/keys", status_code=201)
 async def create_key(request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Make a key. `key` and `webhook_secret` are in this answer and in no other."""
+    """Create a key. Only this response contains `key` and `webhook_secret`."""
     body = await read_json(request, NewKey)
     new = await parts.keys.create(
         check_name(body.name, "a key's name", "name"),
@@ -27,29 +27,29 @@ async def create_key(request: Request, parts: PartsDep, _: AdminCaller) -> dict[
         max_running=body.max_running,
         expires_at=body.end(clock.now()),
     )
-    return _shape(new.record) | {"key": new.key, "webhook_secret": new.record.webhook_secret}
+    return _key_object(new.record) | {"key": new.key, "webhook_secret": new.record.webhook_secret}
 
 
 @router.get("/v1/keys")
 async def list_keys(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Every key that is not revoked, the newest first. The bootstrap key is none of them."""
-    return {"object": "list", "data": [_shape(key) for key in await parts.keys.list_active()]}
+    """List all keys that are not revoked, newest first, without the bootstrap key."""
+    return {"object": "list", "data": [_key_object(key) for key in await parts.keys.list_active()]}
 
 
 @router.get("/v1/keys/{key_id}")
 async def get_key(key_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """One key that is not revoked."""
-    return _shape(await parts.keys.get_active(key_id))
+    """Return one key that is not revoked."""
+    return _key_object(await parts.keys.get_active(key_id))
 
 
 @router.delete("/v1/keys/{key_id}")
 async def revoke_key(key_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """End a key for good. Every gateway refuses it within milliseconds, at the worst within seconds."""
+    """Revoke a key permanently. All gateways reject it within milliseconds, in the worst case within seconds."""
     key = await parts.keys.revoke(key_id)
     return {"id": key.id, "object": "api_key", "deleted": True}
 
 
-def _shape(key: ApiKey) -> dict[str, Any]:
+def _key_object(key: ApiKey) -> dict[str, Any]:
     ended = key.expires_at is not None and key.expires_at <= clock.now()
     return {
         "id": key.id,

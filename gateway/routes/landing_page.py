@@ -1,4 +1,4 @@
-"""`/`: a page that says what this is, and how to call it."""
+"""`/`: a page that explains Nexus and how to call it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADERS = {"cache-control": "no-store", "vary": "accept"}
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def welcome(request: Request, parts: PartsDep) -> Response:
-    """A page for people; JSON for programs that ask for it. `/readyz` is for probes: this is 200 in every state."""
+    """Return a page for browsers, or JSON if requested. The status is always 200; probes use `/readyz`."""
     found: LandingPage = request.app.state.welcome
     ready = (await parts.readiness.get()).ok
     if wants_json(request.scope["headers"]):

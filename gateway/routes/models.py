@@ -10,12 +10,12 @@ from gateway.dependencies import Caller, PartsDep
 from gateway.model_catalog import COLD, LOADED, LOADING, CatalogModel
 
 STATES = (LOADED, LOADING, COLD)
-"""The best one first: a model that any worker holds is loaded."""
+"""Model states from best to worst. A model is loaded if any worker has loaded it."""
 
 router = APIRouter(tags=["models"])
 
 
-def _shape(model: CatalogModel) -> dict[str, Any]:
+def _model_object(model: CatalogModel) -> dict[str, Any]:
     shape: dict[str, Any] = {"id": model.name, "object": "model", "created": model.created, "owned_by": model.owned_by}
     if model.context_length:
         shape["context_length"] = model.context_length
@@ -33,14 +33,14 @@ def _shape(model: CatalogModel) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def list_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
-    """The models that can be used now, and the aliases for them."""
-    return {"object": "list", "data": [_shape(model) for model in parts.dispatcher.list_models()]}
+    """List the live models and the aliases that resolve to them."""
+    return {"object": "list", "data": [_model_object(model) for model in parts.dispatcher.list_models()]}
 
 
 @router.get("/v1/models/{model_id:path}")
 async def get_model(model_id: str, parts: PartsDep, _: Caller) -> dict[str, Any]:
-    """One model or alias. Ids may hold `:` and `/`, raw or percent-encoded; one without a tag is `:latest`."""
+    """Return one model or alias. Its id may contain `:` and `/`; an id without a tag means `:latest`."""
     model = parts.dispatcher.catalog.get(model_id)
     if model is None:
         raise parts.dispatcher.catalog.not_found(model_id)
-    return _shape(model)
+    return _model_object(model)

@@ -1,4 +1,4 @@
-"""Health, readiness, metrics, and what workers and queues do."""
+"""`/health`, `/readyz`, `/metrics`, `/v1/workers` and `/v1/queues`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ router = APIRouter(tags=["operation"])
 
 @health_router.get("/health")
 async def health() -> dict[str, str]:
-    """The process runs."""
+    """Return 200 while the process runs."""
     return {"status": "ok"}
 
 
 @public_readiness.get("/readyz")
 async def public_readyz(request: Request, parts: PartsDep) -> JSONResponse:
-    """200 `ready` or 503 `unavailable`, for load balancers. An admin key gets what the observability port says."""
+    """Return 200 `ready` or 503 `unavailable`, for load balancers. An admin key receives the full readiness."""
     found = await parts.readiness.get()
     if _is_admin(request, parts):
         return _readiness(found)
@@ -37,7 +37,7 @@ async def public_readyz(request: Request, parts: PartsDep) -> JSONResponse:
 
 @readiness.get("/readyz")
 async def readyz(parts: PartsDep) -> JSONResponse:
-    """200 `ready` or `degraded`, 503 `unavailable` or `leaving`, with each part."""
+    """Return 200 `ready` or `degraded`, or 503 `unavailable` or `leaving`, with the state of each server."""
     return _readiness(await parts.readiness.get())
 
 
@@ -58,13 +58,13 @@ def _is_admin(request: Request, parts: Parts) -> bool:
 
 @metrics_router.get("/metrics")
 async def metrics(parts: PartsDep) -> Response:
-    """Prometheus's text format, at most a second old."""
+    """Return the metrics in Prometheus's text format, at most one second old."""
     return Response(await parts.exposition.text(), media_type=parts.exposition.content_type)
 
 
 @router.get("/v1/workers")
 async def list_workers(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Every worker in the registry."""
+    """List all workers in the registry."""
     snapshot = parts.dispatcher.registry.snapshot
     workers = sorted(snapshot.workers.values(), key=lambda w: w.id) if snapshot else []
     return {"object": "list", "data": [worker.model_dump(mode="json") for worker in workers]}
@@ -72,17 +72,19 @@ async def list_workers(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
 
 @router.post("/v1/workers/{worker_id}/drain", status_code=202)
 async def drain_worker(worker_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, str]:
-    """Tell a worker to finish what it runs and leave."""
+    """Tell a worker to finish its jobs and stop."""
     snapshot = parts.dispatcher.registry.snapshot
     if snapshot is None or worker_id not in snapshot.workers:
-        raise NotFound(f"there is no worker '{worker_id[:100]}'; GET /v1/workers lists them", code="worker_not_found")
+        raise NotFound(
+            f"Worker '{worker_id[:100]}' does not exist. `GET /v1/workers` lists all workers.", code="worker_not_found"
+        )
     parts.dispatcher.bus.send_control(worker_id, Control(op=ControlOp.DRAIN).model_dump_json().encode())
     return {"id": worker_id, "state": "draining"}
 
 
 @router.get("/v1/queues")
 async def list_queues(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Every queue that holds a job."""
+    """List all queues that hold a job."""
     depths = await parts.dispatcher.bus.queue_depths()
     data = [
         {

@@ -9,12 +9,15 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from gateway.dependencies import InferenceCaller, PartsDep
-from gateway.http.asgi import adapted_header, request_id_of
-from gateway.http.request_body import CallerDisconnected
+from gateway.http.asgi import adapted_header, body_is_complete, request_id_of
+from gateway.http.body_memory import BodyShare
+from gateway.http.inference_body import InferenceBodyReader
+from gateway.http.preferences import read_preferences
+from gateway.http.request_body import CallerDisconnected, parse_body
 from gateway.responses.http_response import CLIENT_CLOSED_STATUS, RequestReport, ResponseStreamReply, StreamStart
-from gateway.responses.request import key_of, read
 from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.keys import Scope
+from schemas.openai.responses import ResponsesRequest
 
 router = APIRouter(tags=["responses"])
 
@@ -23,19 +26,19 @@ JSON = dict[str, Any]
 
 @router.post("/v1/responses")
 async def create_response(request: Request, parts: PartsDep, caller: InferenceCaller) -> Response:
-    """The answer to `input`; with `stream` its events; with `background` what it begins as, at once."""
+    """Create a response. Return it, with `stream` its events, or with `background` its initial state immediately."""
     responses = parts.responses
     report = RequestReport(responses.metrics, request_id_of(request.scope))
     try:
         with parts.reader.memory.share(caller.key_id) as share:
-            asked = await read(request, parts.reader, share)
-            background, streamed = asked.background, asked.stream
+            body = await _read_request(request, parts.reader, share)
+            background, streamed = body.background, body.stream
             if background:
                 caller.require(Scope.JOBS)
-            key = key_of(request)
-            # Not half a response: a caller who hangs up meanwhile has one, or has none.
-            created = await asyncio.shield(responses.create(caller, asked, request_id_of(request.scope), key))
-            del asked
+            key = _idempotency_key(request)
+            # A disconnect of the caller must not leave a half-created response.
+            created = await asyncio.shield(responses.create(caller, body, request_id_of(request.scope), key))
+            del body
         report.created = created
         if streamed:
             start = StreamStart.IMMEDIATELY if background else StreamStart.ON_OUTPUT
@@ -44,13 +47,13 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
         if background:
             answer = await responses.retrieve(caller.owner, created.id) if key else created.initial
         else:
-            answer, adapted = await responses.open.run_while_connected(
+            answer, adapted = await responses.caller_tasks.run_while_connected(
                 responses.answer(created), request.scope, request.receive
             )
     except NexusError as error:
         report.close(error.info.status, error.info)
         if isinstance(error, Unavailable) and report.created is not None and report.created.bound_to_connection:
-            await responses.abandon(report.created)  # it will be asked for again
+            await responses.abandon(report.created)  # the caller retries the request
         raise
     except CallerDisconnected:
         report.close(CLIENT_CLOSED_STATUS)
@@ -62,6 +65,23 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
     return JSONResponse(answer, headers={"x-nexus-job-id": created.job} | headers)
 
 
+async def _read_request(request: Request, reader: InferenceBodyReader, share: BodyShare) -> ResponsesRequest:
+    """Read and validate the body. Hold `share` while it is in memory. Raises as `InferenceBodyReader.read_body`."""
+    try:
+        body = await reader.read_body(
+            request.scope["headers"], request.receive, share, here=body_is_complete(request.scope)
+        )
+    except CallerDisconnected:
+        raise InvalidRequest("The request's body is incomplete. Send the request again.") from None
+    return parse_body(body, ResponsesRequest)
+
+
+def _idempotency_key(request: Request) -> str:
+    """Return the Idempotency-Key, or an empty string. Raises InvalidRequest."""
+    preferences = read_preferences(request.scope["headers"])
+    return preferences.key if preferences is not None else ""
+
+
 @router.get("/v1/responses/{response_id}")
 async def get_response(
     response_id: str,
@@ -70,7 +90,7 @@ async def get_response(
     stream: Annotated[bool, Query()] = False,
     starting_after: Annotated[int | None, Query(ge=0)] = None,
 ) -> Response:
-    """A response as it stands; with `stream` its events, those after `starting_after`, and those to come."""
+    """Return a response's current state, or with `stream` its events after `starting_after`."""
     responses = parts.responses
     if not stream:
         return JSONResponse(await responses.retrieve(caller.owner, response_id))
@@ -81,13 +101,13 @@ async def get_response(
 
 @router.post("/v1/responses/{response_id}/cancel")
 async def cancel_response(response_id: str, parts: PartsDep, caller: InferenceCaller) -> JSON:
-    """End a background response. One that has ended stays as it is."""
+    """Cancel a background response. A response that has ended stays unchanged."""
     return await parts.responses.cancel(caller.owner, response_id)
 
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: str, parts: PartsDep, caller: InferenceCaller) -> JSON:
-    """Forget a response; one that still runs ends."""
+    """Delete a response. A running response is cancelled."""
     await parts.responses.delete(caller.owner, response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
@@ -101,13 +121,15 @@ async def list_input_items(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query()] = "desc",
 ) -> JSON:
-    """What a response was asked with, newest first."""
+    """List the input items of a response, newest first."""
     items = await parts.responses.input_items(caller.owner, response_id)
     if order == "desc":
         items.reverse()
     ids = [item["id"] for item in items]
     if after and after not in ids:
-        raise InvalidRequest(f"'{after[:100]}' is no item of this response", param="after")
+        raise InvalidRequest(
+            f"'{after[:100]}' is not an input item of this response. Use an id from an earlier page.", param="after"
+        )
     begin = ids.index(after) + 1 if after else 0
     shown = items[begin : begin + limit]
     return {

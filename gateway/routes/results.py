@@ -1,4 +1,4 @@
-"""`GET /v1/results/{name}`: what a caller asked for by URL. The URL itself is the permission."""
+"""`GET /v1/results/{name}`: results by signed URL. The URL is the permission."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from schemas.errors import NotFound
 
 router = APIRouter(tags=["results"])
 
-SHOWN = ("image/", "audio/", "video/")
-"""Content types that a browser may show; it saves all others, so that no page of a stranger runs under our name."""
+DISPLAYABLE_TYPES = ("image/", "audio/", "video/")
+"""Content types that browsers may display. They download all others, so that no foreign page runs in the API's origin."""
 
 
 @router.get("/v1/results/{name}")
@@ -24,16 +24,16 @@ async def get_result(
     expires: Annotated[int, Query()] = 0,
     signature: Annotated[str, Query()] = "",
 ) -> StreamingResponse:
-    """A picture or a sound, while its URL is valid."""
+    """Return an image or audio file while its URL is valid."""
     parts.url_signer.verify(name, owner, expires, signature)
     info = await parts.blobs.info(name)
     if info is None or info.owner != owner:
-        raise NotFound("this result is not kept any more; ask for it again")
+        raise NotFound("The result has been deleted after its retention time. Send the original request again.")
     headers = {
         "content-length": str(info.size),
         "cache-control": "private, max-age=3600, immutable",
         "content-security-policy": "default-src 'none'; sandbox",
     }
-    if not info.content_type.startswith(SHOWN):
+    if not info.content_type.startswith(DISPLAYABLE_TYPES):
         headers["content-disposition"] = "attachment"
     return StreamingResponse(parts.blobs.read(name), media_type=info.content_type, headers=headers)

@@ -1,4 +1,4 @@
-"""`/v1/services`: HTTP services that are served without knowing of Nexus, by their records in the registry."""
+"""`/v1/services`: the registry's records of HTTP services that Nexus serves."""
 
 from __future__ import annotations
 
@@ -15,38 +15,43 @@ from schemas.presence import RegistrySnapshot, ServiceRecord, WorkerState
 router = APIRouter(tags=["operation"])
 
 BACKEND = "service"
-"""The adapter that serves what is recorded here."""
+"""The adapter that serves registered services."""
 
 
 @router.get("/v1/services")
 async def list_services(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Every record, with the state of the worker that serves it; null while none does."""
+    """List all records with the state of the worker that serves each, or null."""
     snapshot = parts.dispatcher.registry.snapshot or RegistrySnapshot()
     records = sorted(snapshot.services.values(), key=lambda record: record.name)
-    return {"object": "list", "data": [_shape(record, snapshot) for record in records]}
+    return {"object": "list", "data": [_service_object(record, snapshot) for record in records]}
 
 
 @router.put("/v1/services/{name:path}")
 async def put_service(name: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Enter a service, or replace its record: a service that has moved is served at its new place."""
+    """Register a service, or replace its record, for example after it has moved."""
     body = await read_json(request, Record)
     if body.name not in {None, name}:
-        raise InvalidRequest("the name in the body is not the one in the path", param="name")
+        raise InvalidRequest(
+            "The name in the body differs from the name in the path. Use the same name or remove it from the body.",
+            param="name",
+        )
     record = ServiceRecord.model_validate(body.model_dump() | {"name": check_name(name, "a service's name", "name")})
     await parts.dispatcher.registry.put_service(record)
-    return _shape(record, parts.dispatcher.registry.snapshot or RegistrySnapshot())
+    return _service_object(record, parts.dispatcher.registry.snapshot or RegistrySnapshot())
 
 
 @router.delete("/v1/services/{name:path}")
 async def remove_service(name: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Remove a service's record. The service itself is left alone."""
+    """Delete a service's record. The service itself keeps running."""
     if not await parts.dispatcher.registry.remove_service(name):
-        raise NotFound(f"there is no service '{name[:100]}'; GET /v1/services lists them", code="service_not_found")
+        raise NotFound(
+            f"Service '{name[:100]}' does not exist. `GET /v1/services` lists all services.", code="service_not_found"
+        )
     return {"id": name, "object": "service", "deleted": True}
 
 
-def _shape(record: ServiceRecord, snapshot: RegistrySnapshot) -> dict[str, Any]:
-    """A worker for services names each as the owner of the models that it serves."""
+def _service_object(record: ServiceRecord, snapshot: RegistrySnapshot) -> dict[str, Any]:
+    """Return the API's service object. Workers name a service as the owner of its models."""
     workers = [worker for worker in snapshot.workers.values() if worker.backend == BACKEND]
     states = {worker.state for worker in workers if any(model.owned_by == record.name for model in worker.models)}
     state = next((state for state in WorkerState if state in states), None)

@@ -1,4 +1,4 @@
-"""`GET /v1/audio/voices` and `GET /v1/audio/models`: what chat front ends (Open WebUI) fill their lists with."""
+"""`GET /v1/audio/voices` and `GET /v1/audio/models`, which chat front ends such as Open WebUI read."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/audio/voices")
 async def list_voices(parts: PartsDep, _: Caller) -> dict[str, Any]:
-    """The voices of all models that speak now."""
-    voices = dict.fromkeys(voice for model in _speakers(parts) for voice in model.voices)
+    """List the voices of all live speech models."""
+    voices = dict.fromkeys(voice for model in _speech_models(parts) for voice in model.voices)
     return {"voices": [{"id": voice, "name": voice} for voice in voices]}
 
 
 @router.get("/v1/audio/models")
 async def list_speech_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
-    """The models that speak now, and aliases for them, both as OpenAI lists models and as Open WebUI reads them."""
-    models = [{"id": model.name, "name": model.name, "object": "model"} for model in _speakers(parts)]
+    """List the live speech models and their aliases, in the forms of OpenAI and Open WebUI."""
+    models = [{"id": model.name, "name": model.name, "object": "model"} for model in _speech_models(parts)]
     return {"object": "list", "data": models, "models": models}
 
 
-def _speakers(parts: PartsDep) -> list[CatalogModel]:
+def _speech_models(parts: PartsDep) -> list[CatalogModel]:
     return [model for model in parts.dispatcher.catalog.list_usable() if Capability.SPEECH in model.live]

@@ -1,0 +1,1 @@
+"""Webhooks: signatures, delivery and the record of deliveries."""

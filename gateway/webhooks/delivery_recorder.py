@@ -1,4 +1,4 @@
-"""What a job's record says about its webhook: written behind the deliveries, which never wait for it."""
+"""Writes webhook deliveries into job records, in the background: deliveries never wait for the store."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ log = structlog.get_logger(__name__)
 
 DeliveryState = Literal["pending", "delivered", "failed"]
 MAX_DELIVERIES = 10
-"""Deliveries that a record shows: the newest."""
+"""The number of newest deliveries that a record holds."""
 MAX_PENDING_NOTES = 10_000
-"""That wait for the store; beyond it the oldest are lost, which nobody but a reader of the record notices."""
+"""The maximum number of notes that wait for the store. Further notes displace the oldest; only the records lose them."""
 RETRY_DELAY_S = 2.0
 FINAL_FLUSH_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryNote:
-    """One try at telling a webhook, and where that leaves it."""
+    """One delivery attempt and the resulting state of the webhook."""
 
     owner: str
     job: str
@@ -37,7 +37,7 @@ class DeliveryNote:
 
 
 class DeliveryRecorder:
-    """Notes in the order in which they came; while the store is away they wait, in memory."""
+    """Writes notes in order. While the store is unavailable, notes wait in memory."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -45,12 +45,12 @@ class DeliveryRecorder:
         self._has_notes = asyncio.Event()
 
     def add(self, note: DeliveryNote) -> None:
-        """Write this as soon as that is possible."""
+        """Queue a note to be written."""
         self._notes.append(note)
         self._has_notes.set()
 
     async def run(self) -> None:
-        """Write notes until cancelled; what is left then gets one more short chance."""
+        """Write notes until cancelled. Try once more to write pending notes before returning."""
         try:
             while True:
                 await self._has_notes.wait()
@@ -63,7 +63,7 @@ class DeliveryRecorder:
                     await self._flush()
 
     async def _flush(self) -> bool:
-        """Write what waits. False: the store is away, and the rest still waits."""
+        """Write pending notes. Return False if the store is unavailable and notes remain."""
         while self._notes:
             note = self._notes[0]
             try:
@@ -71,7 +71,7 @@ class DeliveryRecorder:
             except Unavailable:
                 return False
             except Exception:
-                log.exception("defect in notes on webhooks", job=note.job)
+                log.exception("webhook.record_defect", job=note.job)
             if self._notes and self._notes[0] is note:
                 self._notes.popleft()
         return True
@@ -79,7 +79,7 @@ class DeliveryRecorder:
     async def _write(self, note: DeliveryNote) -> None:
         record = await self._store.get(note.owner, note.job)
         if record is None or record.webhook is None or record.run != note.run:
-            return  # it has expired, or its next run tells of itself
+            return  # the record has expired or belongs to another run
         deliveries = (*record.webhook.deliveries, note.delivery)[-MAX_DELIVERIES:]
         state = WebhookState(url=record.webhook.url, state=note.state, deliveries=deliveries)
         await self._store.update(note.owner, note.job, webhook=state)

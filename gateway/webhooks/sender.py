@@ -1,11 +1,11 @@
-"""Webhooks: whoever submitted a job is told of its end, by a signed POST (https://www.standardwebhooks.com).
+"""Sends webhooks: a signed POST at the end of each job that has a webhook URL (https://www.standardwebhooks.com).
 
-- At least once: a message is in the backlog `hooks` before its job counts as recorded, and leaves it when the receiver has
-  answered 2xx, has said 410 Gone, or all tries are used up. The backlog survives restarts of gateways and of NATS, and
-  counts the tries. All tries at one message have the same `webhook-id` and the same body.
-- Whatever the receiver does takes one try, a bounded time, and nothing from other receivers' messages.
-- The result is not in it: the body holds the job as `GET /v1/jobs/{id}` shows it.
-- Redis is not needed for any of this; what the record says about deliveries follows when it is back.
+- Delivery is at least once. A message is in the work queue `hooks` before its job counts as recorded. It leaves the queue when the
+  receiver has answered 2xx or 410 Gone, or after the last attempt. The queue survives restarts of gateways and NATS and counts
+  the attempts. All attempts have the same `webhook-id` and body.
+- A receiver can delay only its own messages: each attempt is bounded in time.
+- The body holds the job as `GET /v1/jobs/{id}` returns it, without the result.
+- Delivery does not need Redis. The deliveries in the job's record follow when Redis is available.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ log = structlog.get_logger(__name__)
 
 WEBHOOK_QUEUE_NAME = "hooks"
 MAX_CONCURRENCY = 256
-"""Tries at once, over all receivers: each costs a connection, and one that hangs its whole time."""
+"""The maximum number of concurrent attempts. Each holds a connection, up to its timeout."""
 ACK_MARGIN_S = 15.0
-"""Beyond the time of a try, before another gateway takes it for lost."""
+"""The time added to an attempt's timeout before the queue redelivers its message."""
 JITTER = 0.2
-"""Delays vary by this share, so that what failed together is not tried together."""
+"""The share by which delays vary, so that messages that failed together are not retried together."""
 MAX_URL_LENGTH = 2048
 STATUS_GONE = 410
 INTERRUPTED_RETRY_S = 1.0
-"""A try that a stopping gateway has cut off is made again after this."""
+"""The delay before an attempt that a stopping gateway interrupted is repeated."""
 
 Secrets = Callable[[str], str | None]
-"""The secret of a key by its id; the bootstrap key's is empty. None: there is no such key, or it is not known now."""
+"""Returns the webhook secret of an API key by the key's id (empty: the bootstrap key). None: the key is unknown."""
 
 
 class Poster(Protocol):
     """What of `backbone.ssrf_guard.GuardedHttpClient` is needed."""
 
     def validate_url(self, url: str) -> None:
-        """Raises FetchRefused for what can never work."""
+        """Check a URL. Raises FetchRefused if no POST to it can succeed."""
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """The status of the answer. Raises FetchRefused when there was none."""
+        """Post a body and return the status of the answer. Raises FetchRefused if there is none."""
 
 
 class WebhookMessage(BaseModel):
-    """One message, as it waits in the backlog."""
+    """One webhook message, as the work queue stores it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,12 +76,12 @@ class WebhookMessage(BaseModel):
 
     @property
     def id(self) -> str:
-        """The `webhook-id`."""
+        """Return the `webhook-id`."""
         return f"evt_{self.job}_{self.run}"
 
 
 class WebhookSender:
-    """See the module's docstring. All gateways share the backlog; each runs one of these."""
+    """Queues and delivers webhooks. All gateways share the queue."""
 
     def __init__(
         self,
@@ -95,8 +95,17 @@ class WebhookSender:
         clock: Callable[[], float] = clock.now,
         count: Callable[[DeliveryState], None] = lambda _: None,
     ) -> None:
-        """`delays_s`: what lies between the tries, of which there is one more. `timeout_s`: what one try may take.
-        `count`: told what became of each.
+        """Create a sender.
+
+        Args:
+            queue: The work queue of messages.
+            store: The record store.
+            poster: Posts to receivers.
+            secret_of: Returns the webhook secret of an API key.
+            delays_s: The delays between attempts. There is one more attempt than delays.
+            timeout_s: The timeout of one attempt.
+            clock: Returns the time in Unix seconds.
+            count: Receives the state after each attempt.
         """
         self._queue = queue
         self._store = store
@@ -110,18 +119,20 @@ class WebhookSender:
         self._deliveries: set[asyncio.Task[None]] = set()
 
     def check_url(self, url: str) -> None:
-        """Raises InvalidRequest for a URL that can never be told anything."""
+        """Check a webhook URL. Raises InvalidRequest if no webhook can be delivered to it."""
         if len(url) > MAX_URL_LENGTH:
-            raise InvalidRequest(f"the URL is longer than {MAX_URL_LENGTH} characters", param="webhook.url")
+            raise InvalidRequest(
+                f"The webhook URL is longer than {MAX_URL_LENGTH} characters. Use a shorter URL.", param="webhook.url"
+            )
         try:
             self._poster.validate_url(url)
         except FetchRefused as error:
             raise InvalidRequest(str(error), param="webhook.url", code=error.info.code) from error
 
     async def enqueue(self, outcome: Outcome) -> None:
-        """Have a recorded word's webhook told, once per (job, run); nothing happens where it has none.
+        """Queue the webhook of a recorded outcome, once per job and run. Does nothing if the job has no webhook.
 
-        Raises Unavailable: repeat it then.
+        Raises Unavailable; the caller then repeats the call.
         """
         if not outcome.webhook:
             return
@@ -141,7 +152,7 @@ class WebhookSender:
         await self._queue.put(f"{outcome.job}-{outcome.run}", message.model_dump_json().encode())
 
     async def run(self) -> None:
-        """Send what waits, until cancelled. Tries that are cut off then are made again, by whichever gateway is there."""
+        """Deliver queued messages until cancelled. Another gateway repeats interrupted attempts."""
         notes = asyncio.create_task(self._notes.run(), name="webhook-notes")
         try:
             async with contextlib.aclosing(
@@ -164,14 +175,14 @@ class WebhookSender:
             item.nak(INTERRUPTED_RETRY_S)
             raise
         except Unavailable as error:
-            log.warning("webhook not settled; it may be told twice", item=item.id, error=str(error))
+            log.warning("webhook.ack_failed", item=item.id, error=str(error))
 
     async def _deliver(self, item: WorkItem) -> None:
-        """One try: send, settle, note."""
+        """Make one attempt, then acknowledge or reschedule the message and note the delivery."""
         try:
             message = WebhookMessage.model_validate_json(item.data)
         except ValueError:
-            log.error("webhook not readable; dropped", item=item.id)
+            log.error("webhook.malformed", item=item.id)
             await item.ack()
             return
         status, error = await self._send(message)
@@ -185,26 +196,28 @@ class WebhookSender:
             "host": urlsplit(message.url).netloc,
             "attempt": item.delivery,
         }
-        (log.warning if state == "failed" else log.info)("webhook", **fields, state=state, status=status, error=error)
+        (log.warning if state == "failed" else log.info)(
+            "webhook.attempted", **fields, state=state, status=status, error=error
+        )
         if state == "pending":
             item.nak(self._delay_s(item.delivery))
         else:
             await item.ack()
 
     async def _send(self, message: WebhookMessage) -> tuple[int | None, str | None]:
-        """What the receiver answered, or why it did not."""
+        """Post a message, and return the status of the answer or the reason why there is none."""
         body = message.body.encode()
         secret = self._secret_of(message.key)
         if secret is None:
-            return None, "the API key that submitted the job is not there to sign with"
+            return None, "The API key that submitted the job no longer exists, so its webhook cannot be signed."
         try:
             headers = signature_headers(secret, message.id, int(self._clock()), body)
             return await self._poster.post(message.url, body, {"content-type": "application/json", **headers}), None
         except (FetchRefused, InvalidWebhookSecret) as error:
             return None, REDACTOR.redact(str(error))
         except Exception:
-            log.exception("defect in webhooks", job=message.job)
-            return None, "a defect in Nexus; the gateway's log has it"
+            log.exception("webhook.defect", job=message.job)
+            return None, "Nexus failed to send the webhook because of a defect. See the gateway's log."
 
     def _state(self, status: int | None, attempt: int) -> DeliveryState:
         if status is not None and 200 <= status < 300:
@@ -212,7 +225,7 @@ class WebhookSender:
         return "failed" if status == STATUS_GONE or attempt > len(self._delays_s) else "pending"
 
     def _delay_s(self, attempt: int) -> float:
-        """Between try number `attempt` and the next one."""
+        """Return the delay between an attempt and the next one."""
         return self._delays_s[attempt - 1] * random.uniform(1 - JITTER, 1 + JITTER)
 
 

@@ -1,4 +1,4 @@
-"""Signatures of webhooks, as https://www.standardwebhooks.com says: HMAC-SHA256 over id, time and body."""
+"""Webhook signatures as defined by https://www.standardwebhooks.com: HMAC-SHA256 over id, timestamp and body."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ PREFIX = "whsec_"
 
 
 class InvalidWebhookSecret(ValueError):
-    """This is no secret for signing webhooks."""
+    """The webhook secret is invalid. It must be `whsec_` followed by Base64."""
 
 
 def signature_headers(secret: str, hook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers that let a receiver who knows `secret` (`whsec_` and base64) check the rest. Raises InvalidWebhookSecret.
+    """Return the headers with which a receiver that knows `secret` verifies a webhook. Raises InvalidWebhookSecret.
 
-    `hook_id` stays the same over all tries at one message; `timestamp` (Unix seconds) is that of the try.
+    Args:
+        secret: `whsec_` followed by Base64.
+        hook_id: The message's id, the same for all attempts.
+        timestamp: The time of this attempt in Unix seconds.
+        body: The message's body.
     """
     mac = hmac.new(_key(secret), f"{hook_id}.{timestamp}.".encode() + body, hashlib.sha256)
     return {

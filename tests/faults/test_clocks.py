@@ -120,7 +120,7 @@ async def test_receivers_take_webhooks_of_either(cluster: Cluster, crew: Crew, e
     jobs: list[str] = []
 
     def told_by(gateway: int) -> int:
-        return sum(event["event"] == "webhook" for event in cluster.log_events(cluster.gateways[gateway]))
+        return sum(event["event"] == "webhook.attempted" for event in cluster.log_events(cluster.gateways[gateway]))
 
     async with receiver() as got:
         while not (told_by(RIGHT) and told_by(WRONG)):

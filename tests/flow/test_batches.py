@@ -50,7 +50,7 @@ async def rows(cluster: Cluster, url: str, file_id: str | None) -> list[dict[str
 def runner_of(cluster: Cluster, batch: str) -> Process | None:
     """The living gateway that has taken a batch last."""
     for gateway in cluster.gateways:
-        taken = [event for event in cluster.log_events(gateway) if event.get("event") == "batch taken"]
+        taken = [event for event in cluster.log_events(gateway) if event.get("event") == "batch.started"]
         if gateway.running and any(event["batch"] == batch for event in taken):
             return gateway
     return None

@@ -66,10 +66,10 @@ def test_an_alias_is_set_and_removed(gateway: Gateway) -> None:
 
 def test_an_unknown_target_is_a_warning_on_standard_error(gateway: Gateway) -> None:
     """Scripts that read what is printed go on."""
-    gateway.answer = ALIAS | {"warnings": ["No model called 'a' is or was served here. Did you mean 'b'?"]}
+    gateway.answer = ALIAS | {"warnings": ["No worker serves or has served a model 'a'. Did you mean 'b'?"]}
     result = run("aliases", "set", "team/chat", "a", "b")
     assert (result.exit_code, result.stdout) == (0, "team/chat: a, b (now: b)\n")
-    assert result.stderr == "nexus: warning: No model called 'a' is or was served here. Did you mean 'b'?\n"
+    assert result.stderr == "nexus: warning: No worker serves or has served a model 'a'. Did you mean 'b'?\n"
 
 
 def test_services_are_listed_added_and_removed(gateway: Gateway) -> None:

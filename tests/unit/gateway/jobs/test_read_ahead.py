@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from gateway.jobs.api import JobEvent
-from gateway.jobs.http_response import MAX_BYTES_AHEAD, MAX_EVENTS_AHEAD, event_size, read_ahead
+from gateway.jobs.read_ahead import MAX_BYTES_AHEAD, MAX_EVENTS_AHEAD, event_size, read_ahead
 from schemas.job_events import JobEventKind
 
 PIECE = 64 * 1024

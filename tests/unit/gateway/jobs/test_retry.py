@@ -147,7 +147,7 @@ class TestRetry:
     async def test_a_request_that_is_not_kept_any_more_cannot_be_tried_again(self, rig: Rig) -> None:
         job = await failed(rig)
         rig.broker.job_log.outcomes.clear()
-        with pytest.raises(JobNotFailed, match="submit it again"):
+        with pytest.raises(JobNotFailed, match="Submit the request again"):
             await rig.jobs.retry(OWNER, job)
 
 

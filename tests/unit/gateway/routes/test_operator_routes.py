@@ -81,7 +81,7 @@ class TestAliases:
         }
         assert await gateway.set("org%2Fchat:big", "away", "smollm2", "away") == (
             200,
-            shape | {"warnings": ["No model called 'away' is or was served here."]},
+            shape | {"warnings": ["No worker serves or has served a model 'away'."]},
         )
         assert await gateway.ask("GET", "/v1/aliases") == (200, {"object": "list", "data": [shape]})
         assert await gateway.listed() == ["llama3.1:8b", "org/chat:big", "smollm2"]
@@ -98,7 +98,7 @@ class TestAliases:
         """With the model that may be meant. It is entered all the same: models come later."""
         status, answer = await gateway.set("tts-1", "smolm2", "smollm2")
         assert (status, answer["targets"]) == (200, ["smolm2", "smollm2"])
-        assert answer["warnings"] == ["No model called 'smolm2' is or was served here. Did you mean 'smollm2'?"]
+        assert answer["warnings"] == ["No worker serves or has served a model 'smolm2'. Did you mean 'smollm2'?"]
         assert (await gateway.set("tts-1", "smollm2"))[1]["warnings"] == []
 
     async def test_set_again_replaces(self, gateway: Gateway) -> None:
