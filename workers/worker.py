@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Mapping
 from time import monotonic
 
@@ -14,19 +13,14 @@ from backbone.bus.blobs import BlobStore
 from backbone.bus.bus import JobDelivery, Queue, WorkerBus
 from backbone.bus.job_log import WorkerLog
 from backbone.bus.subjects import encode_model
-from backbone.registry.registry import Announcement, Registry
-from backbone.version import VERSION
+from backbone.registry.registry import Registry
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError
 from schemas.jobs import LANES, Capability, Envelope
 from schemas.presence import (
-    BackendLoad,
-    Limitation,
     ModelOffer,
-    Pause,
     RegistrySnapshot,
     ServiceRecord,
-    WorkerPresence,
     WorkerState,
 )
 from workers.attempt import Attempt, StopReason, WorkerContext
@@ -36,6 +30,7 @@ from workers.load_monitor import LoadMonitor
 from workers.metrics import WorkerMetrics
 from workers.model_pauses import ModelPauses
 from workers.model_turns import ModelTurns
+from workers.presence_reporter import PresenceReporter, truncate_problems
 from workers.puller import Puller
 from workers.requirement_checks import missing_requirements, optional_problems
 from workers.sync_attempt import SyncAttempt
@@ -44,16 +39,8 @@ log = structlog.get_logger(__name__)
 
 LIMIT_CHECK_INTERVAL_S = 0.25
 NO_SLOT_RETRY_S = 0.1
-PRESENCE_INTERVAL_S = 5.0
-"""The shortest interval of updates of the worker's load in the registry: every gateway receives each of them."""
-MAX_LISTED = 100
-"""The most limitations, pauses, and problems in the registry, of each."""
-MAX_PROBLEM_LENGTH = 1000
-"""Characters of a problem in the registry."""
 PROBLEM_LOG_INTERVAL_S = 30.0
 """The shortest interval of log lines about changing problems of the backend."""
-PAUSES_INTERVAL_S = 1.0
-"""The shortest interval of updates of the paused models in the registry."""
 CONNECTION_LOSS_INTERVAL_S = 10.0
 """The shortest interval at which a broken connection may stop the pulling until the backend answers. A refused one always does."""
 HEALTH_TIMEOUT_S = 10.0
@@ -85,7 +72,6 @@ class Worker:
     ) -> None:
         """Create a worker. `adapts`: parameters that the server lacks are replaced by their nearest equivalent, not refused."""
         self.id = worker_id
-        self._host = host
         self._backend = backend
         self._blobs = blobs
         self._log = log
@@ -103,19 +89,15 @@ class Worker:
         self._load_monitor = self._make_load_monitor(self._turns) if self._turns is not None else None
         self._bus: WorkerBus | None = None
         self._puller: Puller | None = None
-        self._announcement: Announcement | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._models: tuple[ModelOffer, ...] = ()
         self._last_model: str | None = None
         self._unservable: set[str] = set()
         self._services: Mapping[str, ServiceRecord] = {}
         self._problems: tuple[str, ...] = ()
-        self._announced_problems: tuple[str, ...] = ()
         self._next_problem_log = 0.0
-        self._limitations: tuple[Limitation, ...] = ()
-        self._load_figures: BackendLoad | None = None
         self._pauses = ModelPauses()
-        self._announced_pauses: tuple[Pause, ...] = ()
+        self._presence = PresenceReporter(registry, backend, self._pauses, worker=worker_id, host=host)
         self._next_connection_loss = 0.0
         self._slots = 1
         self._state = WorkerState.UNHEALTHY
@@ -189,7 +171,7 @@ class Worker:
         """`ready` (takes jobs), `starting`, `disconnected` (from NATS), `unhealthy` (its backend does not answer), or `draining`."""
         if self._drain_requested.is_set():
             return WorkerState.DRAINING.value
-        if self._bus is None or self._announcement is None:
+        if self._bus is None or not self._presence.is_announced:
             return "starting"
         return self._state.value if self._bus.connected else "disconnected"
 
@@ -205,8 +187,7 @@ class Worker:
         log.info("worker.draining", worker=self.id, running=len(self._attempts))
         if self._puller is not None:
             self._puller.pause()
-        if self._announcement is not None:
-            await self._announcement.withdraw()
+        await self._presence.withdraw()
         if self._puller is not None:
             await self._puller.close()
         if self._tasks:
@@ -271,7 +252,7 @@ class Worker:
             queues = [Queue(c, lane, m.name) for m in models for c in m.capabilities for lane in LANES]
             await self._puller.serve(queues, slots)
             log.info("worker.serving", worker=self.id, models=[m.name for m in models], slots=slots)
-        if self._state is not WorkerState.READY or changed or self._problems != self._announced_problems:
+        if self._state is not WorkerState.READY or changed or self._problems != self._presence.announced_problems:
             self._state = WorkerState.READY
             await self._announce()
         self._resume_pulling()
@@ -309,7 +290,7 @@ class Worker:
         else:
             message = error.info.message if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
         problems, now = truncate_problems((message,)), monotonic()
-        newly = self._state is WorkerState.READY or self._announcement is None
+        newly = self._state is WorkerState.READY or not self._presence.is_announced
         another = problems != self._problems and now >= self._next_problem_log
         if newly or another:
             log.warning("worker.backend_unavailable", worker=self.id, backend=self._backend.name, error=message)
@@ -322,27 +303,13 @@ class Worker:
             await self._announce()
 
     async def _announce(self) -> None:
-        self._load_figures = self._backend.load_figures()
-        presence = WorkerPresence(
-            id=self.id,
-            backend=self._backend.name,
-            host=self._host,
-            pid=os.getpid(),
-            version=VERSION,
+        await self._presence.announce(
+            self._state,
             slots=self._slots,
             busy=len(self._attempts),
-            load=self._load_figures,
             models=self._models,
-            state=self._state,
-            limitations=self._limitations,
-            pauses=self._announced_pauses,
             problems=self._problems,
         )
-        self._announced_problems = self._problems
-        if self._announcement is None:
-            self._announcement = await self._registry.announce(presence)
-        else:
-            await self._announcement.update(presence)
 
     def _update_model_turns(self, models: tuple[ModelOffer, ...], loads_before: int) -> None:
         """Set the models that the server may load and unload, and those in memory, unless a load has begun meanwhile."""
@@ -447,7 +414,6 @@ class Worker:
     async def _watch_attempts(self) -> None:
         """Enforce time limits, send heartbeats, and update the worker's presence."""
         next_beat = monotonic() + self._heartbeat_s
-        announced, next_update, next_pauses = 0, 0.0, 0.0
         while True:
             await asyncio.sleep(min(LIMIT_CHECK_INTERVAL_S, self._heartbeat_s / 2))
             now = monotonic()
@@ -458,15 +424,7 @@ class Worker:
                 attempt.enforce_limits(now)
                 if beat:
                     attempt.send_heartbeat()
-            busy, limitations = len(self._attempts), self._backend.limitations()[:MAX_LISTED]
-            pauses, load = self._pauses.active_pauses()[:MAX_LISTED], self._backend.load_figures()
-            changed = now >= next_update and (
-                busy != announced or limitations != self._limitations or load != self._load_figures
-            )
-            changed = changed or (now >= next_pauses and pauses != self._announced_pauses)
-            if changed and self._announcement and self._state is WorkerState.READY:
-                announced, next_update, next_pauses = busy, now + PRESENCE_INTERVAL_S, now + PAUSES_INTERVAL_S
-                self._limitations, self._announced_pauses = limitations, pauses
+            if self._state is WorkerState.READY and self._presence.take_update(now, len(self._attempts)):
                 await self._announce()
 
     def _on_control(self, message: bytes) -> None:
@@ -481,8 +439,3 @@ class Worker:
         for (job, run, _), attempt in list(self._attempts.items()):
             if (job, run) == (control.job, control.run):
                 attempt.stop(StopReason.CANCELLED)
-
-
-def truncate_problems(problems: tuple[str, ...]) -> tuple[str, ...]:
-    """Return as much of the problems as the registry may hold."""
-    return tuple(problem[:MAX_PROBLEM_LENGTH] for problem in problems[:MAX_LISTED])
