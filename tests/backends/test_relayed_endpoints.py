@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from schemas.endpoints import ENDPOINTS, EndpointSpec
+from schemas.endpoints import BY_PATH, ENDPOINTS, EndpointSpec
 from schemas.presence import ServiceRecord
 from tests.backends.adapter_contract import outputs_of
 from tests.backends.doubles.media import MediaDouble
@@ -88,7 +88,8 @@ async def test_a_servers_answer_passes_but_for_the_models_name(
 
 
 @pytest.mark.parametrize("spec", RELAYED, ids=lambda spec: str(spec.path))
-async def test_a_server_without_it_says_so(backend: Backend, spec: EndpointSpec) -> None:
+async def test_a_server_without_it_says_so(server: MediaDouble, backend: Backend, spec: EndpointSpec) -> None:
+    server.media.rerank = "none"
     with pytest.raises(BackendRefused) as caught:
         await outputs_of(backend, work(spec))
     assert (caught.value.info.status, caught.value.info.code) == (404, "unsupported_endpoint")
@@ -101,3 +102,20 @@ async def test_another_answer_is_an_error(server: MediaDouble, backend: Backend,
         server.media.relayed[spec.path] = wrong
         with pytest.raises(BackendError, match="another form"):
             await outputs_of(backend, work(spec))
+
+
+@pytest.mark.parametrize("rerank", ["/v1/rerank", "/rerank", "/v2/rerank", "tei"])
+@pytest.mark.parametrize(
+    ("left", "right", "scores"),
+    [("x", ["xx", "y", "x"], [0.5, 0.0, 0.25]), (["x", "y"], ["x", "x"], [0.25, 0.0]), ("x", "xxx", [0.75])],
+)
+async def test_scores_come_from_the_ranking_of_a_server_that_has_only_that(
+    server: MediaDouble, backend: Backend, rerank: Any, left: Any, right: Any, scores: list[float]
+) -> None:
+    """llama.cpp, text-embeddings-inference and Infinity rank; the scores come back in the order of the pairs."""
+    server.media.rerank = rerank
+    answer, finish = await answer_of(backend, work(BY_PATH["/v1/score"], text_1=left, text_2=right))
+    assert [(one["index"], one["score"]) for one in answer["data"]] == list(enumerate(scores))
+    assert answer["model"] == "alias"
+    assert finish.usage is not None
+    assert answer["usage"]["total_tokens"] == finish.usage.total_tokens

@@ -73,7 +73,7 @@ class Media:
     picture_url: str = "/files/1.png?a=b"
     refuses: tuple[str, ...] = ()
     """Fields that it does not know."""
-    rerank: Literal["/v1/rerank", "/rerank", "/v2/rerank", "tei"] = "/v1/rerank"
+    rerank: Literal["/v1/rerank", "/rerank", "/v2/rerank", "tei", "none"] = "/v1/rerank"
     cut: bool = False
     """The connection breaks within the answer."""
     until_close: bool = False

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 
 import orjson
 from pydantic import ValidationError
 
 from schemas.endpoints import BY_PATH
 from schemas.jobs import Capability, Usage
+from schemas.openai.score import ScoreRequest
 from workers.adapter_kit.error_mapping import UNSUPPORTED_ENDPOINT
 from workers.adapter_kit.openai.audio import synthesize_speech, transcribe
 from workers.adapter_kit.openai.client import OpenAIClient, forwarded_fields, parse_json_response
-from workers.adapter_kit.openai.embeddings import embed, rerank
+from workers.adapter_kit.openai.embeddings import embed, request_scores, rerank
 from workers.adapter_kit.openai.images import generate_images
 from workers.adapter_kit.openai.text import generate_text
 from workers.adapter_kit.request_fields import parse_json_object
+from workers.adapter_kit.rerank import RankingRequest
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
 
 Call = Callable[[OpenAIClient, Task], AsyncGenerator[Output]]
@@ -35,6 +38,8 @@ CALLS: Mapping[Capability, Call] = {
 def call_of(task: Task) -> Call:
     """Return the call that answers the task. Raises BackendRefused where OpenAI-style servers have none."""
     spec = BY_PATH.get(task.endpoint)
+    if task.endpoint == "/v1/score":
+        return score
     call = relay if spec is not None and spec.relayed else CALLS.get(task.capability)
     if call is None:
         raise BackendRefused(f"this backend does not serve {task.endpoint}")
@@ -68,4 +73,37 @@ async def relay(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
     found = answer.get("usage")
     usage = Usage.model_validate(found) if isinstance(found, dict) else None
     yield Chunk(orjson.dumps(answer | {"model": task.public_model}))
+    yield Finish(usage)
+
+
+async def score(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
+    """Yield the scores of pairs of texts, from the server's ranking where the server has no scores of its own.
+
+    llama.cpp, text-embeddings-inference and Infinity have only the ranking. Its scores are those of the same model.
+    """
+    try:
+        async with aclosing(relay(api, task)) as outputs:
+            async for output in outputs:
+                yield output
+        return
+    except BackendRefused as error:
+        if error.info.code != UNSUPPORTED_ENDPOINT:
+            raise
+    request = ScoreRequest.model_validate(parse_json_object(task.body) | {"model": task.model})
+    groups = [(request.left[0], request.right)]
+    if len(request.left) > 1:
+        groups = [(left, [right]) for left, right in zip(request.left, request.right, strict=True)]
+    scores: list[float] = []
+    total = 0
+    for query, texts in groups:
+        ranking = RankingRequest(query, tuple(texts), tuple(texts), len(texts), False, {"query": query})
+        found, tokens = await request_scores(api, ranking, task.model)
+        if sorted(index for index, _ in found) != list(range(len(texts))):
+            raise BackendError("the backend's ranking lacks documents")
+        scores += [value for _, value in sorted(found)]
+        total += tokens
+    usage = Usage(prompt_tokens=total, total_tokens=total)
+    data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores)]
+    answer = {"id": f"score-{task.job}", "object": "list", "model": task.public_model, "data": data}
+    yield Chunk(orjson.dumps(answer | {"usage": usage.model_dump()}))
     yield Finish(usage)

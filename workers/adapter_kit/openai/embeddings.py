@@ -148,14 +148,13 @@ def _token_counts(usage: Usage) -> dict[str, int]:
 async def rerank(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
     """Yield the ranking in Jina's and Cohere's encoding_format, by the first of the known routes that the server has."""
     request = RankingRequest.from_task(task)
-    scores, tokens = await _request_scores(api, request, task.model)
+    scores, tokens = await request_scores(api, request, task.model)
     yield Chunk(rerank_body(request, scores, model=task.public_model, tokens=tokens))
     yield Finish(Usage(prompt_tokens=tokens, total_tokens=tokens))
 
 
-async def _request_scores(
-    api: OpenAIClient, request: RankingRequest, model: str
-) -> tuple[list[tuple[int, float]], int]:
+async def request_scores(api: OpenAIClient, request: RankingRequest, model: str) -> tuple[list[tuple[int, float]], int]:
+    """Return the index and score of each document, and the tokens, by the first of the known routes that the server has."""
     route, until = api.rerank_routes.get(model, (None, 0.0))
     refused: BackendRefused | None = None
     for one in range(len(RERANK_ROUTES)) if route is None or until < monotonic() else (route,):
