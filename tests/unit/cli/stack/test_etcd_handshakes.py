@@ -12,11 +12,11 @@ from cli.embedded.certificates import make_certificates
 CALL = """
 import asyncio, sys
 from backbone.registry.auth import EtcdTls
-from backbone.registry.etcd_client import open_channel
+from backbone.registry.etcd_client import create_channel
 
 async def main():
     with open(sys.argv[2], "rb") as authority:
-        channel = open_channel("127.0.0.1:" + sys.argv[1], True, EtcdTls(ca=authority.read()))
+        channel = create_channel("127.0.0.1:" + sys.argv[1], True, EtcdTls(ca=authority.read()))
     channel.get_state(try_to_connect=True)
     while str(channel.get_state()) != "ChannelConnectivity.TRANSIENT_FAILURE":
         await channel.wait_for_state_change(channel.get_state())
