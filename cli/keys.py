@@ -165,9 +165,9 @@ def show_webhook_secret(
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
-    """Print the secret that signs the webhooks of the bootstrap key's jobs.
+    """Print the webhook secret of the bootstrap key.
 
-    The secret is derived from the key on this machine; no gateway is called.
+    It signs the webhooks of that key's jobs. It is derived from the key on this machine; no gateway is called.
     """
     from gateway.auth.authenticator import bootstrap_webhook_secret, is_created
 

@@ -56,7 +56,10 @@ def worker(
         ),
     ] = False,
 ) -> None:
-    """Print an account with one user for a worker, which may read its own queues only. Paste it into `accounts`."""
+    """Print the account of a worker.
+
+    Its user may take jobs from the queues of its models only. Paste it into `accounts`.
+    """
     from backbone.bus.nats.permissions import queues_for, worker_account, worker_permissions
 
     names = ["*"] if any_worker else (worker_name or [name])
@@ -69,7 +72,10 @@ def worker(
 
 @app.command()
 def gateway(name: User = "gateway") -> None:
-    """Print a user for a gateway, which manages streams but deletes none. Paste it into `users` of the account NEXUS."""
+    """Print the user of a gateway.
+
+    It owns the streams and their consumers, but may delete no stream. Paste it into `users` of the account NEXUS.
+    """
     from backbone.bus.nats.permissions import gateway_permissions
 
     _check([name])
@@ -78,7 +84,10 @@ def gateway(name: User = "gateway") -> None:
 
 @app.command()
 def monitor(name: User = "monitor") -> None:
-    """Print an account with one user for a monitor, which reads sizes but no messages. Paste it into `accounts`."""
+    """Print the account of a monitor.
+
+    Its user reads queue depths and sizes, but no messages. Paste it into `accounts`.
+    """
     from backbone.bus.nats.permissions import monitor_permissions
 
     _check([name])
@@ -87,7 +96,10 @@ def monitor(name: User = "monitor") -> None:
 
 @app.command()
 def config() -> None:
-    """Print all roles, exports and imports as configuration variables: deploy/nats/permissions.conf."""
+    """Print all roles, exports and imports.
+
+    They are variables of nats-server's configuration: deploy/nats/permissions.conf.
+    """
     print(render_permissions_conf(), end="")
 
 
@@ -101,9 +113,9 @@ def etcd(
         Path, typer.Option("--worker-password-file", help="File with the password of `worker`.")
     ],
 ) -> None:
-    """Create etcd's users and roles, and turn its authentication on. Idempotent: run it again after a change.
+    """Create etcd's users and roles.
 
-    ETCD_URL, ETCD_PREFIX, ETCD_TLS_CA and ETCD_TLS_CERT name the server, as for every process.
+    It also turns authentication on. Run it again after a change: it repeats nothing. ETCD_URL, ETCD_PREFIX, ETCD_TLS_CA and ETCD_TLS_CERT name the server, as for every process.
     """
     import asyncio
 
