@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generator import adapters, cli, decisions, metrics, routes, settings
+from docs.generator import adapters, cli, decisions, log_events, metrics, routes, settings
 
 ROOT = settings.ROOT
 REFERENCE = ROOT / "docs" / "reference"
@@ -15,6 +15,7 @@ def generated() -> dict[Path, str]:
     return {
         REFERENCE / "routes.md": routes.page(),
         REFERENCE / "metrics.md": metrics.page(),
+        REFERENCE / "log-events.md": log_events.page(),
         REFERENCE / "adapters.md": adapters.page(),
         REFERENCE / "cli.md": cli.page(),
         REFERENCE / "settings.md": settings.page(),

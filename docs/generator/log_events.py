@@ -1,0 +1,86 @@
+"""The log events as a reference page, from the calls of loggers in the code and the sentences of the terminal's log."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backbone.terminal_log import SENTENCES
+from docs.generator.markdown import NOTICE, code, table
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("backbone", "gateway", "workers", "cli")
+LOGGERS = frozenset({"log", "_log", "logger"})
+LEVELS = {
+    "debug": "debug",
+    "info": "info",
+    "warning": "warning",
+    "error": "error",
+    "exception": "error",
+    "critical": "critical",
+}
+INTRODUCTION = """
+Every event that gateways, workers and the console log, with its fields and the module that logs it. The fields `timestamp` and `level`, the
+request's id and the process's name come on top. On a terminal an event with a sentence is shown as that sentence.
+[Operations](../how-to/operations.md#logs) explains the events that need a reaction.
+
+"""
+
+
+@dataclass
+class Event:
+    """One event, over all of its calls."""
+
+    levels: set[str] = field(default_factory=set)
+    fields: set[str] = field(default_factory=set)
+    modules: set[str] = field(default_factory=set)
+
+
+def page() -> str:
+    """Return docs/reference/log-events.md."""
+    rows = [
+        (
+            code(key),
+            ", ".join(sorted(event.levels)),
+            ", ".join(code(name) for name in sorted(event.fields)),
+            code(SENTENCES.get(key, "")),
+            ", ".join(code(module) for module in sorted(event.modules)),
+        )
+        for key, event in sorted(events().items())
+    ]
+    header = ("event", "level", "fields", "sentence on a terminal", "module")
+    return "".join(["# Log events\n\n", NOTICE, INTRODUCTION, table(header, rows)])
+
+
+def events() -> dict[str, Event]:
+    """Return the events that the code logs under a constant key."""
+    found: dict[str, Event] = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for call, level in logger_calls(ast.parse(path.read_text())):
+                for key in keys(call):
+                    event = found.setdefault(key, Event())
+                    event.levels.add(level)
+                    event.fields |= {one.arg for one in call.keywords if one.arg not in (None, "exc_info")}  # type: ignore[misc]
+                    event.modules.add(str(path.relative_to(ROOT)))
+    return found
+
+
+def logger_calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
+    """Yield each call of a logger's method, with its level."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS:
+            logger = node.func.value
+            name = logger.id if isinstance(logger, ast.Name) else getattr(logger, "attr", "")
+            if name in LOGGERS:
+                yield node, LEVELS[node.func.attr]
+
+
+def keys(call: ast.Call) -> Iterator[str]:
+    """Yield the constant keys that a call may log."""
+    first = call.args[0] if call.args else None
+    for one in [first.body, first.orelse] if isinstance(first, ast.IfExp) else [first]:
+        if isinstance(one, ast.Constant) and isinstance(one.value, str):
+            yield one.value
