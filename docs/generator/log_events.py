@@ -63,7 +63,7 @@ def events() -> dict[str, Event]:
                 for key in keys(call):
                     event = found.setdefault(key, Event())
                     event.levels.add(level)
-                    event.fields |= {one.arg for one in call.keywords if one.arg not in (None, "exc_info")}  # type: ignore[misc]
+                    event.fields |= {one.arg for one in call.keywords if one.arg not in (None, "exc_info")}
                     event.modules.add(str(path.relative_to(ROOT)))
     return found
 
