@@ -103,7 +103,7 @@ async def test_what_is_said_depends_on_names_speed_and_settings(server: PiperSer
         ({"voice": f"{VOICE}/nobody"}, "voice", "no speaker 'nobody'"),
         ({"voice": "alloy"}, "voice", VOICE),
         ({"voice": VOICE, "instructions": "Whisper."}, "instructions", "no instructions"),
-        ({"voice": VOICE, "input": "... - ?"}, "input", "nothing to say"),
+        ({"voice": VOICE, "input": "... - ?"}, "input", "no text to speak"),
     ],
 )
 async def test_what_piper_cannot_do_is_refused_unasked(

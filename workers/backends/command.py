@@ -1,23 +1,22 @@
-"""Any program as a backend: text in, sound or text out. For example
+r"""Any program as a backend: text in, audio or text out.
 
     nexus worker --backend command --option 'command=espeak-ng --stdin --stdout -v {voice} -s {rate}' \
         --option 'voices=en-us;en-gb;de'
 
-The program is started anew for each request, without a shell, and reads the text from its standard input, unless its command
-holds `{text}`. It has done its work when it ends with status 0. A request that is given up kills it, with all that it has
-started in its process group.
+The program is started for each request, without a shell, and reads the text from its standard input, unless its command holds `{text}`. Its work is
+complete when it exits with status 0. A cancelled request kills the program and its whole process group.
 
-| option | default | means |
+| option | default | meaning |
 |---|---|---|
 | `command` | | program and arguments, quoted as in a shell |
 | `capability` | `speech` | `speech`, `chat` or `completions` |
-| `output` | `wav` | of speech: `wav`, `mp3`, `opus`, `aac`, `flac`, or `pcm:22050`, bare 16-bit samples at that rate (`pcm:44100:2`: two channels). Other formats are made of it |
-| `voices` | | of speech: what `{voice}` may be, the first by default; `alloy:en-us` adds a name for one |
+| `output` | `wav` | of speech: `wav`, `mp3`, `opus`, `aac`, `flac`, or `pcm:22050`, bare 16-bit samples at that rate (`pcm:44100:2`: two channels). Other formats are converted from it |
+| `voices` | | of speech: the values of `{voice}`, the first by default; `alloy:en-us` adds a name for one |
 | `rate` | 175 | of speech: words per minute at speed 1, for `{rate}` |
 | `input` | `text` | what the program reads: `text` (of chat: the last message) or `json`, the request's body |
 
-In the command, `{text}`, `{voice}`, `{speed}`, `{rate}`, `{instructions}` and `{model}` stand for the request's. Each stays
-within its argument. The model is called as the program is, or as `--model` says; several names tell the program by `{model}`.
+In the command, `{text}`, `{voice}`, `{speed}`, `{rate}`, `{instructions}` and `{model}` stand for the request's values. Each stays within its argument. The
+model has the program's name, or the names of `--model`; with several names, `{model}` tells the program which one was requested.
 """
 
 from __future__ import annotations
@@ -59,31 +58,31 @@ ENDPOINTS = {
     Capability.CHAT: "/v1/chat/completions",
     Capability.COMPLETIONS: "/v1/completions",
 }
-PLACE = re.compile(r"\{(text|voice|speed|rate|instructions|model)\}")
+PLACEHOLDER = re.compile(r"\{(text|voice|speed|rate|instructions|model)\}")
 CODECS = ("wav", "mp3", "opus", "aac", "flac")
-UNKNOWN_TO_PROGRAMS = ("tools", "functions", "stop", "logprobs", "suffix")
-"""Fields that change the answer, and that a program which only reads a text cannot know of."""
+UNSUPPORTED_FIELDS = ("tools", "functions", "stop", "logprobs", "suffix")
+"""Fields that change the answer, and that a program which reads only a text does not receive."""
 
 
 class CommandBackend(Backend):
-    """See the module's docstring."""
+    """Run one program for each request. See the module's docstring."""
 
     name = "command"
     option_names = frozenset({"command", "capability", "output", "voices", "rate", "input"})
     default_slots = 2
 
     def __init__(self, config: BackendConfig) -> None:
-        """Raises ValueError when an option is missing or makes no sense."""
+        """Raise ValueError when an option is missing or invalid."""
         super().__init__(config)
         options = config.options
         self._command = shlex.split(options.get("command", ""))
-        if not self._command or PLACE.search(self._command[0]):
+        if not self._command or PLACEHOLDER.search(self._command[0]):
             raise ValueError("the command adapter needs the option command: a program and its arguments")
-        self._places = frozenset(name for argument in self._command for name in PLACE.findall(argument))
+        self._placeholders = frozenset(name for argument in self._command for name in PLACEHOLDER.findall(argument))
         self._capability = Capability(parse_choice(options, "capability", tuple(ENDPOINTS)))
-        self._source = _source(options.get("output", "wav"))
+        self._output = _parse_output(options.get("output", "wav"))
         self._voices = parse_voices_option(options.get("voices", ""))
-        if "voice" in self._places and not self._voices:
+        if "voice" in self._placeholders and not self._voices:
             raise ValueError("{voice} in the command needs the option voices: the names that may stand there")
         self._rate = float(options.get("rate", "175"))
         self._reads_json = parse_choice(options, "input", ("text", "json")) == "json"
@@ -91,7 +90,7 @@ class CommandBackend(Backend):
         self._models = config.models or (PurePath(self._command[0]).name,)
 
     def requirements(self) -> tuple[Requirement, ...]:
-        """The program, and for speech the codecs."""
+        """Return the program, and for speech the codecs."""
         return (self._program, AUDIO_CODECS)
 
     async def discover(self) -> Discovery:
@@ -102,28 +101,30 @@ class CommandBackend(Backend):
         )
 
     async def health(self) -> None:
-        """Whether the program is there."""
+        """Check that the program exists."""
         if (problem := self._program.problem()) is not None:
             raise BackendUnavailable(problem)
 
     async def run(self, task: Task) -> AsyncGenerator[Output]:
-        """One run of the program."""
+        """Run the program once."""
         if task.model not in self._models:
             raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
         if task.endpoint != ENDPOINTS[self._capability]:
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
-        made = self._spoken(task) if self._capability is Capability.SPEECH else self._written(task)
+        made = self._speak(task) if self._capability is Capability.SPEECH else self._generate_text(task)
         async with aclosing(made) as outputs:
             async for output in outputs:
                 yield output
 
     # Speech
 
-    def _spoken(self, task: Task) -> AsyncGenerator[Output]:
+    def _speak(self, task: Task) -> AsyncGenerator[Output]:
         request = SynthesisRequest.from_task(task)
-        if request.instructions and not self._reads_json and "instructions" not in self._places:
-            raise BackendRefused("this voice takes no instructions", param="instructions")
-        able = self._reads_json or bool(self._places & {"speed", "rate"})
+        if request.instructions and not self._reads_json and "instructions" not in self._placeholders:
+            raise BackendRefused(
+                "This voice takes no instructions. Send the request without them.", param="instructions"
+            )
+        able = self._reads_json or bool(self._placeholders & {"speed", "rate"})
         voice = request.voice
         if self._voices or not self._reads_json:
             voice = choose_voice(voice, self._voices, next(iter(self._voices.values()), ""))
@@ -136,16 +137,16 @@ class CommandBackend(Backend):
             "model": task.model,
         }
         sound = self._run(request.input, task, values)
-        return respond_with_speech(task, request, sound, self._source, speed=1.0 if able else request.speed)
+        return respond_with_speech(task, request, sound, self._output, speed=1.0 if able else request.speed)
 
     # Text
 
-    async def _written(self, task: Task) -> AsyncGenerator[Output]:
-        """The program's output as if a model had said it, piece by piece as it comes."""
+    async def _generate_text(self, task: Task) -> AsyncGenerator[Output]:
+        """Yield the program's output as a model's answer, piece by piece as it is written."""
         body = parse_json_object(task.body)
         chat = self._capability is Capability.CHAT
         text = _last_message(body) if chat else _prompt(body)
-        self._require_known(body)
+        self._refuse_unsupported(body)
         wanted = CompletionOptions(chat=chat, model=task.public_model, fallback_id=task.job, stream=task.stream)
         answer = new_completion_reader(wanted)
         async with aclosing(self._run(text, task, {"text": text, "model": task.model})) as written:
@@ -156,50 +157,52 @@ class CommandBackend(Backend):
         for output in answer.finish():
             yield output
 
-    def _require_known(self, body: JSON) -> None:
-        """Raises BackendRefused for what the program would ignore."""
+    def _refuse_unsupported(self, body: JSON) -> None:
+        """Raise BackendRefused for a field that the program would ignore."""
         if requested_choices(body) != 1:
-            raise BackendRefused("this backend gives one answer; n must be 1", param="n")
+            raise BackendRefused("This backend gives one answer. Send n=1.", param="n")
         if self._reads_json:
             return
         form = body.get("response_format")
-        ignored = next((name for name in UNKNOWN_TO_PROGRAMS if body.get(name)), None)
+        ignored = next((name for name in UNSUPPORTED_FIELDS if body.get(name)), None)
         if isinstance(form, dict) and form.get("type", "text") != "text":
             ignored = "response_format"
         if ignored is not None:
-            raise BackendRefused(f"this backend only reads a text; leave out {ignored}", param=ignored)
+            raise BackendRefused(
+                f"This backend reads only the text. Send the request without {ignored}.", param=ignored
+            )
 
     # The program
 
     async def _run(self, text: str, task: Task, values: dict[str, str]) -> AsyncGenerator[bytes]:
-        command = [_filled(argument, values) for argument in self._command]
-        given = self._given(text, task)
+        command = [_fill_placeholders(argument, values) for argument in self._command]
+        given = self._stdin(text, task)
         if any("\0" in argument for argument in command):
-            raise BackendRefused("the text holds a zero character, which this backend cannot take")
+            raise BackendRefused("The text holds a zero character, which this backend cannot read.")
         try:
             async with run_program(command, given) as output:
                 async for data in output:
                     yield data
         except OSError as error:
             if error.errno == errno.E2BIG:
-                raise BackendRefused("the text is too long for this backend", param="input") from error
+                raise BackendRefused("The text is too long for this backend.", param="input") from error
             raise BackendUnavailable(f"the program {command[0]!r} cannot be started: {error.strerror}") from error
 
-    def _given(self, text: str, task: Task) -> bytes:
-        """What the program reads. JSON is written anew: of repeated keys, some programs take another one than was checked."""
+    def _stdin(self, text: str, task: Task) -> bytes:
+        """Return the program's standard input. JSON is encoded again: of repeated keys, a program may take another one than was checked."""
         if self._reads_json:
             return orjson.dumps(parse_json_object(task.body))
-        return b"" if "text" in self._places else text.encode()
+        return b"" if "text" in self._placeholders else text.encode()
 
 
-def _filled(argument: str, values: dict[str, str]) -> str:
-    """What a request says never becomes an option of the program: a minus at the beginning gets a space before it."""
-    filled = PLACE.sub(lambda place: values.get(place[1], ""), argument)
+def _fill_placeholders(argument: str, values: dict[str, str]) -> str:
+    """Return an argument with its placeholders filled. A value never becomes an option of the program: a leading minus gets a space before it."""
+    filled = PLACEHOLDER.sub(lambda place: values.get(place[1], ""), argument)
     return f" {filled}" if filled.startswith("-") and not argument.startswith("-") else filled
 
 
 async def _events(written: AsyncGenerator[bytes], chat: bool) -> AsyncIterator[bytes]:
-    """What was written, as a server that speaks OpenAI's API streams it."""
+    """Yield the written text as the events of an OpenAI stream."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     async for data in written:
         text = decoder.decode(data)
@@ -216,14 +219,16 @@ def _event(choice: JSON, reason: str | None) -> bytes:
 def _last_message(body: JSON) -> str:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
-        raise BackendRefused("messages: there is no message", param="messages")
+        raise BackendRefused("The list of messages is empty.", param="messages")
     content = messages[-1].get("content")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise BackendRefused("messages: this backend reads text only", param="messages")
+            raise BackendRefused(
+                "The messages hold parts that are not text. This backend reads only text.", param="messages"
+            )
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise BackendRefused("messages: the last one has no text", param="messages")
+        raise BackendRefused("The last message has no text.", param="messages")
     return content
 
 
@@ -232,11 +237,11 @@ def _prompt(body: JSON) -> str:
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str):
-        raise BackendRefused("prompt: this backend takes one text", param="prompt")
+        raise BackendRefused("This backend takes one prompt, as text.", param="prompt")
     return prompt
 
 
-def _source(value: str) -> AudioFormat:
+def _parse_output(value: str) -> AudioFormat:
     codec, _, rest = value.partition(":")
     if codec == "pcm":
         rate, _, channels = rest.partition(":")

@@ -1,16 +1,14 @@
 """Piper's HTTP server: `python -m piper.http_server -m VOICE.onnx --port 5000`.
 
-`POST /synthesize {"text", "voice"}` answers a WAV in one piece, once all of the text is spoken. So the text is sent sentence
-by sentence: the first one is heard while the others are still to be made. Piper cannot be stopped; giving a request up ends
-it, and frees its slot, when the sentence in work has been spoken.
+`POST /synthesize {"text", "voice"}` answers with one WAV, once the whole text is spoken. So the text is sent sentence by sentence: the first one
+is sent to the caller while the others are made. Piper cannot be stopped; a cancelled request ends, and frees its slot, when the current sentence
+has been spoken.
 
-Piper speaks with its default voice when it is asked for one that it does not have. Here such a voice is refused, but for the
-names of OpenAI's own voices, which clients send when nobody chose one: these stand for the default voice. A voice with
-several speakers is asked for one as `VOICE/SPEAKER`.
+Piper speaks with its default voice when a request names an unknown one. Here such a voice is refused, except the names of OpenAI's own voices,
+which clients send when their user chose none: these stand for the default voice. A voice with several speakers is named `VOICE/SPEAKER`.
 
-Options: `model_name` (default: piper); `voices=alloy:en_US-joe-medium;nova:en_GB-alba-medium`, further names of voices;
-`strict_voices=true`, where no other name stands for a voice; `sentence_silence`, seconds of silence between sentences, as
-the option of that name of Piper (default: 0).
+Options: `model_name` (default: piper); `voices=alloy:en_US-joe-medium;nova:en_GB-alba-medium`, further names of voices; `strict_voices=true`, where no
+other name stands for a voice; `sentence_silence`, seconds of silence between sentences, as Piper's own option of that name (default: 0).
 """
 
 from __future__ import annotations
@@ -45,14 +43,14 @@ from workers.backends.base import (
     Task,
 )
 
-LISTED_LIMIT = 64 * 1024 * 1024
-"""Bytes of `GET /voices`: it quotes the whole configuration of every voice."""
-SPOKEN_LIMIT = 64 * 1024 * 1024
-"""Bytes of one sentence's WAV: some 25 minutes."""
+VOICE_LIST_LIMIT = 64 * 1024 * 1024
+"""Bytes of `GET /voices`, which holds the whole configuration of every voice."""
+SENTENCE_LIMIT = 64 * 1024 * 1024
+"""Bytes of one sentence's WAV: about 25 minutes."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Voice:
+class _PiperVoice:
     name: str
     rate: int
     length_scale: float
@@ -60,14 +58,14 @@ class _Voice:
 
 
 class PiperBackend(Backend):
-    """See the module's docstring."""
+    """Serve the voices of one Piper server. See the module's docstring."""
 
     name = "piper"
     option_names = frozenset({"model_name", "voices", "strict_voices", "sentence_silence"})
     default_slots = 2
 
     def __init__(self, config: BackendConfig) -> None:
-        """Raises ValueError when the URL or an option makes no sense."""
+        """Raise ValueError when the URL or an option is invalid."""
         super().__init__(config)
         options = config.options
         self._model = options.get("model_name") or "piper"
@@ -75,26 +73,28 @@ class PiperBackend(Backend):
         self._strict = parse_flag(options, "strict_voices")
         self._silence_s = float(options.get("sentence_silence", "0"))
         self._client = HttpClient(config.url)
-        self._voices: dict[str, _Voice] | None = None
+        self._voices: dict[str, _PiperVoice] | None = None
         self._default = ""
 
     async def close(self) -> None:
         await self._client.close()
 
-    # What the server has
+    # Discovery
 
     def requirements(self) -> tuple[Requirement, ...]:
-        """PyAV, for all formats but WAV and PCM."""
+        """Return PyAV, for all formats except WAV and PCM."""
         return (AUDIO_CODECS,)
 
     async def discover(self) -> Discovery:
-        """One model with the server's voices, the default one first."""
+        """Return one model with the server's voices, the default voice first."""
         if self.config.models and self._model not in self.config.models:
             raise BackendError(f"the backend lacks {', '.join(self.config.models)}; it has {self._model}")
         listed = await self._get("/voices")
         if not listed:
-            raise BackendError("this server lists no voices; is it Piper's?")
-        voices = {name: _voice(name, config) for name, config in listed.items()}
+            raise BackendError(
+                "the backend lists no voices; check that the worker's URL is that of Piper's HTTP server"
+            )
+        voices = {name: _parse_voice(name, config) for name, config in listed.items()}
         missing = [voice for voice in self._named.values() if voice.partition("/")[0] not in voices]
         if missing:
             raise BackendError(f"the backend lacks the voice {missing[0]}; it has {', '.join(voices)}")
@@ -107,15 +107,15 @@ class PiperBackend(Backend):
         return Discovery((offer,))
 
     async def health(self) -> None:
-        """Any answer will do."""
+        """Poll `/info`. Any answer shows that the server is up."""
         await self._get("/info")
 
     async def _get(self, path: str) -> JSON:
-        """The JSON object that `path` answers, empty where there is no such path."""
+        """Return the JSON object that `path` answers; {} where the server lacks the path."""
         try:
             response = await self._client.request("GET", path)
             try:
-                body = await response.read_all(LISTED_LIMIT)
+                body = await response.read_all(VOICE_LIST_LIMIT)
             finally:
                 response.close()
         except BackendError as error:
@@ -131,26 +131,31 @@ class PiperBackend(Backend):
     # Work
 
     async def run(self, task: Task) -> AsyncGenerator[Output]:
-        """Speech."""
+        """Speak a text."""
         if self._voices is None:
             await self.discover()
         if task.model != self._model:
             raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
         request = SynthesisRequest.from_task(task)
         if request.instructions:
-            raise BackendRefused("Piper's voices take no instructions; choose another voice", param="instructions")
-        voice, fields = self._chosen(request.voice)
+            raise BackendRefused(
+                "Piper's voices take no instructions. Send the request without instructions, or choose another voice.",
+                param="instructions",
+            )
+        voice, fields = self._choose_voice(request.voice)
         if request.speed != 1:
             fields["length_scale"] = voice.length_scale / request.speed
         texts = tuple(split_sentences(request.input))
         if not texts:
-            raise BackendRefused("input: there is nothing to say", param="input")
-        async with aclosing(respond_with_speech(task, request, self._spoken(texts, fields), _format(voice))) as outputs:
+            raise BackendRefused("The input has no text to speak.", param="input")
+        async with aclosing(
+            respond_with_speech(task, request, self._speak_sentences(texts, fields), _audio_format(voice))
+        ) as outputs:
             async for output in outputs:
                 yield output
 
-    def _chosen(self, name: str) -> tuple[_Voice, JSON]:
-        """The voice, and what Piper must be told of it."""
+    def _choose_voice(self, name: str) -> tuple[_PiperVoice, JSON]:
+        """Return the voice, and the fields that select it in Piper's request."""
         voices = self._voices or {}
         named = {voice: voice for voice in voices} | self._named
         if name not in self._named:
@@ -168,40 +173,40 @@ class PiperBackend(Backend):
             fields["speaker_id"] = voice.speakers[speaker]
         return voice, fields
 
-    async def _spoken(self, texts: tuple[str, ...], fields: JSON) -> AsyncGenerator[bytes]:
-        """The samples of one sentence after another."""
+    async def _speak_sentences(self, texts: tuple[str, ...], fields: JSON) -> AsyncGenerator[bytes]:
+        """Yield the samples of each sentence."""
         rate: int | None = None
         for text in texts:
             reader = WavReader()
-            samples = reader.feed(await finish_before_cancel(self._synthesized({"text": text} | fields)))
+            samples = reader.feed(await finish_before_cancel(self._synthesize({"text": text} | fields)))
             if reader.format is None:
-                raise BackendError("the backend made no sound of a sentence", transient=True)
+                raise BackendError("Piper's answer for a sentence is not a WAV.", transient=True)
             if rate is not None:
                 yield bytes(int(self._silence_s * rate) * reader.format.channels * SAMPLE_WIDTH)
             rate = reader.format.rate
             yield samples
 
-    async def _synthesized(self, body: JSON) -> bytes:
-        """Piper's answer, whose content type says HTML although it is a WAV."""
+    async def _synthesize(self, body: JSON) -> bytes:
+        """Return Piper's answer, which is a WAV although its content type is HTML."""
         response = await self._client.request("POST", "/synthesize", orjson.dumps(body))
         try:
-            data = await response.read_all(SPOKEN_LIMIT)
+            data = await response.read_all(SENTENCE_LIMIT)
         finally:
             response.close()
         if response.status == 200:
             return data
         if response.status == 500:
-            raise BackendError("Piper failed (500); its own log says why", transient=True)
+            raise BackendError("Piper failed (500); its log says why", transient=True)
         raise error_from_response(response.status, response.headers, data)
 
 
-def _format(voice: _Voice) -> AudioFormat:
+def _audio_format(voice: _PiperVoice) -> AudioFormat:
     return AudioFormat("pcm", voice.rate, 1)
 
 
-def _voice(name: str, config: Any) -> _Voice:
+def _parse_voice(name: str, config: Any) -> _PiperVoice:
     try:
-        return _Voice(
+        return _PiperVoice(
             name,
             int(config["audio"]["sample_rate"]),
             float(config.get("inference", {}).get("length_scale", 1.0)),
