@@ -155,7 +155,7 @@ def is_error_body(value: Any) -> bool:
     if any(value.get(name) for name in ERROR_ONLY_FIELDS) or value.get("success") is False:
         return True
     has_message = any(isinstance(value.get(name), str) and value[name] for name in MESSAGE_FIELDS)
-    return has_message and (_number(value) >= 400 or isinstance(value.get("code"), str))
+    return has_message and (_error_number(value) >= 400 or isinstance(value.get("code"), str))
 
 
 def parse_error_body(value: Any) -> ServerErrorBody:
@@ -168,8 +168,8 @@ def parse_error_body(value: Any) -> ServerErrorBody:
         for key in ERROR_FIELDS:
             if value.get(key) and not _says_less_than_message(value, key):
                 inner = parse_error_body(value[key])
-                number = inner.number or _number(value)
-                return replace(inner, number=number, estimated_s=_estimate(value.get("estimated_time")))
+                number = inner.number or _error_number(value)
+                return replace(inner, number=number, estimated_s=_parse_estimate(value.get("estimated_time")))
         return _from_object(value)
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return _from_validation(value[0]) if "msg" in value[0] else parse_error_body(value[0])
@@ -188,7 +188,7 @@ def _from_object(value: dict[str, Any]) -> ServerErrorBody:
     if isinstance(value.get("message"), dict | list):  # Mistral: FastAPI's validation error inside its own
         return parse_error_body(value["message"])
     code = value.get("code")
-    number = _number(value)
+    number = _error_number(value)
     kind = str(value.get("type") or "")
     param = value.get("param")
     message = next(
@@ -202,11 +202,11 @@ def _from_object(value: dict[str, Any]) -> ServerErrorBody:
         or STANDARD_CODES.get(str(code))
         or (code if isinstance(code, str) and code and not code.isdecimal() else None),
         number=number,
-        retry_s=_retry_info(value.get("details")),
+        retry_s=_parse_retry_info(value.get("details")),
     )
 
 
-def _number(value: dict[str, Any]) -> int:
+def _error_number(value: dict[str, Any]) -> int:
     """Return an error object's number, an HTTP status or one of the server's own; 0 where it has none."""
     for name in NUMBER_FIELDS:
         number = value.get(name)
@@ -217,7 +217,7 @@ def _number(value: dict[str, Any]) -> int:
     return 0
 
 
-def _retry_info(details: Any) -> float | None:
+def _parse_retry_info(details: Any) -> float | None:
     """Read Google's `{"@type": "…RetryInfo", "retryDelay": "17s"}`."""
     for one in details if isinstance(details, list) else ():
         delay = one.get("retryDelay") if isinstance(one, dict) else None
@@ -226,7 +226,7 @@ def _retry_info(details: Any) -> float | None:
     return None
 
 
-def _estimate(value: Any) -> float:
+def _parse_estimate(value: Any) -> float:
     """Read `estimated_time` of Hugging Face's servers."""
     return min(float(value), MAX_ESTIMATE_S) if isinstance(value, int | float) and value > 0 else 0.0
 
@@ -249,11 +249,11 @@ def error_from_payload(value: Any) -> BackendError:
     """Return the error for an error object that came with status 200, inside a stream or in one piece."""
     error = parse_error_body(value)
     if error.is_too_long:
-        return _refused(400, replace(error, code=CONTEXT_LENGTH_EXCEEDED))
+        return _request_error(400, replace(error, code=CONTEXT_LENGTH_EXCEEDED))
     status = error.number if 400 <= error.number < 600 else 0
     status = status or error_texts.status_for(error.type, error.code or "")
     if error.is_flagged and status < 500:
-        return _refused(400, error, "content_policy_violation")
+        return _request_error(400, error, "content_policy_violation")
     if status == 404 and not error.blames_model:
         status = 400
     if status in (0, 500) and error.blames_request:
@@ -265,11 +265,11 @@ def error_from_payload(value: Any) -> BackendError:
 
 def _map_error(status: int, headers: Mapping[str, str], error: ServerErrorBody) -> BackendError:
     if status not in (401, 402, *BUSY_STATUSES) and error.is_too_long:
-        return _refused(400, replace(error, code=CONTEXT_LENGTH_EXCEEDED))
+        return _request_error(400, replace(error, code=CONTEXT_LENGTH_EXCEEDED))
     if status in (400, 403) and error.is_flagged:
-        return _refused(400, error, "content_policy_violation")
+        return _request_error(400, error, "content_policy_violation")
     if status == 402 or (status == 429 and (error.code in QUOTA_CODES or error.type in QUOTA_CODES)):
-        return _refused(429, error, error.type if error.type in QUOTA_CODES else "insufficient_quota")
+        return _request_error(429, error, error.type if error.type in QUOTA_CODES else "insufficient_quota")
     if status in (401, 403):
         return BackendError(f"the backend refused the worker's key ({status})", should_retry=False)
     if status in BUSY_STATUSES:
@@ -278,23 +278,23 @@ def _map_error(status: int, headers: Mapping[str, str], error: ServerErrorBody) 
         return _not_found_error(error)
     if status in TRANSIENT_STATUSES or status >= 500:
         if status == 501 or (status == 500 and error.blames_request):
-            return _refused(400, error)
+            return _request_error(400, error)
         return BackendError(_message(status, error), transient=True)
     if status >= 400:
-        return _refused(status if status in KEPT_STATUSES else 400, error)
+        return _request_error(status if status in KEPT_STATUSES else 400, error)
     return BackendError(f"the backend answered {status}")
 
 
 def _busy_error(status: int, headers: Mapping[str, str], error: ServerErrorBody) -> BackendUnavailable:
     text = error.message or f"the backend is busy ({status})"
-    wait_s = _wait_s(headers, error)
+    wait_s = _requested_wait_s(headers, error)
     if wait_s is None and status == 503 and LOADING.search(text):
         wait_s = error.estimated_s or LOADING_PAUSE_S
-    info = _rate_limit(text, error, wait_s) if status == 429 else None
+    info = _rate_limit_info(text, error, wait_s) if status == 429 else None
     return BackendUnavailable(text, retry_after_s=wait_s, pause_s=wait_s, info=info)
 
 
-def _wait_s(headers: Mapping[str, str], error: ServerErrorBody) -> float | None:
+def _requested_wait_s(headers: Mapping[str, str], error: ServerErrorBody) -> float | None:
     """Return how long the server asks to wait: `retry-after-ms` (Azure), `Retry-After`, or the error object's own time."""
     milliseconds = parse_retry_after(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -343,10 +343,10 @@ def _message(status: int, error: ServerErrorBody) -> str:
 def _not_found_error(error: ServerErrorBody) -> BackendError:
     if error.blames_model:
         return ModelNotServed(error.message, param="model")
-    return _refused(404, ServerErrorBody("the backend has no such endpoint", code=UNSUPPORTED_ENDPOINT))
+    return _request_error(404, ServerErrorBody("the backend has no such endpoint", code=UNSUPPORTED_ENDPOINT))
 
 
-def _refused(status: int, error: ServerErrorBody, code: str | None = None) -> BackendError:
+def _request_error(status: int, error: ServerErrorBody, code: str | None = None) -> BackendError:
     """Return the error for a request that is wrong. `code`: the code where the server gives none."""
     message = error.message or f"the backend refused the request ({status})"
     info = ErrorInfo(
@@ -360,7 +360,7 @@ def _refused(status: int, error: ServerErrorBody, code: str | None = None) -> Ba
     return BackendRefused(message, info=info)
 
 
-def _rate_limit(message: str, error: ServerErrorBody, retry_after_s: float | None) -> ErrorInfo:
+def _rate_limit_info(message: str, error: ServerErrorBody, retry_after_s: float | None) -> ErrorInfo:
     return ErrorInfo(
         status=429,
         type=error.type or "rate_limit_error",

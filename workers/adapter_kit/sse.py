@@ -39,23 +39,23 @@ class SseSplitter:
         if not data:
             return b""
         if self._at_start:
-            data = self._without_mark(data)
+            data = self._strip_byte_order_mark(data)
         if self._after_cr or b"\r" in data:
-            data = self._line_feeds(data)
+            data = self._normalize_line_ends(data)
         rest = self._rest
         seen = max(0, len(rest) - 1)
         if rest:
             data = rest + data
         end = data.rfind(b"\n\n", seen)
         if end < 0 and self._single_lines and data.find(b"\ndata:", max(0, seen - 6)) >= 0:
-            return self._cut_lines(data)
+            return self._split_single_lines(data)
         cut = end + 2 if end >= 0 else 0
         self._rest = data[cut:]
         if len(self._rest) > self._limit:
             raise EventTooLarge(f"an event is larger than {self._limit} bytes")
         return data[:cut]
 
-    def _without_mark(self, data: bytes) -> bytes:
+    def _strip_byte_order_mark(self, data: bytes) -> bytes:
         """Remove a byte order mark, which may stand before the first event."""
         data, self._rest = self._rest + data, b""
         if len(data) < len(BYTE_ORDER_MARK) and BYTE_ORDER_MARK.startswith(data):
@@ -64,7 +64,7 @@ class SseSplitter:
         self._at_start = False
         return data.removeprefix(BYTE_ORDER_MARK)
 
-    def _cut_lines(self, data: bytes) -> bytes:
+    def _split_single_lines(self, data: bytes) -> bytes:
         """Return the lines that are events; nothing while one line is not."""
         *lines, rest = data.split(b"\n")
         if not all(map(_is_event, lines)):
@@ -74,7 +74,7 @@ class SseSplitter:
             raise EventTooLarge(f"an event is larger than {self._limit} bytes")
         return b"".join(line + b"\n\n" for line in lines if line)
 
-    def _line_feeds(self, data: bytes) -> bytes:
+    def _normalize_line_ends(self, data: bytes) -> bytes:
         r"""Convert line ends: `\r` is one at once, and a `\n` after it belongs to it, even in the next read."""
         if self._after_cr and data.startswith(b"\n"):
             data = data[1:]
@@ -92,7 +92,7 @@ def payloads(block: bytes) -> Iterator[bytes]:
             payload = event[6:]
         else:
             lines = event.split(b"\n")
-            payload = b"\n".join([_value(line) for line in lines if line.startswith((b"data:", b"error:"))])
+            payload = b"\n".join([_field_value(line) for line in lines if line.startswith((b"data:", b"error:"))])
         if payload:
             yield payload
 
@@ -108,7 +108,7 @@ def lenient_payloads(block: bytes) -> Iterator[bytes]:
             if len(event) > len(b"data: "):
                 yield event[6:]
         elif event:
-            yield from _liberal(event.split(b"\n"))
+            yield from _lenient_event(event.split(b"\n"))
 
 
 def is_done_marker(payload: bytes) -> bool:
@@ -116,8 +116,8 @@ def is_done_marker(payload: bytes) -> bool:
     return len(payload) <= MAX_DONE_LENGTH and payload.strip(b" \t\"'").upper() == b"[DONE]"
 
 
-def _liberal(lines: list[bytes]) -> Iterator[bytes]:
-    values = [_value(line) for line in lines if line.startswith((b"data:", b"error:"))]
+def _lenient_event(lines: list[bytes]) -> Iterator[bytes]:
+    values = [_field_value(line) for line in lines if line.startswith((b"data:", b"error:"))]
     if not any(values):
         values = [b"\n".join(line for line in lines if not line.startswith(FIELDS)).strip()]
         if not values[0].startswith((b"{", b"[")):
@@ -127,12 +127,12 @@ def _liberal(lines: list[bytes]) -> Iterator[bytes]:
         return
     payload = b"\n".join(values)
     if any(line.replace(b" ", b"") == b"event:error" for line in lines):
-        payload = _as_error(payload)
+        payload = _wrap_in_error(payload)
     if payload:
         yield payload
 
 
-def _as_error(payload: bytes) -> bytes:
+def _wrap_in_error(payload: bytes) -> bytes:
     try:
         parsed = orjson.loads(payload)
     except orjson.JSONDecodeError:
@@ -143,7 +143,7 @@ def _as_error(payload: bytes) -> bytes:
 def _is_event(line: bytes) -> bool:
     """Return whether a line is a complete event, or empty, or a comment."""
     if line.startswith(b"data:"):
-        value = _value(line)
+        value = _field_value(line)
         return _is_json(value) or is_done_marker(value)
     return not line or line.startswith(b":")
 
@@ -156,7 +156,7 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _value(line: bytes) -> bytes:
+def _field_value(line: bytes) -> bytes:
     return line.partition(b":")[2].removeprefix(b" ")
 
 

@@ -58,7 +58,7 @@ async def backend(ollama: OllamaDouble) -> AsyncIterator[Backend]:
 
 
 async def said(backend: Backend, work: Task) -> tuple[JSON, tuple[str, ...], Finish]:
-    """The answer, put together where it came in events, what was adapted, and the end."""
+    """Return the answer, merged from its events, the adapted parameters, and the end."""
     outputs = [output async for output in backend.run(work)]
     names: tuple[str, ...] = ()
     first = next(at for at, one in enumerate(outputs) if isinstance(one, Chunk) and one.data)
@@ -73,7 +73,7 @@ async def said(backend: Backend, work: Task) -> tuple[JSON, tuple[str, ...], Fin
 
 
 def joined(data: bytes) -> JSON:
-    """What a client makes of a stream: adding up texts and arguments, by index."""
+    """Merge a stream as clients do: by adding texts and arguments, by index."""
     choices: dict[int, JSON] = {}
     usage = None
     for frame in data.split(b"\n\n")[:-1]:
@@ -119,7 +119,7 @@ async def test_a_forced_tool_is_the_only_one_offered(ollama: OllamaDouble, backe
 async def test_a_model_that_answers_in_text_is_bound_by_a_schema(
     ollama: OllamaDouble, backend: Backend, stream: bool, choice: Any
 ) -> None:
-    """The text that came instead of a call is not shown, and counts in the usage."""
+    """The text that came instead of a call is not sent, but counts in the usage."""
     tools = [WEATHER] if choice == "required" else [WEATHER, TIME]
     ollama.behave(words=('{"city":', ' "Lisbon"}'))
     work = chat(CHAT, stream, tools=tools, tool_choice=choice, stream_options={"include_usage": True})
@@ -181,7 +181,7 @@ async def test_one_tool_call_at_a_time(ollama: OllamaDouble, backend: Backend, s
 async def test_several_choices_are_several_requests(
     ollama: OllamaDouble, backend: Backend, stream: bool, make: Any
 ) -> None:
-    """Each has its index and a seed of its own; the usage is that of all."""
+    """Each choice has its index and a seed of its own; the usage is the sum."""
     work = make(CHAT, stream, n=3, seed=7, stream_options={"include_usage": True})
     answer, adapted, finish = await said(backend, work)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
@@ -242,7 +242,7 @@ async def test_what_has_no_equivalent_is_left_out_and_named(backend: Backend, ma
     ids=str,
 )
 async def test_the_other_policy_refuses(ollama: OllamaDouble, backend: Backend, fields: JSON) -> None:
-    """By the parameter's name, with the model and what to do, and before anything is asked of the server."""
+    """The error names the parameter, the model and what to do, before any request to the server."""
     [name] = [name for name in fields if name != "tools"]
     with pytest.raises(BackendRefused) as caught:
         await said(backend, replace(chat(CHAT, public_model="mine", **fields), adapt=False))
@@ -297,7 +297,7 @@ async def test_the_server_stops_when_the_caller_goes(ollama: OllamaDouble, backe
 
 
 class Partial(Quirky):
-    """A server that lacks parameters: it refuses some by name, and takes no notice of others."""
+    """A server that lacks parameters: it refuses some by name, and ignores others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -349,7 +349,7 @@ async def worker(server: Partial, request: pytest.FixtureRequest) -> AsyncIterat
 
 @both
 async def test_a_server_that_ignores_n_is_asked_for_each_choice(server: Partial, worker: Backend, stream: bool) -> None:
-    """One probe shows it, before the first such request; a stream would show it only at its end."""
+    """One probe shows that, before the first such request; a stream would show it only at its end."""
     server.ignores = {"n"}
     for probes in (1, 0):
         server.seen.clear()
@@ -367,7 +367,7 @@ async def test_a_server_that_ignores_n_is_asked_for_each_choice(server: Partial,
 async def test_a_parameter_that_is_refused_by_name_is_adapted(
     server: Partial, worker: Backend, stream: bool, field: JSON
 ) -> None:
-    """Once a probe of the worker's own has shown that it is the parameter."""
+    """It is adapted once a probe of the worker's own has confirmed the parameter."""
     [name] = field
     server.refuses = {name}
     answer, adapted, _ = await said(worker, chat("one", stream, **field))
@@ -443,7 +443,7 @@ async def test_a_server_that_has_tool_choice_is_trusted(server: Partial, worker:
 async def test_a_server_that_ignores_tool_choice_is_noticed(
     server: Partial, worker: Backend, stream: bool, calls_another: bool
 ) -> None:
-    """By the answer, which holds no call, or a call of another tool; nothing of it is shown."""
+    """The answer holds no call, or a call of another tool; none of it is sent."""
     if calls_another:
         server.calls = [calling("time", "{}")]
     else:

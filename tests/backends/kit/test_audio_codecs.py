@@ -1,4 +1,4 @@
-"""Sound from one form into another, with the real codecs."""
+"""Conversion of audio, with the real codecs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MAGIC = {
 
 
 def tone(seconds: float, rate: int = RATE, channels: int = 1, hertz: float = 440) -> bytes:
-    """A sine, the same in every channel."""
+    """Return a sine wave, the same in every channel."""
     period = [int(8000 * math.sin(2 * math.pi * hertz * n / rate)) for n in range(int(seconds * rate))]
     return b"".join(struct.pack("<h", sample) * channels for sample in period)
 
@@ -53,7 +53,7 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def encoded(codec: str, data: bytes, source: AudioFormat = PIPER, size: int = 4001, **options: object) -> list[bytes]:
-    """Every piece that came, in order; cut anywhere, also within a sample."""
+    """Encode a sound that is cut anywhere, even within a sample; return every piece in order."""
     encoder = AudioEncoder(codec, source, **options)  # type: ignore[arg-type]
     out = [encoder.encode(piece) for piece in pieces(data, size)]
     out += encoder.finish()
@@ -62,7 +62,7 @@ def encoded(codec: str, data: bytes, source: AudioFormat = PIPER, size: int = 40
 
 
 def crossings(samples: bytes) -> int:
-    """How often the wave rises from well below zero to well above it: hertz times seconds."""
+    """Count how often the wave rises from well below zero to well above it: hertz times seconds."""
     loud = [value > 0 for value in struct.unpack(f"<{len(samples) // 2}h", samples) if abs(value) > 1000]
     return sum(b and not a for a, b in pairwise(loud))
 
@@ -79,7 +79,7 @@ async def test_each_format_is_what_it_says_and_lasts_as_long(codec: str) -> None
 
 @pytest.mark.parametrize("codec", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
 def test_the_first_bytes_come_long_before_the_last_samples(codec: str) -> None:
-    """After half a second of sound some of it can be heard."""
+    """After half a second of audio the first bytes are available."""
     encoder = AudioEncoder(codec, PIPER)
     early = b"".join(encoder.encode(piece) for piece in pieces(tone(0.5), 4410))
     assert len(early) > 1000
@@ -102,7 +102,7 @@ async def test_a_rate_that_a_codec_lacks_is_raised_or_lowered(codec: str, rate: 
 
 
 def test_pcm_is_what_openai_sends_whatever_the_source() -> None:
-    """24 kHz, mono, 16 bits."""
+    """The samples have 24 kHz, one channel and 16 bits."""
     data = b"".join(encoded("pcm", tone(1, 44_100, 2), AudioFormat("pcm", 44_100, 2)))
     assert len(data) / 2 == pytest.approx(24_000, rel=0.01)
     assert crossings(data) == pytest.approx(440, rel=0.02)
@@ -136,7 +136,7 @@ async def test_another_speed_changes_the_time_but_not_the_pitch(codec: str, spee
 
 @pytest.mark.parametrize("codec", ["wav", "mp3", "opus"])
 def test_a_long_sound_is_never_whole_in_memory(codec: str) -> None:
-    """Ten minutes, given away as they are made; and a whole WAV waits on disk."""
+    """Ten minutes are returned as they are made; a complete WAV waits on disk."""
     second = tone(1)
     encoder = AudioEncoder(codec, PIPER, whole=codec == "wav")
     tracemalloc.start()
@@ -158,7 +158,7 @@ def test_an_encoder_given_up_midway_lets_go() -> None:
 
 
 def test_a_wav_in_pieces_gives_its_samples() -> None:
-    """Whatever stands before and after them, wherever it is cut, and if its maker did not know their number."""
+    """Other chunks around the samples, any cuts, and a missing length make no difference."""
     samples = tone(0.05)
     head = wav_header(16_000, 2, len(samples))
     extra = head[:36] + b"LIST" + struct.pack("<I", 3) + b"abc\0" + head[36:]
@@ -178,7 +178,7 @@ def test_what_is_no_16_bit_wav_is_an_error(data: bytes) -> None:
 
 
 async def test_uploads_become_mono_samples_at_16_khz() -> None:
-    """From two channels at another rate, and as a WAV that others can read."""
+    """Two channels at another rate become a WAV that other programs can read."""
     data = wav_header(44_100, 2, 4 * 44_100) + tone(1, 44_100, 2)
     sound = await decode_audio(data)
     assert (sound.rate, sound.channels) == (16_000, 1)
@@ -212,7 +212,7 @@ async def test_what_is_no_sound_is_refused(data: bytes) -> None:
 
 
 async def test_a_playlist_cannot_open_files_of_the_worker(tmp_path: Path) -> None:
-    """FFmpeg would follow what a playlist names."""
+    """FFmpeg would open the files that a playlist names."""
     target = tmp_path / "secret.wav"
     target.write_bytes(wav_header(16_000, 1, 32_000) + tone(1, 16_000))
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n"

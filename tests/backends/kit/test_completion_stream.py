@@ -1,4 +1,4 @@
-"""From a server's stream to the caller's, on bytes alone."""
+"""Reading a server's completion into the caller's, on bytes alone."""
 
 from __future__ import annotations
 
@@ -127,20 +127,20 @@ CHAT = CompletionOptions(chat=True, model="m", fallback_id="f")
 
 
 def relayed(events: list[Any] | bytes) -> list[Any]:
-    """What a streaming caller reads."""
+    """Return the choices that a streaming caller reads."""
     stream = events if isinstance(events, bytes) else encoded(events, (",", ":"), ascii_only=False)
     frames = run(CompletionRelay(CHAT), stream, [])[0].split(b"\n\n")[:-1]
     return [json.loads(frame.removeprefix(b"data: ").decode()) for frame in frames]
 
 
 def collected(events: list[Any] | bytes) -> Any:
-    """The only choice that another caller reads."""
+    """Return the only choice that a caller without a stream reads."""
     stream = events if isinstance(events, bytes) else encoded(events, (",", ":"), ascii_only=False)
     return json.loads(run(CompletionCollector(CHAT), stream, [])[0].decode())["choices"][0]
 
 
 def accumulated(events: list[Any]) -> dict[str, Any]:
-    """What OpenAI's clients make of a stream: strings of one place are added up."""
+    """Merge a stream as OpenAI's clients do: strings at the same place are added."""
     into: dict[str, Any] = {"content": "", "role": "", "calls": {}}
     for event in events:
         delta = event["choices"][0]["delta"]
@@ -155,7 +155,7 @@ def accumulated(events: list[Any]) -> dict[str, Any]:
 
 
 def delta_events(*deltas: dict[str, Any], reasons: dict[int, str] | None = None) -> list[Any]:
-    """Events with these deltas, and the `finish_reason` of some of them."""
+    """Return events with these deltas, and the `finish_reason` of some of them."""
     reasons = {len(deltas): "stop"} if reasons is None else reasons
     choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in (*deltas, {})]
     for at, reason in reasons.items():
@@ -164,7 +164,7 @@ def delta_events(*deltas: dict[str, Any], reasons: dict[int, str] | None = None)
 
 
 def tool(index: int | None = 0, id: str | None = "call_1", name: str | None = "find", arguments: Any = "") -> Any:  # noqa: A002
-    """One entry of `tool_calls`; None leaves a field out."""
+    """Return one entry of `tool_calls`; None leaves a field out."""
     function = {"name": name, "arguments": arguments}
     call = {"index": index, "id": id, "function": {key: value for key, value in function.items() if value is not None}}
     return {key: value for key, value in call.items() if value is not None}
@@ -175,7 +175,7 @@ def calls(*each: Any) -> dict[str, Any]:
 
 
 class TestTheEnd:
-    """Of an answer: after its last text, once, and with OpenAI's word."""
+    """The end of an answer: once, after its last text, with OpenAI's reason."""
 
     @pytest.mark.parametrize("reasons", [{0: "stop", 1: "stop", 2: "stop"}, {1: "stop"}, {0: "STOP", 2: "eos"}])
     def test_a_reason_before_the_last_text_cuts_nothing(self, reasons: dict[int, str]) -> None:
@@ -212,7 +212,7 @@ class TestTheEnd:
     @pytest.mark.parametrize("words", ["", "a", "abc"])
     @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
     def test_a_whole_message_behind_a_role_is_the_answer(self, words: str, separators: tuple[str, str]) -> None:
-        """Said once, whether its texts came before it, unparsed, or did not."""
+        """Its texts are sent once, whether they came before it, unparsed, or did not."""
         events = delta_events({"role": "assistant", "content": ""}, *[{"content": word} for word in words], reasons={})
         del events[-1]["choices"][0]["delta"]
         message = {"role": "assistant", "content": words or "all"}
@@ -262,7 +262,7 @@ class TestTheEnd:
 
     @pytest.mark.parametrize("kind", [CompletionRelay, CompletionCollector])
     def test_an_event_cut_off_behind_text_is_an_error(self, kind: type[CompletionReader]) -> None:
-        """Some servers put a reason into every event: the one beside the last text says nothing."""
+        """Some servers put a reason into every event: one beside the last text does not end the answer."""
         answer = kind(CHAT)
         events = delta_events({"content": "fi"}, {"content": "ne"}, reasons={0: "stop", 1: "stop"})[:-1]
         stream = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
@@ -281,7 +281,7 @@ class TestTheEnd:
 
 
 class TestToolCalls:
-    """As OpenAI sends them, however a server does."""
+    """Tool calls are as OpenAI sends them, in whatever form a server does."""
 
     @pytest.mark.parametrize(
         ("deltas", "expected"),
@@ -336,7 +336,7 @@ def raw_event(text: bytes, name: bytes = b"content", reason: bytes = b"null") ->
 
 
 class TestCharacters:
-    """Cut between two events: joined, or replaced; never broken, never an error."""
+    """Characters that are cut between two events are joined or replaced, never broken, never an error."""
 
     @pytest.mark.parametrize("before", [0, 1, 5])
     @pytest.mark.parametrize("name", ["content", "reasoning_content"])
@@ -374,7 +374,7 @@ class TestCharacters:
 
     @pytest.mark.parametrize("first", [rb"\ud83d", "😀".encode()[:2]])
     def test_a_half_in_an_event_of_another_form_joins_what_follows(self, first: bytes) -> None:
-        """What was taken unparsed lies before it."""
+        """Unparsed events precede it."""
         second = rb"\ude00" if first == rb"\ud83d" else "😀".encode()[2:]
         other = raw_event(first).replace(b'"delta"', b' "delta"')
         stream = raw_event(b"", b"role") + raw_event(b"a") * 4 + other + raw_event(second) + raw_event(b"b")
@@ -388,7 +388,7 @@ class TestCharacters:
 
 @given(words, st.integers(0, 3), st.lists(st.integers(0, 5000)))
 def test_roles_in_every_delta_are_said_once(said: list[str], spaced: int, cuts: list[int]) -> None:
-    """On the slow path and the fast: clients add strings up."""
+    """This holds on the slow path and the fast one: clients add strings."""
     deltas = [{"role": "assistant", "content": word} for word in said]
     form = (", ", ": ") if spaced % 2 else (",", ":")
     data = run(CompletionRelay(CHAT), encoded(delta_events(*deltas), form, ascii_only=spaced > 1), cuts)[0]
@@ -468,7 +468,7 @@ def test_calls_are_merged_by_index_and_names_are_not_doubled() -> None:
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_usage_in_every_event_is_not_held(n: int) -> None:
-    """The last that counts is the answer's, whatever came before; a long answer does not grow by it."""
+    """The last usage that counts is the answer's; a long answer needs no more memory for the others."""
     answer = CompletionRelay(CompletionOptions(True, "m", "job", include_usage=True, n=n, stream=True))
     counts = [*range(1, 500), 0]
     for number, count in enumerate(counts):

@@ -1,4 +1,4 @@
-"""Answers that a server or a proxy before it has compressed although nobody asked: decoded within bounds, or clear errors."""
+"""Responses that a server or proxy compresses without being asked: decoded within bounds, or clear errors."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_what_is_cut_short_is_transient_and_what_is_none_is_not(kind: str) -> No
 
 @pytest.mark.parametrize("kind", ["gzip", "deflate", "zstd"])
 def test_a_bomb_ends_within_bounds_of_memory(kind: str) -> None:
-    """A gigabyte of nothing in a megabyte or less."""
+    """A gigabyte of zeros in a megabyte or less is refused within bounds."""
     if kind == "zstd":
         bomb = zstd.compress(bytes(2**28))
     else:
@@ -162,7 +162,7 @@ async def proxy(double: OpenAIDouble, request: pytest.FixtureRequest) -> AsyncIt
 
 
 async def test_every_answer_of_a_compressing_proxy_is_understood(proxy: Proxy, double: OpenAIDouble) -> None:
-    """Its list of models, streams as they come, and whole answers; errors keep their words."""
+    """Lists of models, streams and complete answers are decoded; errors keep their messages."""
     backend = make_backend("openai", BackendConfig(url=proxy.url))
     assert [model.name for model in (await backend.discover()).models] == ["double"]
     double.behave(token_delay_s=0.01)
@@ -178,7 +178,7 @@ async def test_every_answer_of_a_compressing_proxy_is_understood(proxy: Proxy, d
 
 
 async def test_a_coding_that_is_not_known_is_named(double: OpenAIDouble) -> None:
-    """Of an error, the status counts."""
+    """Of an error response, the status counts."""
     PACKERS["br"] = ("br", lambda data: data)
     proxy = Proxy("br", double)
     server = await proxy.start()

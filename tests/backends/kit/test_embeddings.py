@@ -1,4 +1,4 @@
-"""Embeddings as OpenAI writes them."""
+"""Embeddings in OpenAI's form."""
 
 from __future__ import annotations
 

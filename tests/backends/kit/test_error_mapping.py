@@ -1,4 +1,4 @@
-"""What servers' error answers mean, in the words in which servers give them."""
+"""Servers' error answers, in their own messages, as errors of the worker."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ TOO_LONG = [
 
 @pytest.mark.parametrize(("status", "body"), TOO_LONG, ids=lambda value: str(value)[:60])
 def test_a_prompt_that_does_not_fit(status: int, body: Any) -> None:
-    """400 `context_length_exceeded` with the server's own words, and no other try."""
+    """The caller gets 400 `context_length_exceeded` with the server's message, and no retry."""
     error = error_from_response(status, {}, orjson.dumps(body))
     assert isinstance(error, BackendRefused)
     assert not error.transient
@@ -101,7 +101,7 @@ def test_other_errors_are_not_about_the_context(status: int, message: str) -> No
     ],
 )  # fmt: skip
 def test_an_input_that_was_flagged(error: Any, code: str) -> None:
-    """It is the caller's input, not the worker's key, and the caller reads why."""
+    """The error concerns the caller's input, not the worker's key, and the caller reads why."""
     refused = error_from_response(403, {}, orjson.dumps({"error": error}))
     assert (refused.info.status, refused.info.code, refused.info.message) == (400, code, error["message"])
 
@@ -126,7 +126,7 @@ def test_the_longer_of_two_messages_is_passed_on(body: Any) -> None:
 
 
 def test_any_other_403_is_the_key() -> None:
-    """Its words are dropped: they may quote the key."""
+    """Its message is dropped: it may quote the key."""
     for message in ("Invalid key sk-1", "You have no access to this project", ""):
         refused = error_from_response(403, {}, orjson.dumps({"error": {"message": message}}))
         assert (refused.info.status, refused.info.message) == (502, "the backend refused the worker's key (403)")
@@ -134,7 +134,7 @@ def test_any_other_403_is_the_key() -> None:
 
 @pytest.mark.parametrize("field", ["type", "code"])
 def test_a_quota_that_is_used_up(field: str) -> None:
-    """429 with the server's code, and no other try of ours or the caller's."""
+    """The caller gets 429 with the server's code, and neither the worker nor the caller retries."""
     error = {"message": "You exceeded your current quota", field: "insufficient_quota"}
     refused = error_from_response(429, {"retry-after": "5"}, orjson.dumps({"error": error}))
     assert isinstance(refused, BackendRefused)
@@ -143,7 +143,7 @@ def test_a_quota_that_is_used_up(field: str) -> None:
 
 
 def test_a_rate_limit_stays_one() -> None:
-    """429 with the server's code and time; the worker leaves the model alone meanwhile."""
+    """The caller gets 429 with the server's code and time; the worker pauses the model meanwhile."""
     error = {"message": "slow down", "type": "tokens", "code": "rate_limit_exceeded"}
     limited = error_from_response(429, {"retry-after": "7"}, orjson.dumps({"error": error}))
     assert isinstance(limited, BackendUnavailable)

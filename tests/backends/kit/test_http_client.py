@@ -174,7 +174,7 @@ async def test_a_stale_connection_is_replaced_once(serve: Any) -> None:
 
 
 async def failure(client: HttpClient) -> tuple[bool, bool]:
-    """Whether the server can have seen nothing of the request, and whether it may be gone."""
+    """Return whether the server saw nothing of the request, and whether it may be gone."""
     with pytest.raises(BackendError) as caught:
         response = await client.request("POST", "/", b"")
         await response.read_all(100)
@@ -188,7 +188,7 @@ async def failure(client: HttpClient) -> tuple[bool, bool]:
 async def test_a_connection_that_breaks_says_whether_the_server_may_be_gone(
     serve: Any, answer: bytes, gone: bool
 ) -> None:
-    """Before the answer's head; the server may have begun the request all the same."""
+    """It broke before the response's head; the server may have begun the request all the same."""
     _, client = await serve(answer, close=True)
     assert await failure(client) == (False, gone)
 
@@ -202,7 +202,7 @@ async def test_a_refused_connection_and_an_unknown_name_have_sent_nothing(serve:
 
 
 async def test_a_request_that_a_dying_server_may_have_seen_counts_as_sent(serve: Any) -> None:
-    """It went out on a kept connection, which broke; that the next one is refused does not take it back."""
+    """The request was sent on a kept connection, which broke; a refused new connection does not change that."""
 
     async def dies(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(server.requests) == 2:
@@ -381,7 +381,7 @@ async def pieces_of(*pieces: bytes) -> AsyncIterator[bytes]:
 
 
 class Feed:
-    """Pieces without end; says whether it was closed, and how many were taken."""
+    """Endless pieces; it knows whether it was closed, and how many were read."""
 
     def __init__(self, piece: bytes = b"x" * 65536) -> None:
         self.piece = piece
@@ -407,7 +407,7 @@ class Feed:
     ],
 )
 async def test_a_body_is_streamed(serve: Any, length: int | None, framing: bytes, wire_form: bytes) -> None:
-    """With its length where it is known; the connection serves on."""
+    """Its length is sent where it is known, and the connection is used again."""
     bodies: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -432,7 +432,7 @@ async def test_a_body_is_streamed(serve: Any, length: int | None, framing: bytes
 
 
 async def test_a_streamed_body_waits_for_a_slow_server(serve: Any) -> None:
-    """Nothing is read ahead of what the server takes."""
+    """No piece is read before the server takes the previous ones."""
     go = asyncio.Event()
     begun = asyncio.Event()
 
@@ -484,7 +484,7 @@ async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def test_a_streamed_body_is_never_sent_twice(serve: Any) -> None:
-    """Also where an idle connection lies ready that may have died."""
+    """That holds even where an idle connection may have died."""
     server, client = await serve(OK)
     await (await client.request("GET", "/")).read_all(10)
 
@@ -508,7 +508,7 @@ async def test_a_body_of_another_length_is_an_error(serve: Any, length: int, wor
 
 
 async def test_what_the_source_of_a_body_raises_is_raised(serve: Any) -> None:
-    """And the server sees that the request is broken."""
+    """The server sees that the request is broken off."""
 
     async def broken() -> AsyncIterator[bytes]:
         yield b"one"

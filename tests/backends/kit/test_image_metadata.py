@@ -1,4 +1,4 @@
-"""Pictures without what servers write into them."""
+"""Images without their metadata."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LARGE = 32 * 1024 * 1024
 
 
 def exif_of(orientation: int) -> Image.Exif:
-    """What ComfyUI writes into a WebP or a JPEG, and how to turn it."""
+    """Return the EXIF block that ComfyUI writes into a WebP or JPEG, with an orientation."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0110] = f"workflow:{WORKFLOW}", f"prompt:{WORKFLOW}"
     exif[0x9286] = SECRET
@@ -45,7 +45,7 @@ def exif_of(orientation: int) -> Image.Exif:
 
 
 def picture(kind: str, mode: str = "RGB", orientation: int = 1, *, icc: bool = True, frames: int = 1) -> bytes:
-    """A picture with everything that a server may write beside the pixels."""
+    """Return an image with all metadata that a server may write."""
     image = Image.linear_gradient("L").resize((24, 16)).convert(mode)
     options: dict[str, Any] = {"exif": exif_of(orientation)} | ({"icc_profile": PROFILE} if icc else {})
     if frames > 1:
@@ -118,7 +118,7 @@ def test_the_workflow_goes_and_the_picture_stays(kind: str, mode: str, frames: i
 @pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 async def test_it_is_shown_the_same_way_up(kind: str, orientation: int) -> None:
-    """The orientation is all that stays of EXIF; a picture that is converted is turned."""
+    """The orientation is all that stays of EXIF; it is applied to a converted image."""
     data = picture(kind, orientation=orientation)
     clean = remove_metadata(data)
     assert SECRET.encode() not in clean
@@ -134,7 +134,7 @@ async def test_it_is_shown_the_same_way_up(kind: str, orientation: int) -> None:
 @pytest.mark.parametrize("output", ["png", "jpeg", "webp"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
 async def test_nothing_comes_along_into_another_format(kind: str, output: str) -> None:
-    """Also from formats that are never passed on as they are."""
+    """Converted images have no metadata, from any format."""
     out = BytesIO()
     opened(picture("PNG")).save(out, kind) if kind in ("TIFF", "BMP") else out.write(picture(kind))
     made = await convert_image(out.getvalue(), output)
@@ -187,7 +187,7 @@ SAMPLES = [
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(SAMPLES), st.data())
 def test_a_damaged_picture_never_crashes_it(sample: bytes, data: st.DataObject) -> None:
-    """Cut off, or with bytes changed; what comes out is no longer than what came in, and stays as it is a second time."""
+    """A cut or changed image never grows, and a second pass changes nothing."""
     damaged = bytearray(sample[: data.draw(st.integers(0, len(sample)))])
     for _ in range(data.draw(st.integers(0, 4))):
         if damaged:
@@ -226,7 +226,7 @@ async def test_a_picture_of_too_many_parts_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_large_picture_costs_one_pass(kind: str) -> None:
-    """32 MiB of pixels that do not compress, in a second of computing at the most."""
+    """32 MiB of incompressible pixels take at most a second of CPU."""
     if kind == "PNG":
         small = remove_metadata(picture("PNG"))
         data = small[:-12] + chunk(b"IDAT", bytes(65_536)) * (LARGE // 65_536) + chunk(b"tEXt", b"x\0y") + small[-12:]
@@ -272,7 +272,7 @@ def test_the_option_is_true_or_false() -> None:
 async def test_no_adapter_passes_on_what_its_server_writes(
     kind: str, keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless its operator says so."""
+    """Only the operator's option keeps the metadata."""
     import tests.backends.doubles.comfyui as comfyui
     import tests.backends.doubles.invokeai as invokeai
     import tests.backends.doubles.sdwebui as sdwebui

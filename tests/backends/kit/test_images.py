@@ -1,4 +1,4 @@
-"""What image adapters share: the request, the answer, the formats; and what the gateway reads of a request."""
+"""The request, the answer and the formats that image adapters share, and the gateway's reading of a request."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def request_of(**fields: Any) -> ImageRequest:
 
 
 def noise(side: int) -> bytes:
-    """A picture that does not compress."""
+    """Return an image that does not compress."""
     out = BytesIO()
     Image.effect_noise((side, side), 80).save(out, "PNG")
     return out.getvalue()
@@ -73,7 +73,7 @@ def test_a_request_says_what_it_wants() -> None:
 
 
 def case_name(value: object) -> str:
-    """What stands in a test's name: the same in every process."""
+    """Return a test's name, the same in every process."""
     if isinstance(value, dict) and "files" in value:
         return "files=" + "+".join(file.field for file in value["files"])
     return str(value)

@@ -1,4 +1,4 @@
-"""What one caller's refused request teaches an adapter: nothing. What a probe of its own shows: for one model, for a while."""
+"""An adapter learns nothing from a caller's refused request, and from its own probe a limitation of one model, for a while."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def backend(server: Quirky, request: pytest.FixtureRequest) -> AsyncIterat
 
 
 async def streamed(backend: Backend, model: str = "one", **fields: Any) -> tuple[str, int, bool]:
-    """The text, in how many pieces it came, and whether usage came with it."""
+    """Return the text, the number of its pieces, and whether usage came with it."""
     options = {"include_usage": True}
     chunks, _ = await collect(backend, chat(model, stream=True, public_model="a", stream_options=options, **fields))
     found = events(chunks)
@@ -113,7 +113,7 @@ async def test_an_error_that_repeats_the_request_teaches_nothing(server: Quirky,
 
 
 async def test_a_field_that_does_not_go_with_streams_teaches_nothing(server: Quirky, backend: Backend) -> None:
-    """A caller who does not stream gets the answer; one who does gets the server's words."""
+    """A caller who does not stream gets the answer; one who does gets the server's error."""
 
     def quirk(path: str, body: dict[str, Any]) -> Answer:
         if body.get("stream") and body.get("prompt_logprobs"):
@@ -129,7 +129,7 @@ async def test_a_field_that_does_not_go_with_streams_teaches_nothing(server: Qui
 
 
 async def test_texts_of_callers_teach_nothing(server: Quirky, backend: Backend) -> None:
-    """However often, and whatever words the server repeats."""
+    """No text of a caller that an error repeats counts, however often."""
 
     def quirk(path: str, body: dict[str, Any]) -> Answer:
         said = str(body["messages"][0]["content"])
@@ -158,7 +158,7 @@ async def test_one_model_says_nothing_about_its_neighbors(server: Quirky, backen
 
 @pytest.mark.parametrize("status", [400, 500])
 async def test_a_model_that_cannot_stream_is_asked_without(server: Quirky, backend: Backend, status: int) -> None:
-    """Callers who stream get its answer as events; it is asked once, and its neighbor streams."""
+    """Callers who stream get its answer as events; it is probed once, and other models stream."""
 
     def quirk(path: str, body: dict[str, Any]) -> Answer:
         if body["model"] == "one" and body.get("stream"):
@@ -324,7 +324,7 @@ async def test_a_prompt_that_is_refused_by_the_name_of_a_field_changes_no_pictur
 
 
 async def test_a_ranking_that_is_refused_changes_no_others_way(server: Quirky) -> None:
-    """Also where the server would take the other way's fields from that caller."""
+    """That holds even where the server would accept the other route's fields."""
     backend = make_backend("openai", BackendConfig(url=server.url))
     server.media.rerank = "/rerank"
     usual: Callable[[str, dict[str, Any]], Answer] = lambda path, body: (  # noqa: E731
@@ -344,7 +344,7 @@ async def test_a_ranking_that_is_refused_changes_no_others_way(server: Quirky) -
 
 @pytest.mark.parametrize("capability", [Capability.RERANK, Capability.EMBEDDINGS])
 async def test_an_input_that_is_too_long_reaches_the_server_once(server: Quirky, capability: Capability) -> None:
-    """No other way, no field left out and no probe makes the input smaller."""
+    """No other route, no omitted field and no probe makes the input smaller."""
     backend = make_backend("openai", BackendConfig(url=server.url))
     server.media.rerank = "/rerank"
     # It names a field, and has the words of the path that TEI shares with others.
@@ -370,7 +370,7 @@ COUNTED = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
 def counting(server: Quirky, shape: str) -> None:
-    """Let the server count where `shape` says."""
+    """Let the server send usage where `shape` says."""
 
     def quirk(path: str, body: dict[str, Any]) -> Answer:
         if not path.endswith("completions"):
@@ -429,7 +429,7 @@ async def test_usage_is_kept_wherever_a_stream_has_it(server: Quirky, backend: B
 
 
 async def test_a_completion_has_usage_also_where_streams_have_none(server: Quirky, backend: Backend) -> None:
-    """The first one, too: a probe shows it before."""
+    """Even the first answer has it: a probe runs before."""
     counting(server, "nowhere")
     for probes in (3, 0):
         server.seen.clear()
@@ -442,7 +442,7 @@ async def test_a_completion_has_usage_also_where_streams_have_none(server: Quirk
 
 
 async def test_a_chat_has_usage_once_that_is_known(server: Quirky, backend: Backend) -> None:
-    """An answer without it makes the worker look; nobody waits for that."""
+    """An answer without usage starts a probe, which delays no caller."""
     counting(server, "nowhere")
     await body_of(backend, chat("one"))
     async with asyncio.timeout(5):
@@ -457,7 +457,7 @@ async def test_a_chat_has_usage_once_that_is_known(server: Quirky, backend: Back
 
 
 class Probe:
-    """A probe that the test lets end."""
+    """A probe that the test ends."""
 
     def __init__(self, result: bool | Exception | None) -> None:
         self.result = result
@@ -473,7 +473,7 @@ class Probe:
 
 
 async def test_one_probe_serves_all_who_suspect_the_same() -> None:
-    """One of them leaves, and the others still get the result."""
+    """One caller is cancelled, and the others still get the result."""
     known, probe = ModelLimitations(), Probe(result=True)
     waiting = [asyncio.create_task(known.confirm("m", "f", probe)) for _ in range(50)]
     await asyncio.sleep(0)

@@ -37,7 +37,7 @@ async def parsed(form: MultipartForm) -> tuple[list[tuple[str, str]], list[tuple
 
 
 async def test_fields_and_files_arrive() -> None:
-    """Names may repeat, text may be any, bytes stay as they are; it can be sent again."""
+    """Names may repeat, any text is allowed, bytes stay unchanged; the form can be sent again."""
     sound = bytes(range(256)) * 5
     form = encode_multipart(
         [("timestamp_granularities[]", "word"), ("timestamp_granularities[]", "segment"), ("prompt", "é\r\n--x\n")],
@@ -64,7 +64,7 @@ async def test_a_form_of_nothing_is_a_form() -> None:
 
 @pytest.mark.parametrize("name", ['a"; name="model', "a\r\nx-evil: 1\r\n\r\nb", "a\n", "ä 日本.wav", "a\\", ""])
 async def test_a_name_cannot_break_out(name: str) -> None:
-    """It arrives as one file of one field, whatever it is called."""
+    """The form arrives as one file in one field, whatever its name."""
     form = encode_multipart([("model", "m")], [FilePart.from_bytes("file", name, "audio/wav\r\nx-evil: 1", b"data")])
     assert b"x-evil: 1\r\n" not in await body_of(form)
     fields, files = await parsed(form)
@@ -73,7 +73,7 @@ async def test_a_name_cannot_break_out(name: str) -> None:
 
 
 async def test_a_file_is_never_whole_in_memory() -> None:
-    """Each piece is taken when it is asked for."""
+    """Each piece is read only when it is sent."""
     taken = 0
 
     async def pieces() -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""Which model serves what."""
+"""The capabilities of models."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_an_option_that_makes_no_sense_is_an_error(options: dict[str, str]) -> N
 
 @pytest.mark.parametrize("kind", ["llamacpp", "llama-swap"])
 async def test_servers_that_load_models_say_which_they_hold(kind: Literal["llamacpp", "llama-swap"]) -> None:
-    """llama.cpp's router in its list, llama-swap beside it; what runs at a peer of llama-swap is not its to load."""
+    """llama.cpp's router reports them in its list, llama-swap beside it; models of a peer of llama-swap are not its own."""
     async with RouterDouble(("a", "b", "c"), 2, kind) as router:
         router.states = {"a": "loaded", "b": "loading"}
         backend = OpenAIBackend(BackendConfig(url=router.url))

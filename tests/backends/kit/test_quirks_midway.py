@@ -1,4 +1,4 @@
-"""Quirks that begin in the middle of a stream whose form is known by then: what passes unparsed is held to the same promises."""
+"""Quirks that begin in the middle of a stream whose pattern is learned: unparsed events keep the same guarantees."""
 
 from __future__ import annotations
 

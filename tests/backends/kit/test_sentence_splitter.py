@@ -1,4 +1,4 @@
-"""Text in the pieces that are spoken one by one."""
+"""Splitting of text into pieces that are spoken one by one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workers.adapter_kit.audio.sentence_splitter import MAX_SENTENCE_LENGTH, spl
     ],
 )  # fmt: skip
 def test_pieces_end_where_a_voice_would_pause(text: str, pieces: list[str]) -> None:
-    """And those that hold nothing to pronounce are left out."""
+    """Pieces that cannot be pronounced are left out."""
     assert list(split_sentences(text)) == pieces
 
 

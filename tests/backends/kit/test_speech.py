@@ -1,4 +1,4 @@
-"""The speech request, and the answer from the sound that a server makes."""
+"""The speech request, and the answer from a server's audio."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def speech(*, stream: bool = False, **fields: Any) -> Task:
 
 
 class Server:
-    """Makes sound in pieces, and knows how far it was asked to go."""
+    """A server that makes audio in pieces, and knows how many were read."""
 
     def __init__(self, data: bytes, size: int = 4410) -> None:
         self._data, self._size = data, size
@@ -47,7 +47,7 @@ class Server:
 
 
 async def answer(task: Task, data: bytes, source: AudioFormat = PCM, **options: Any) -> tuple[list[bytes], Finish]:
-    """The pieces with something in them, and the end."""
+    """Return the pieces that are not empty, and the end."""
     server = Server(data)
     async with aclosing(
         respond_with_speech(task, SynthesisRequest.from_task(task), server.sound(), source, **options)
@@ -106,7 +106,7 @@ def test_another_endpoint_is_refused() -> None:
 
 
 async def test_a_stream_is_the_sound_itself_as_it_is_made() -> None:
-    """The first bytes come after a fraction of the sound was asked for."""
+    """The first bytes come after a fraction of the audio was read."""
     server = Server(tone(3))
     task = speech(stream=True)
     outputs = respond_with_speech(task, SynthesisRequest.from_task(task), server.sound(), PCM)
@@ -152,7 +152,7 @@ async def test_events_hold_the_same_sound() -> None:
 
 
 async def test_a_whole_answer_is_the_sound_whatever_the_stream_would_be() -> None:
-    """With its true length in its header; a WAV of unknown length before makes no difference."""
+    """Its header has the true length, even where the server's WAV had none."""
     source = wav_header(RATE, 1) + tone(1)
     data, finish = await answer(speech(response_format="wav", stream_format="sse"), source, AudioFormat("wav"))
     assert finish.content_type == "audio/wav"
@@ -191,7 +191,7 @@ async def test_speed_that_the_server_lacks_is_made_here() -> None:
     ],
 )
 async def test_what_is_no_sound_is_the_servers_failure(data: bytes, source: AudioFormat) -> None:
-    """Never an empty success, never the caller's fault."""
+    """The answer is a server error, neither an empty success nor the caller's error."""
     for name in ("mp3", "wav"):
         with pytest.raises(BackendError) as caught:
             await answer(speech(response_format=name), data, source)
@@ -199,7 +199,7 @@ async def test_what_is_no_sound_is_the_servers_failure(data: bytes, source: Audi
 
 
 async def test_without_codecs_nothing_is_asked_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refusal names what is possible, and comes first."""
+    """The error comes first, and names the possible formats."""
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     task = speech()
     server = Server(tone(1))

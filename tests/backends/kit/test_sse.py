@@ -41,7 +41,7 @@ def read(parts: list[bytes]) -> list[bytes]:
 
 
 def by_the_book(stream: bytes) -> list[bytes]:
-    """The events of a stream, read line by line as the specification says."""
+    """Read a stream line by line, as the specification says; return its events."""
     found, data = [], []
     lines = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[:-1]
     for line in lines:

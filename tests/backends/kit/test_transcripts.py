@@ -1,4 +1,4 @@
-"""Transcripts: what is asked for, what servers answer, what the caller gets."""
+"""Transcripts: requests, servers' answers, and the caller's formats."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_nonsense_is_an_error(body: bytes, response_format: TranscriptFormat) ->
 
 
 def test_a_stream_is_of_the_sdks_events() -> None:
-    """The deltas, joined, are the text; usage that counts tokens is passed on."""
+    """The joined deltas are the text; usage that counts tokens is passed on."""
     pieces = [json.loads(delta_frame(text).removeprefix(b"data: ")) for text in text_deltas(SPOKEN)]
     assert [TranscriptionTextDeltaEvent.model_validate(piece).type for piece in pieces] == ["transcript.text.delta"] * 2
     done = json.loads(done_frame(SPOKEN).removeprefix(b"data: "))
@@ -226,7 +226,7 @@ def test_another_endpoint_is_refused() -> None:
 
 
 def test_a_forms_strings_become_values() -> None:
-    """A field may repeat or stand alone; an empty one is none."""
+    """A field may repeat; an empty one counts as missing."""
     form = TranscriptionForm.model_validate(
         {"model": "tiny", "temperature": "0.5", "stream": "true", "language": "", "timestamp_granularities": "word"}
     )

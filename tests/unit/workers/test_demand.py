@@ -1,4 +1,4 @@
-"""When a worker keeps a pull open on a queue: by the jobs that come to it, or by those that it hears of."""
+"""When a worker keeps a pull open on a queue: by its own jobs, or by wake-up notifications."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SHARE = 16
 
 
 def hear(demand: Demand, ticks: int) -> list[bool]:
-    """Let the demand hear of as many jobs as make it hot, for so many ticks; return after which it would be hot."""
+    """Notify the demand of as many jobs as make it hot, for `ticks` ticks; return for each tick whether it would be hot."""
     became = []
     for _ in range(ticks):
         demand.notifications = MANY
@@ -18,14 +18,14 @@ def hear(demand: Demand, ticks: int) -> list[bool]:
 
 
 def test_a_worker_beside_a_quicker_one_becomes_hot_by_what_it_hears():
-    """In two ticks together, as by jobs of its own; it promises one slot until jobs come."""
+    """After two consecutive ticks, as with jobs of its own; it reserves one slot until jobs come."""
     demand = Demand()
     assert hear(demand, 2) == [False, True]
     assert demand.target == 1
 
 
 def test_a_busy_queue_beside_too_many_others_does_not_linger():
-    """Whatever is heard."""
+    """It stays cold, however many notifications come."""
     demand = Demand()
     for _ in range(4):
         demand.notifications = MANY
@@ -33,7 +33,7 @@ def test_a_busy_queue_beside_too_many_others_does_not_linger():
 
 
 def test_promises_in_vain_make_it_deaf_for_longer_each_time():
-    """So that few of a thousand idle workers linger; jobs of its own count all the same."""
+    """Of a thousand idle workers, few linger; a worker's own jobs count all the same."""
     demand = Demand()
     waits = []
     for _ in range(10):

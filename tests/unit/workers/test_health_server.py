@@ -1,4 +1,4 @@
-"""What a worker says to whoever watches over its process."""
+"""The answers of a worker's probes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def rig() -> AsyncIterator[Rig]:
 
 
 class Side:
-    """The worker's own HTTP server."""
+    """The worker's HTTP server for probes."""
 
     def __init__(self, rig: Rig) -> None:
         self.registry = CollectorRegistry()
@@ -87,7 +87,7 @@ async def test_ready_from_its_first_job_to_its_last(rig: Rig, side: Side, eventu
 
 
 async def test_a_stuck_worker_is_not_healthy(rig: Rig, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that takes no turn cannot beat for its jobs either: the process is of no use."""
+    """An event loop that does not run cannot send heartbeats either: the process must be restarted."""
     monkeypatch.setattr(health_server, "LOOP_TIMEOUT_S", 0.05)
     asked = asyncio.get_running_loop().run_in_executor(None, side.get_now, "/health")
     time.sleep(0.5)
@@ -97,7 +97,7 @@ async def test_a_stuck_worker_is_not_healthy(rig: Rig, side: Side, monkeypatch: 
 
 
 async def test_readiness_says_what_is_wrong(rig: Rig, side: Side, eventually: Eventually) -> None:
-    """In sentences, beside the state."""
+    """The answer holds the problems as sentences, beside the state."""
     rig.backend.up = False
     await rig.start()
     await eventually(lambda: rig.state() is WorkerState.UNHEALTHY)

@@ -1,4 +1,4 @@
-"""When a worker leaves a model's queue alone, for how long, and what the gateway makes of that."""
+"""When a worker pauses a model, for how long, and what the gateway answers meanwhile."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def date(seconds: float) -> str:
     ],
 )  # fmt: skip
 def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
-    """A date counts from the answer's own."""
+    """A date is compared with the response's own `Date`."""
     assert parse_retry_after(value, date(0)) == seconds
 
 
@@ -88,7 +88,7 @@ def test_pauses_are_as_long_as_the_server_says_within_bounds() -> None:
 
 
 def test_a_server_that_says_the_same_again_and_again_is_asked_less_often() -> None:
-    """Until an attempt succeeds."""
+    """The pauses grow until an attempt succeeds."""
     now = 0.0
     pauses, waits = ModelPauses(lambda: now), []
     for _ in range(UNRAISED_PAUSES + 8):

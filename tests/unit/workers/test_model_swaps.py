@@ -1,4 +1,4 @@
-"""A worker of a server that cannot hold all its models: jobs of one model go together, and no model waits for ever."""
+"""A worker of a server that cannot hold all its models: jobs of one model run together, and no model waits forever."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Rig:
                 await asyncio.sleep(0.005)
 
     async def run(self, model: str, lane: Lane = Lane.DEFAULT) -> None:
-        """One request, to its end."""
+        """Run one request to its end."""
         call = self._call(model, lane)
         async with asyncio.timeout(60):
             await call.wait_until_ended()
@@ -86,7 +86,7 @@ class Rig:
         self.submitter.finish(call)
 
     async def run_all(self, models: Iterable[str], callers: int) -> None:
-        """Requests in this order, of so many callers."""
+        """Run requests in this order, by concurrent callers."""
         waiting = iter(list(models))
 
         async def caller() -> None:
@@ -134,7 +134,7 @@ def interleaved(count: int, models: int = 2) -> list[str]:
 
 
 async def loads_alone(requests: Iterable[str], callers: int, *, count: int = 2, max_loaded: int | None = 1) -> int:
-    """How many loads the server pays for these requests of so many callers at once, by itself."""
+    """Return how many loads the server alone needs for these requests of concurrent callers."""
     waiting = iter(requests)
     async with swapping(count, max_loaded) as server, aiohttp.ClientSession() as http:
 
@@ -151,7 +151,7 @@ async def loads_alone(requests: Iterable[str], callers: int, *, count: int = 2, 
 
 @pytest.mark.parametrize("callers", [2, 4, 40])
 async def test_forty_interleaved_requests_cost_no_more_loads_than_the_server_alone(rig: Rig, callers: int) -> None:
-    """Far fewer where many wait: the jobs of one model go together."""
+    """With many waiting jobs it needs far fewer: the jobs of one model run together."""
     alone = await loads_alone(interleaved(40), callers)
     async with swapping() as server:
         rig.add(server)
@@ -176,7 +176,7 @@ async def test_two_workers_on_two_servers_cost_no_more_loads_than_one_server(rig
 
 
 async def test_a_model_that_another_worker_serves_is_left_to_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long jobs of it have been coming: each worker keeps the model that it has loaded."""
+    """However long its jobs have been coming, each worker keeps the model that it has loaded."""
     monkeypatch.setattr(
         "workers.model_admission.MIN_COLD_DELAY_S", 1.0
     )  # on a busy machine 50 ms look as if nobody served it
@@ -191,7 +191,7 @@ async def test_a_model_that_another_worker_serves_is_left_to_it(rig: Rig, monkey
 
 
 async def test_a_model_waits_no_longer_than_the_patience(rig: Rig) -> None:
-    """Jobs of the other model come without end: it gives way, and the one that waits is served."""
+    """Although jobs of the other model keep coming, that model yields, and the waiting one is served."""
     async with swapping() as server:
         rig.add(server, patience_s=0.3)
         await rig.ready()
@@ -226,7 +226,7 @@ async def test_a_higher_lane_does_not_wait_for_the_patience(rig: Rig) -> None:
 
 
 async def test_a_server_that_holds_all_its_models_runs_them_at_once(rig: Rig) -> None:
-    """The worker sees that they fit: every slot is busy, whatever its model."""
+    """The worker learns that they fit: every slot is busy, whatever its model."""
     async with swapping(max_loaded=None, load_s=0.01) as server:
         rig.add(server)
         await rig.ready()
@@ -242,7 +242,7 @@ async def test_a_server_that_holds_all_its_models_runs_them_at_once(rig: Rig) ->
 
 
 async def test_models_that_fit_beside_each_other_stay_beside_each_other(rig: Rig) -> None:
-    """Two of three are held at once: the worker does not take them for one at a time."""
+    """The server holds two of three models at once, and the worker learns that."""
     alone = await loads_alone(interleaved(60, 3), 12, count=3, max_loaded=2)
     async with swapping(count=3, max_loaded=2) as server:
         rig.add(server)
@@ -259,7 +259,7 @@ async def test_models_that_fit_beside_each_other_stay_beside_each_other(rig: Rig
 async def test_routers_before_llama_cpp_swap_no_more_often_either(
     rig: Rig, kind: Literal["llamacpp", "llama-swap"]
 ) -> None:
-    """By what each of them says of its models."""
+    """The worker reads the states that each router gives its models."""
     async with RouterDouble(MODELS[:2], 1, kind) as router:
         rig.add_backend(make_backend("openai", BackendConfig(url=router.url)))
         await rig.ready()
@@ -278,7 +278,7 @@ async def test_a_router_with_room_for_all_runs_them_at_once(rig: Rig) -> None:
 
 
 async def test_a_model_gets_its_turn_beside_answers_in_one_piece(rig: Rig) -> None:
-    """Jobs that overlap, none of which shows anything before its end: they do not look like one load without end."""
+    """Overlapping jobs without output before their end do not look like an endless load."""
     async with RouterDouble(MODELS[:2], 1) as router:
         router.whole_after_s = 0.1
         rig.add_backend(make_backend("openai", BackendConfig(url=router.url)), patience_s=0.5)

@@ -15,17 +15,17 @@ OTHER = QUEUE._replace(model="b")
 
 
 def rings(backoffs: list[PullBackoff], count: int) -> tuple[float, float]:
-    """So many jobs, one after the other. Returns how many workers asked for each, and which share of them nobody asked for."""
+    """Store `count` jobs one after the other; return how many workers pulled each, and the share that no worker pulled."""
     asked = nobody = 0
     for _ in range(count):
         answer = [backoff for backoff in backoffs if backoff.should_pull(QUEUE)]
         asked += len(answer)
         nobody += not answer
-        quickest = random.choice(answer or backoffs)  # a job that nobody asks for is found by a slow round
+        quickest = random.choice(answer or backoffs)  # a slow round finds a job that no worker pulled
         quickest.record_job(QUEUE)
         for backoff in backoffs:
             if backoff is not quickest:
-                # Those who asked hear at once that nothing is there, the others in their next round.
+                # Workers that pulled find the queue empty at once, the others in their next round.
                 backoff.record_empty(QUEUE)
     return asked / count, nobody / count
 

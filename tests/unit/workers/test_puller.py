@@ -1,4 +1,4 @@
-"""Free slots become jobs in hand: never too many, never none while jobs wait."""
+"""Free slots get jobs: never more than slots, and never none while jobs wait."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ear:
 
 
 class Desk:
-    """A worker that works by the clock and counts."""
+    """A worker whose jobs take a fixed time, and that counts them."""
 
     def __init__(self, broker: MemoryBroker, slots: int, work_s: float) -> None:
         self.bus = MemoryWorkerBus(broker, self.on_job)
@@ -120,7 +120,7 @@ async def test_priority_goes_before_a_backlog(eventually: Eventually) -> None:
 
 
 async def test_a_paused_worker_gives_back_what_still_comes(eventually: Eventually) -> None:
-    """Jobs that arrive while a worker drains are refused, for somebody else to take."""
+    """Jobs that arrive while a worker drains go back to the queue, for another worker."""
     broker = MemoryBroker()
     desk, other = Desk(broker, 64, 0.001), Desk(broker, 64, 0.001)
     await desk.start()
@@ -151,7 +151,7 @@ async def test_a_redelivered_job_is_found_without_a_notification(eventually: Eve
 
 @pytest.mark.parametrize("slots", [1, 16])
 async def test_a_job_that_came_back_is_found_beside_a_backlog(slots: int, eventually: Eventually) -> None:
-    """A gateway says where it is; other queues that hold a job all the time do not keep the worker from looking there."""
+    """A gateway names its queue, which gets a turn even beside queues that always hold a job."""
     broker = MemoryBroker(ack_wait_s=0.05)
     await submit(broker, [QUEUES[2]])
     dead: list[JobDelivery] = []
@@ -240,7 +240,7 @@ async def test_the_longer_of_two_pauses_counts() -> None:
 
 
 async def test_the_job_of_the_first_load_counts_as_in_hand(eventually: Eventually) -> None:
-    """Its load shows that the models do not fit beside each other: the other one waits until it has ended."""
+    """Its load shows that the models do not fit together: the other model waits until the job has ended."""
     broker, turns = MemoryBroker(), ModelTurns(10.0)
     desk = Desk(broker, 2, 60.0)
     mine, others = QUEUES[0], QUEUES[-1]
@@ -255,7 +255,7 @@ async def test_the_job_of_the_first_load_counts_as_in_hand(eventually: Eventuall
 
 
 async def test_the_others_do_not_give_way_to_a_model_that_is_paused(eventually: Eventually) -> None:
-    """Its server asks to be left alone with it: nothing is idle meanwhile."""
+    """While the server asks to pause the model, its claim keeps no slot idle."""
     broker, turns = MemoryBroker(), ModelTurns(10.0)
     desk = Desk(broker, 2, 0.001)
     mine, others = QUEUES[0], QUEUES[-1]
@@ -276,7 +276,7 @@ async def test_the_others_do_not_give_way_to_a_model_that_is_paused(eventually: 
 
 
 def test_every_pause_ends_by_the_clock_of_uvloop() -> None:
-    """It counts milliseconds: seldom is it exactly as late as was asked for when a timer fires."""
+    """That clock counts milliseconds: a timer rarely fires exactly at its time."""
 
     async def pause() -> set[str]:
         puller = Puller(MemoryWorkerBus(MemoryBroker(), lambda _: None), 2, frozenset)

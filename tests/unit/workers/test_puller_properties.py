@@ -1,4 +1,4 @@
-"""No slot is idle beside a job that waits, whatever comes when: random slots, queues and arrivals, in virtual time."""
+"""No slot is idle while a job waits: random slots, queues and arrivals, in virtual time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMIT_S = LINGER_S + WAKE_UP_S
 
 
 class SlowBus(MemoryWorkerBus):
-    """Every word takes its time, in both directions."""
+    """A bus that delays every message, in both directions."""
 
     def ring(self, queue: Queue) -> None:
         asyncio.get_running_loop().call_later(RTT_S / 2, super().ring, queue)
@@ -50,7 +50,7 @@ class Arrival:
 
 @dataclass
 class Desk:
-    """A worker that works by the clock, and is watched."""
+    """A worker whose jobs take a fixed time, with a check of idle slots."""
 
     slots: int
     work: dict[str, float]
@@ -142,7 +142,7 @@ BURST = [Arrival(1.0, 1, 24, 10.0)]
 @example(slots=24, count=6, arrivals=[Arrival(0.01, 1, 1, 0.001)] * 200 + BURST, seed=0)
 @given(slots=st.integers(1, 80), count=st.integers(1, 24), arrivals=ARRIVALS, seed=st.integers(0, 9))
 def test_no_slot_is_idle_beside_a_waiting_job(slots: int, count: int, arrivals: list[Arrival], seed: int) -> None:
-    """Every job begins as soon as there is a slot for it, and no more are in hand than there are slots."""
+    """Every job starts as soon as a slot is free, and no more jobs run than there are slots."""
     desk = run(play(slots, queues_of(count), arrivals, seed))
     assert desk.most <= slots
     assert desk.refused == 0
@@ -157,7 +157,7 @@ def test_no_slot_is_idle_beside_a_waiting_job(slots: int, count: int, arrivals: 
     seed=st.integers(0, 9),
 )
 def test_callers_that_come_back(slots: int, count: int, share: float, work_s: float, seed: int) -> None:
-    """As many callers as slots, fewer and more, each with its next request when it has its answer, over several queues."""
+    """Fewer callers than slots, as many, and more, each sending its next request after an answer, over several queues."""
     callers = max(1, round(slots * share))
     queues = [Queue(Capability.CHAT, Lane.DEFAULT, f"m{number}") for number in range(count)]
     waves = [

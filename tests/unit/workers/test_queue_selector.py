@@ -1,4 +1,4 @@
-"""Whose turn it is."""
+"""Which queue a free slot pulls next."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_passed_over_lane_gets_its_turn_within_eight_jobs() -> None:
 
 
 def test_a_lane_that_waited_long_gets_its_turn() -> None:
-    """Thirty seconds are enough, even when few jobs go before."""
+    """Thirty seconds are enough, even when few jobs pass it over."""
     selector = selector_of(HIGH, LOW)
     selector.record_notification(LOW, 0)
     selector.record_notification(HIGH, AGING_S)
@@ -59,7 +59,7 @@ def test_a_lane_that_waited_long_gets_its_turn() -> None:
 
 
 def test_an_unloaded_model_does_not_starve() -> None:
-    """The same holds between models: the loaded one is preferred for eight jobs, not for ever."""
+    """The same holds between models: the loaded one is preferred for eight jobs, not forever."""
     selector = selector_of(MID, OTHER)
     selector.record_notification(OTHER, 0)
     taken = []

@@ -1,4 +1,4 @@
-"""What adapters say that they need, and what a worker makes of it."""
+"""The requirements of adapters, and how a worker checks them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ NEEDS_OPTIONS = {"command": {"command": "espeak-ng"}}
 
 
 def source_of(module: str) -> Path | None:
-    """The file of a module of ours; None where there is none of that name."""
+    """Return the file of a module of this project; None for other modules."""
     base = ROOT / module.replace(".", "/")
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.exists()), None)
 
 
 def late_imports(module: str) -> set[str]:
-    """The libraries that a module, and what it imports of the workers', imports where they are used: not every worker has them."""
+    """Return the libraries that a module, and the workers' modules that it imports, import inside functions."""
     waiting, seen, late = [module], set[str](), set[str]()
     while waiting:
         name = waiting.pop()
@@ -63,7 +63,7 @@ def made(kind: str) -> Backend:
 
 @pytest.mark.parametrize("kind", sorted(load_adapters()))
 def test_every_adapter_requires_what_it_imports_late(kind: str) -> None:
-    """A library that is first imported when a request needs it is a requirement of the adapters that use it, and of no other."""
+    """A library that is imported inside a function is a requirement of the adapters that use it, and of no other."""
     late = late_imports(load_adapters()[kind].__module__)
     if "socketio" in late:
         late.discard("aiohttp")  # comes with it
@@ -83,7 +83,7 @@ def test_a_missing_library_is_one_sentence_with_a_command(monkeypatch: pytest.Mo
 
 
 def test_a_library_that_is_broken_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package without its shared object, say. It counts as soon as it can be imported, without a restart."""
+    """A package without its shared object counts as missing, until it can be imported; no restart is needed."""
     monkeypatch.syspath_prepend(str(tmp_path))
     library = Library("nexus_test_broken", "Broken", "this test", "images")
     assert "is not installed" in (library.problem() or "")
@@ -105,7 +105,7 @@ def test_a_missing_program_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_what_only_some_requests_need_is_optional() -> None:
-    """A worker of a chat server is not troubled for want of codecs."""
+    """A worker of a chat server reports no missing codecs."""
     assert AUDIO_CODECS.optional
     assert AUDIO_CODECS.capabilities == (Capability.SPEECH,)
     assert OPTIONAL_PILLOW.optional
@@ -113,7 +113,7 @@ def test_what_only_some_requests_need_is_optional() -> None:
 
 
 def test_make_up_and_the_image_of_workers_install_all_of_it() -> None:
-    """The README's two commands, and deploy/Dockerfile."""
+    """The README's two commands and deploy/Dockerfile install every extra."""
     extras = {one.extra for one in vars(requirements).values() if isinstance(one, Library)}
     assert extras == {"audio", "images"}
     makefile = (ROOT / "Makefile").read_text()

@@ -1,4 +1,4 @@
-"""What is learned about a server's memory, and which models get jobs."""
+"""Learning a server's memory, and the turns of its models."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TestResidency:
 
 
 def turns(*, apart: bool | None = True) -> ModelTurns:
-    """Of a server with two models, of which A is loaded."""
+    """Return the turns of a server with two models, of which A is loaded."""
     made = ModelTurns(10.0)
     made.update_models(models(A, B), models(A))
     if apart is not None:
@@ -65,7 +65,7 @@ def turns(*, apart: bool | None = True) -> ModelTurns:
 
 
 def load(made: ModelTurns, model: str, at: float, after: frozenset[str]) -> None:
-    """A job loads the model, which takes half a second, and ends."""
+    """Run a job that loads the model within half a second, and ends."""
     made.record_request(model)
     made.start_job(model, at)
     made.update_residency(after, {model}, at + 0.5)
@@ -112,7 +112,7 @@ class TestTurns:
         assert made.admits(B, {B, C})
 
     def test_jobs_that_got_in_each_others_way_end_first(self) -> None:
-        """Both are in hand, and do not fit: neither gets more."""
+        """Jobs of both models run although these do not fit together: neither model gets more."""
         made = turns()
         made.record_request(A)
         made.record_request(B)
@@ -142,7 +142,7 @@ class TestTurns:
         assert made.admits(A, {A, B})
 
     def test_as_few_as_possible_give_way(self) -> None:
-        """Two of three fit: the one that has had its turn for longest stays out of it."""
+        """Two of three models fit: the one with the oldest turn yields."""
         made = ModelTurns(10.0)
         made.update_models(models(A, B, C), models(A, B))
         load(made, C, 1.0, models(B, C))
@@ -166,7 +166,7 @@ class TestTurns:
         assert [made.patience_s(standing) for standing in (-1, 0, 1)] == [HIGHER_LANE_PATIENCE_S, 10.0, AGING_S]
 
     def test_models_that_the_server_does_not_load_are_no_matter(self) -> None:
-        """A remote one, or the queue for pulls."""
+        """A remote model and the queue for model jobs are always admitted."""
         made = turns()
         made.record_request(A)
         made.record_request("remote")
@@ -185,7 +185,7 @@ class TestTurns:
         assert made.admits(B, {B})
 
     def test_a_load_that_nobody_could_watch_teaches_nothing(self) -> None:
-        """The server did not say what it holds; the load ends all the same."""
+        """The server does not report its models; the load ends all the same."""
         made = turns(apart=None)
         made.record_request(B)
         made.start_job(B, 1.0)
@@ -208,7 +208,7 @@ class TestTurns:
         assert made.admits(A, {A})
 
     def test_jobs_in_hand_of_a_model_that_is_removed_do_not_count(self) -> None:
-        """What was asked of its queue is not counted back."""
+        """Jobs that were requested of its queue are not discounted later."""
         made = turns()
         made.update_models(models(A, B, C), models(A))
         made.record_request(A)

@@ -1,4 +1,4 @@
-"""A whole worker in memory: what it says of itself, and what becomes of jobs."""
+"""A whole worker in memory: its presence, and the fate of its jobs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from workers.worker import Worker
 
 
 class Script(Backend):
-    """An adapter that does what the test says."""
+    """An adapter that the test controls."""
 
     def __init__(self) -> None:
         super().__init__(BackendConfig())
@@ -169,7 +169,7 @@ async def test_a_name_that_no_subject_can_hold_does_no_harm(rig: Rig, eventually
 
 
 async def test_what_models_lack_is_shown(rig: Rig, eventually: Eventually) -> None:
-    """In the registry, as long as it counts."""
+    """The registry lists limitations until they expire."""
     await eventually(lambda: rig.live() == ["m"])
 
     def shown() -> tuple[Limitation, ...] | None:
@@ -216,7 +216,7 @@ async def test_a_caller_who_leaves_stops_the_backend(rig: Rig, eventually: Event
 
 
 async def test_a_drained_worker_leaves_before_it_stops(rig: Rig, eventually: Eventually) -> None:
-    """It is gone from the registry while its last job still runs; a job that does not end goes back to the queue."""
+    """It leaves the registry while its last job still runs; a job that does not end goes back to the queue."""
     await eventually(lambda: rig.live() == ["m"])
     rig.backend.go.clear()
     call = rig.call()
@@ -230,7 +230,7 @@ async def test_a_drained_worker_leaves_before_it_stops(rig: Rig, eventually: Eve
 
 
 async def test_loading_has_a_limit_of_its_own(rig: Rig, eventually: Eventually) -> None:
-    """Longer than a token may take, and what follows begins anew."""
+    """Loading may take longer than a token, and the limits restart after it."""
     await eventually(lambda: rig.live() == ["m"])
     rig.dispatcher._limits = dict.fromkeys(Capability, Limits(first_token_s=0.4, idle_s=0.4, load_s=30))
     loaded = asyncio.Event()
@@ -268,7 +268,7 @@ async def test_a_load_that_never_ends_is_given_up(rig: Rig, eventually: Eventual
 
 
 async def test_a_store_that_is_away_gives_the_job_back(rig: Rig, eventually: Eventually) -> None:
-    """A body by reference that cannot be read now is not the request's fault."""
+    """A body by reference that cannot be read now does not fail the request."""
     await eventually(lambda: rig.live() == ["m"])
     writer = rig.blobs.writer(ttl_s=60)
     await writer.write(b"{}")
@@ -291,7 +291,7 @@ async def test_a_body_that_is_gone_is_a_clear_end(rig: Rig, eventually: Eventual
 
 
 async def test_queued_jobs_of_a_gateway_that_died_reach_no_backend(rig: Rig, eventually: Eventually) -> None:
-    """What its callers had queued is acknowledged without a backend call, the first of them too; the next gateway is served."""
+    """Its queued jobs are acknowledged without a backend call, including the first; the next gateway is served."""
     await eventually(lambda: rig.live() == ["m"])
     rig.backend.go.clear()
     running = [rig.call(), rig.call()]
@@ -307,7 +307,7 @@ async def test_queued_jobs_of_a_gateway_that_died_reach_no_backend(rig: Rig, eve
 
 
 async def test_a_gateway_that_is_only_reconnecting_gets_its_answer(rig: Rig, eventually: Eventually) -> None:
-    """A fresh job begins at once; while nobody listens for its gateway the backend is stopped, and runs again when it is back."""
+    """A fresh job starts at once; the backend is stopped while its gateway is unreachable, and runs again when that is back."""
     await eventually(lambda: rig.live() == ["m"])
     first = rig.call()
     await first.wait_until_ended()  # the first message tells the worker nothing about its age
@@ -326,7 +326,7 @@ async def test_a_gateway_that_is_only_reconnecting_gets_its_answer(rig: Rig, eve
 
 
 async def test_a_refused_connection_stops_pulling_until_the_backend_answers(rig: Rig, eventually: Eventually) -> None:
-    """At once, whatever the health interval; the job that met it is taken again afterwards, and loses no try."""
+    """Pulling stops at once, whatever the health interval; the failed job is taken again afterwards, and loses no attempt."""
     await eventually(lambda: rig.live() == ["m"])
     asked = 0
 
@@ -378,7 +378,7 @@ async def test_a_backend_that_asks_to_wait_is_left_alone_and_that_is_shown(rig: 
 
 @dataclass
 class Need:
-    """Something that is missing until the test says otherwise."""
+    """A requirement that is missing until the test changes that."""
 
     optional: bool = False
     capabilities: tuple[Capability, ...] = ()
@@ -389,7 +389,7 @@ class Need:
 
 
 async def test_without_what_its_adapter_needs_a_worker_is_not_ready(eventually: Eventually) -> None:
-    """It says why, in the registry and at its probes; once it is installed, it serves by itself."""
+    """The worker says why, in the registry and at its probes; it serves once the requirement is installed."""
     rig = Rig()
     need = Need()
     rig.backend.needs = (need,)
@@ -415,7 +415,7 @@ async def test_without_what_its_adapter_needs_a_worker_is_not_ready(eventually: 
 
 
 async def test_what_only_some_models_need_is_told_beside_them(rig: Rig, eventually: Eventually) -> None:
-    """The worker is ready; a need that concerns none of its models is not mentioned."""
+    """The worker is ready; a requirement that concerns none of its models is not mentioned."""
     await eventually(lambda: rig.live() == ["m"])
     rig.backend.needs = (Need(optional=True, capabilities=(Capability.SPEECH,)),)
     rig.backend.problems = ("The model 'x' is not served: it lacks a part.",)
@@ -432,7 +432,7 @@ async def test_what_only_some_models_need_is_told_beside_them(rig: Rig, eventual
 
 
 async def test_a_backend_that_is_away_is_told_in_the_registry(rig: Rig, eventually: Eventually) -> None:
-    """As the reason for which the worker is unhealthy."""
+    """The registry holds the reason for which the worker is unhealthy."""
     await eventually(lambda: rig.live() == ["m"])
     rig.backend.up = False
     await eventually(lambda: rig.problems() == ("down",))

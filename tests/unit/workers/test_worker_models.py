@@ -1,4 +1,4 @@
-"""A worker beside a server whose models come and go: what it offers, and how soon."""
+"""A worker of a server whose models change: what it offers, and how soon."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MANAGES = ModelOffer(name="worker:w", capabilities=(Capability.MODELS,))
 
 
 class Shelf(Backend):
-    """A server that holds what the test puts there."""
+    """A server with the models that the test sets."""
 
     manages_models = True
 
@@ -66,7 +66,7 @@ def offered(hub: MemoryHub) -> list[str]:
 async def test_a_worker_that_manages_models_is_offered_as_such(
     hub: MemoryHub, shelf: Shelf, eventually: Eventually
 ) -> None:
-    """Also while its server has none."""
+    """The worker offers it even while its server has no models."""
     await eventually(lambda: offered(hub) == ["old", MANAGES.name])
     shelf.models = []
     shelf.notify_changed()
@@ -77,7 +77,7 @@ async def test_a_worker_that_manages_models_is_offered_as_such(
 async def test_a_change_that_the_backend_knows_of_is_offered_at_once(
     hub: MemoryHub, shelf: Shelf, eventually: Eventually
 ) -> None:
-    """Not only at the next look."""
+    """The worker does not wait for the next discovery."""
     await eventually(lambda: "old" in offered(hub))
     shelf.models = ["old", "new"]
     shelf.notify_changed()

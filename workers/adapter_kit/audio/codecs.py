@@ -291,12 +291,12 @@ class _PcmEncoder:
 
     def encode(self, data: bytes) -> bytes:
         if self._frames is not None:
-            data = self._resampled(self._frames.make_frames(data))
-        return self._out(data)
+            data = self._resample(self._frames.make_frames(data))
+        return self._write(data)
 
     def finish(self) -> Iterator[bytes]:
         if self._frames is not None:
-            yield self._out(self._resampled([*self._frames.last_frames(), None]))
+            yield self._write(self._resample([*self._frames.last_frames(), None]))
         if self._buffer is not None:
             yield wav_header(self._rate, self._channels, self._buffer.tell())
             yield from _read_buffer(self._buffer)
@@ -305,7 +305,7 @@ class _PcmEncoder:
         if self._buffer is not None:
             self._buffer.close()
 
-    def _out(self, data: bytes) -> bytes:
+    def _write(self, data: bytes) -> bytes:
         if self._buffer is not None:
             self._buffer.write(data)
             return b""
@@ -314,8 +314,8 @@ class _PcmEncoder:
         self._header = False
         return wav_header(self._rate, self._channels) + data
 
-    def _resampled(self, frames: list[Any]) -> bytes:
-        return b"".join(_samples(done) for frame in frames for done in self._resampler.resample(frame))
+    def _resample(self, frames: list[Any]) -> bytes:
+        return b"".join(_frame_samples(done) for frame in frames for done in self._resampler.resample(frame))
 
 
 class _ContainerEncoder:
@@ -413,13 +413,13 @@ def _decode(data: bytes, rate: int, stopped: threading.Event) -> DecodedAudio:
         with av.open(io.BytesIO(data), options={"format_whitelist": READABLE_CONTAINERS}) as container:
             if not container.streams.audio:
                 raise BackendRefused("the file holds no audio", param="file")
-            samples = _decoded(container, rate, stopped)
+            samples = _decode_packets(container, rate, stopped)
     except av.error.FFmpegError as error:
         raise BackendRefused(f"the file is not audio that can be read: {error.strerror}", param="file") from error
     return DecodedAudio(samples, rate, 1, len(samples) / (rate * SAMPLE_WIDTH))
 
 
-def _decoded(container: Any, rate: int, stopped: threading.Event) -> bytes:
+def _decode_packets(container: Any, rate: int, stopped: threading.Event) -> bytes:
     from av.error import InvalidDataError
 
     resampler = _resampler(rate, 1)
@@ -434,14 +434,14 @@ def _decoded(container: Any, rate: int, stopped: threading.Event) -> bytes:
             continue
         for frame in frames:
             for done in resampler.resample(frame):
-                out += _samples(done)
+                out += _frame_samples(done)
         if len(out) > DECODED_LIMIT:
             hours = DECODED_LIMIT / (rate * SAMPLE_WIDTH * 3600)
             raise BackendRefused(f"the file lasts longer than the {hours:.1f} hours that are possible", param="file")
         if stopped.is_set():
             return b""
     for done in resampler.resample(None):
-        out += _samples(done)
+        out += _frame_samples(done)
     if not out or bad > MAX_DAMAGED_SHARE * good:
         raise BackendRefused("the file is corrupt: its audio cannot be decoded", param="file")
     return bytes(out)
@@ -453,7 +453,7 @@ def _resampler(rate: int, channels: int) -> Any:
     return AudioResampler(format="s16", layout="mono" if channels == 1 else "stereo", rate=rate)
 
 
-def _samples(frame: Any) -> bytes:
+def _frame_samples(frame: Any) -> bytes:
     """Return a frame's samples; its plane may be longer."""
     size: int = frame.samples * frame.layout.nb_channels * SAMPLE_WIDTH
     return bytes(frame.planes[0])[:size]

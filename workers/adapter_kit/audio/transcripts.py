@@ -129,10 +129,10 @@ class RecognitionRequest:
             model=task.model,
             stream=task.stream,
             response_format=wanted,
-            language=_text(body, "language"),
-            prompt=_text(body, "prompt"),
-            temperature=_number(body, "temperature"),
-            granularities=_granularities(body.get("timestamp_granularities"), wanted),
+            language=_parse_text(body, "language"),
+            prompt=_parse_text(body, "prompt"),
+            temperature=_parse_number(body, "temperature"),
+            granularities=_parse_granularities(body.get("timestamp_granularities"), wanted),
             extra={name: value for name, value in body.items() if name not in READ_FIELDS | NEXUS_ONLY_FIELDS},
         )
 
@@ -153,14 +153,14 @@ def _parse_format(value: Any) -> TranscriptFormat:
     return value or "json"
 
 
-def _text(body: JSON, name: str) -> str | None:
+def _parse_text(body: JSON, name: str) -> str | None:
     value = body.get(name)
     if value is not None and not isinstance(value, str):
         raise BackendRefused(f"{name} must be a text", param=name)
     return value or None
 
 
-def _number(body: JSON, name: str) -> float | None:
+def _parse_number(body: JSON, name: str) -> float | None:
     value = body.get(name)
     if value is None:
         return None
@@ -169,7 +169,7 @@ def _number(body: JSON, name: str) -> float | None:
     return float(value)
 
 
-def _granularities(value: Any, wanted: TranscriptFormat) -> frozenset[str]:
+def _parse_granularities(value: Any, wanted: TranscriptFormat) -> frozenset[str]:
     if not value:
         return frozenset({"segment"})
     if not isinstance(value, list) or not GRANULARITIES.issuperset(str(one) for one in value):
@@ -207,7 +207,7 @@ def render_transcript(
         return f"{transcript.text}\n".encode(), TEXT_CONTENT_TYPE
     if response_format == "verbose_json":
         return orjson.dumps(verbose_json(transcript, task, granularities)), "application/json"
-    write = _srt if response_format == "srt" else _vtt
+    write = _write_srt if response_format == "srt" else _write_vtt
     return write(_require_segments(transcript)).encode(), TEXT_CONTENT_TYPE
 
 
@@ -258,14 +258,14 @@ def compression_ratio(text: str) -> float:
 
 def delta_frame(text: str) -> bytes:
     """Return an event of a stream that adds text."""
-    return _frame({"type": "transcript.text.delta", "delta": text})
+    return _event_frame({"type": "transcript.text.delta", "delta": text})
 
 
 def done_frame(transcript: SpeechTranscript) -> bytes:
     """Return a stream's last event. Its usage counts tokens or is missing: OpenAI has no other kind there."""
     usage = transcript.usage or {}
     counted = {"usage": usage} if usage.get("type") == "tokens" else {}
-    return _frame({"type": "transcript.text.done", "text": transcript.text} | counted)
+    return _event_frame({"type": "transcript.text.done", "text": transcript.text} | counted)
 
 
 def text_deltas(transcript: SpeechTranscript) -> Iterator[str]:
@@ -280,7 +280,7 @@ def text_deltas(transcript: SpeechTranscript) -> Iterator[str]:
     yield from texts
 
 
-def _frame(event: JSON) -> bytes:
+def _event_frame(event: JSON) -> bytes:
     return b"data: %b\n\n" % orjson.dumps(event)
 
 
@@ -301,7 +301,7 @@ def _require_segments(transcript: SpeechTranscript) -> tuple[SpeechSegment, ...]
     return transcript.segments
 
 
-def _srt(segments: tuple[SpeechSegment, ...]) -> str:
+def _write_srt(segments: tuple[SpeechSegment, ...]) -> str:
     cues = (
         f"{number}\n{_format_time(one.start, ',')} --> {_format_time(one.end, ',')}\n{_one_line(one.text)}\n\n"
         for number, one in enumerate(segments, 1)
@@ -309,7 +309,7 @@ def _srt(segments: tuple[SpeechSegment, ...]) -> str:
     return "".join(cues)
 
 
-def _vtt(segments: tuple[SpeechSegment, ...]) -> str:
+def _write_vtt(segments: tuple[SpeechSegment, ...]) -> str:
     cues = (
         f"{_format_time(one.start, '.')} --> {_format_time(one.end, '.')}\n{html.escape(_one_line(one.text), quote=False)}\n\n"
         for one in segments

@@ -44,13 +44,13 @@ class TooManyImageParts(ValueError):
 def remove_metadata(data: bytes) -> bytes:
     """Return a PNG, JPEG, WebP or GIF without its metadata; anything else as it is. Raises TooManyImageParts."""
     if data.startswith(PNG_SIGNATURE):
-        return _join_parts(_png(data), data)
+        return _join_parts(_png_parts(data), data)
     if data.startswith(b"\xff\xd8\xff"):
-        return _join_parts(_jpeg(data), data)
+        return _join_parts(_jpeg_parts(data), data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return _webp(data)
+        return _strip_webp(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
-        return _join_parts(_gif(data), data)
+        return _join_parts(_gif_parts(data), data)
     return data
 
 
@@ -67,7 +67,7 @@ def _join_parts(parts: Iterator[bytes | memoryview], data: bytes) -> bytes:
 # PNG: chunks of length, name, data, checksum
 
 
-def _png(data: bytes) -> Iterator[bytes | memoryview]:
+def _png_parts(data: bytes) -> Iterator[bytes | memoryview]:
     view, at = memoryview(data), len(PNG_SIGNATURE)
     yield view[:at]
     while at + 8 <= len(data):
@@ -95,7 +95,7 @@ def _png_orientation(tiff: bytes) -> bytes:
 # JPEG: segments, each a marker with a length, then compressed data
 
 
-def _jpeg(data: bytes) -> Iterator[bytes | memoryview]:
+def _jpeg_parts(data: bytes) -> Iterator[bytes | memoryview]:
     view, at = memoryview(data), 2
     yield view[:at]
     while (found := JPEG_MARKER.search(data, at)) is not None:
@@ -138,7 +138,7 @@ def _jpeg_segment(marker: int, segment: memoryview) -> bytes | memoryview:
 # WebP: chunks of name, length, data, filled to an even length
 
 
-def _webp(data: bytes) -> bytes:
+def _strip_webp(data: bytes) -> bytes:
     end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     body = bytearray(_join_parts(_webp_chunks(data, 12, end), data[12:]))
     if body == data[12:]:
@@ -180,7 +180,7 @@ def _iter_webp_chunks(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, i
 # GIF: blocks, of sub-blocks of at most 255 bytes
 
 
-def _gif(data: bytes) -> Iterator[bytes | memoryview]:
+def _gif_parts(data: bytes) -> Iterator[bytes | memoryview]:
     view, at = memoryview(data), 13
     if len(data) > 10 and data[10] & 0x80:
         at += 3 << ((data[10] & 7) + 1)
@@ -194,10 +194,10 @@ def _gif(data: bytes) -> Iterator[bytes | memoryview]:
             head = at + 10
             if len(data) > at + 9 and data[at + 9] & 0x80:
                 head += 3 << ((data[at + 9] & 7) + 1)
-            end = _gif_end(data, head + 1)
+            end = _find_gif_end(data, head + 1)
             yield view[at:end]
         elif kind == 0x21:
-            end = _gif_end(data, at + 2)
+            end = _find_gif_end(data, at + 2)
             label = data[at + 1 : at + 2]
             kept = label == b"\xf9" or (label == b"\xff" and data[at + 3 : at + 14] in KEPT_GIF_APPLICATIONS)
             yield view[at:end] if kept else b""
@@ -206,7 +206,7 @@ def _gif(data: bytes) -> Iterator[bytes | memoryview]:
         at = end
 
 
-def _gif_end(data: bytes, at: int) -> int:
+def _find_gif_end(data: bytes, at: int) -> int:
     """Return where the sub-blocks that begin at `at` end."""
     while at < len(data) and data[at]:
         at += data[at] + 1

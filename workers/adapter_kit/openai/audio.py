@@ -180,7 +180,7 @@ async def _request_transcript(
     refused: BackendRefused | None = None
     wanted: TranscriptFormat = "json" if task.stream else request.response_format
     for answer_format in _candidate_formats(api, model, wanted, FALLBACK_TRANSCRIPT_FORMATS):
-        fields = form_fields(_fields(task, request, answer_format) | ({"stream": True} if stream else {}))
+        fields = form_fields(_form_fields(task, request, answer_format) | ({"stream": True} if stream else {}))
         try:
             return await api.post(path, encode_multipart(fields, [FilePart.from_file(request.file)])), answer_format
         except BackendRefused as error:
@@ -199,7 +199,7 @@ async def _request_transcript(
     raise refused or BackendRefused("the backend has none of the formats that are known", param="response_format")
 
 
-def _fields(task: Task, request: RecognitionRequest, answer_format: str) -> JSON:
+def _form_fields(task: Task, request: RecognitionRequest, answer_format: str) -> JSON:
     times = {"timestamp_granularities": sorted(request.granularities)} if answer_format == "verbose_json" else {}
     return {
         **request.extra,

@@ -76,7 +76,7 @@ def _convert_vectors(
     count, dimensions = _expected_count(body.get("input")), body.get("dimensions")
     if dimensions is None and (split := _split_unparsed(data, encoding_format, count)):
         rest, items = split
-        usage = _usage(rest)
+        usage = _read_usage(rest)
         return embeddings_envelope(items, {"model": model, "usage": _token_counts(usage)}), usage
     answer = parse_json_response(response, data)
     vectors = read_vectors(answer)
@@ -88,7 +88,7 @@ def _convert_vectors(
             f"the backend's vectors of this model have {other} numbers; set dimensions to that, or leave it out",
             param="dimensions",
         )
-    usage = _usage(answer)
+    usage = _read_usage(answer)
     tokens = _token_counts(usage)
     return embeddings_body(vectors, model=model, encoding_format=encoding_format, **tokens), usage
 
@@ -129,7 +129,7 @@ def _split_unparsed(data: bytes, encoding_format: str, count: int) -> tuple[JSON
     return rest, items
 
 
-def _usage(answer: JSON) -> Usage:
+def _read_usage(answer: JSON) -> Usage:
     found = answer.get("usage")
     usage: JSON = found if isinstance(found, dict) else {}
     tokens = usage.get("prompt_tokens")
@@ -187,7 +187,7 @@ async def _rank_by(
     api: OpenAIClient, request: RankingRequest, model: str, route: int
 ) -> tuple[list[tuple[int, float]], int]:
     root, path, is_tei = RERANK_ROUTES[route]
-    fields = _tei_fields(request) if is_tei else _fields(request, model)
+    fields = _tei_fields(request) if is_tei else _jina_fields(request, model)
     response, answer = await api.post_and_read(path, fields, ANSWER_LIMIT, root=root)
     return read_scores(parse_json_response(response, answer))
 
@@ -197,7 +197,7 @@ async def _is_tei(api: OpenAIClient, model: str) -> bool:
     return await api.limitations.confirm(model, "fields of Jina's rerank", partial(reranks_like_tei, api, model))
 
 
-def _fields(request: RankingRequest, model: str) -> JSON:
+def _jina_fields(request: RankingRequest, model: str) -> JSON:
     fields = forwarded_fields(request.fields, model) | {"documents": request.texts, "top_n": request.top_n}
     fields.pop("return_documents", None)  # the documents are added from the request
     return fields

@@ -100,7 +100,7 @@ class _ImageGeneration:
             for item in items[: wanted - self._made_count]:
                 picture = await self._read_image(item)
                 yield picture
-                if self._wrong_size(await format_size(picture.data)):
+                if self._has_wrong_size(await format_size(picture.data)):
                     yield self._adapt("size")
                 item.clear()  # frees the memory of an image that was passed on
                 self._made_count += 1
@@ -117,7 +117,7 @@ class _ImageGeneration:
         while self._made_count < wanted:
             response = await self._request_images(1)
             try:
-                outputs = self._relay_events(response) if is_event_stream(response) else self._as_events(response)
+                outputs = self._relay_events(response) if is_event_stream(response) else self._whole_as_event(response)
                 async with aclosing(outputs):
                     async for output in outputs:
                         yield output
@@ -135,7 +135,7 @@ class _ImageGeneration:
         self._adapted.add(name)
         return Adaptation(tuple(sorted(self._adapted)))
 
-    def _wrong_size(self, size: str | None) -> bool:
+    def _has_wrong_size(self, size: str | None) -> bool:
         wanted = self._request.size
         return "size" not in self._adapted and None not in (wanted, size) and size != wanted
 
@@ -199,7 +199,7 @@ class _ImageGeneration:
             in_requested_format="output_format" not in self._omitted_fields,
         )
 
-    async def _as_events(self, response: BackendResponse) -> AsyncGenerator[Output]:
+    async def _whole_as_event(self, response: BackendResponse) -> AsyncGenerator[Output]:
         """Yield the image of an answer in one piece as an event."""
         items = self._read_items(parse_json_response(response, await response.read_all(ANSWER_LIMIT)))
         picture = await self._read_image(items[0])

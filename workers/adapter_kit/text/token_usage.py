@@ -24,7 +24,7 @@ def standard_usage(usage: JSON) -> JSON:
     """Return the usage with OpenAI's three counts as whole numbers; its other fields stay."""
     if all(type(usage.get(name)) is int for name in COUNTS):
         return usage
-    counted = {name: _count(usage, name) for name in COUNTS}
+    counted = {name: _read_count(usage, name) for name in COUNTS}
     if not counted["total_tokens"]:
         counted["total_tokens"] = counted["prompt_tokens"] + counted["completion_tokens"]
     return usage | counted
@@ -35,7 +35,7 @@ def final_usage(usages: list[JSON]) -> JSON:
     return next((usage for usage in reversed(usages) if usage["total_tokens"]), usages[-1])
 
 
-def _count(usage: JSON, name: str) -> int:
+def _read_count(usage: JSON, name: str) -> int:
     value = usage.get(name)
     if value is None and name in OTHER_NAMES:
         value = usage.get(OTHER_NAMES[name])
