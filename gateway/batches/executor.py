@@ -234,10 +234,10 @@ class BatchExecutor:
     async def _run_line(self, line: InputLine, slot: _LineSlot) -> None:
         job = job_id(self._batch.id, line.number)
         status = await self._jobs.read_status(job) if self._resumed else None
-        begun = status is not None or await self._jobs.submit(line)
+        submitted = status is not None or await self._jobs.submit(line)
         del line
         slot.release_memory()
-        if not begun:
+        if not submitted:
             return
         if status is None:
             status = await self._jobs.wait(job)

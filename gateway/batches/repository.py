@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from backbone.store.documents import DocumentStore
 from gateway.pagination import read_page
-from schemas.batches import Batch
+from schemas.batches import BATCH_TRANSITIONS, Batch
 from schemas.errors import NotFound
 
 KIND = "batch"
@@ -16,6 +16,10 @@ class BatchNotFound(NotFound):
     """The batch does not exist or belongs to another owner."""
 
     code = "batch_not_found"
+
+
+class IllegalBatchTransition(Exception):
+    """A change would give a batch a status that may not follow its current one."""
 
 
 class BatchRepository:
@@ -38,12 +42,14 @@ class BatchRepository:
     async def change(self, owner: str, batch_id: str, change: Callable[[Batch], Batch]) -> Batch:
         """Apply `change` to the current batch, store the result and return it.
 
-        `change` may be called several times. Returning its argument unchanged stores nothing. Raises BatchNotFound and
-        the errors of `change`.
+        `change` may be called several times. Returning its argument unchanged stores nothing. Raises BatchNotFound,
+        IllegalBatchTransition and the errors of `change`.
         """
         while True:
             old, batch = await self._read(owner, batch_id)
             new = change(batch)
+            if new.status is not batch.status and new.status not in BATCH_TRANSITIONS[batch.status]:
+                raise IllegalBatchTransition(f"Batch '{batch_id}' cannot go from {batch.status} to {new.status}.")
             if new is batch or await self._documents.swap(KIND, owner, batch_id, old, _encode(new)):
                 return new
 

@@ -10,6 +10,7 @@ import structlog
 from backbone.bus.job_log import WorkItem, WorkQueue
 from gateway.batches.executor import BatchExecutor, BatchSuperseded
 from gateway.batches.line_jobs import BatchDependencies
+from gateway.batches.repository import IllegalBatchTransition
 from schemas.batches import BatchError
 from schemas.errors import NexusError
 
@@ -91,7 +92,7 @@ class BatchScheduler:
         if item.delivery < MAX_DEFECT_DELIVERIES:
             item.nak(DEFECT_RETRY_DELAY_S)
             return
-        with suppress(NexusError, BatchSuperseded):
+        with suppress(NexusError, BatchSuperseded, IllegalBatchTransition):
             await run.fail(
                 BatchError(
                     code="internal_error",

@@ -7,6 +7,7 @@ import contextlib
 
 import structlog
 
+from backbone.bus.job_log import JobLog
 from backbone.store.store import DueJob, IllegalMove, Store
 from gateway.jobs.records import now, outcome_fields, queue_deadline, seconds_until_due
 from gateway.jobs.terminator import JobTerminator
@@ -22,7 +23,8 @@ MAX_DUE_JOBS = 100
 class ExpiryWatcher:
     """Checks due jobs. All gateways poll; each due job is claimed by one of them."""
 
-    def __init__(self, store: Store, terminator: JobTerminator, *, ack_wait_s: float) -> None:
+    def __init__(self, jobs: JobLog, store: Store, terminator: JobTerminator, *, ack_wait_s: float) -> None:
+        self._log = jobs
         self._store = store
         self._terminator = terminator
         self._silence_s = 3 * ack_wait_s
@@ -57,7 +59,7 @@ class ExpiryWatcher:
 
         A recovered record may lack an outcome that was recorded before the loss.
         """
-        stored = await self._terminator.decided(record.id)
+        stored = await self._log.read_outcome(record.id)
         if stored is None or stored.outcome.run < record.run:
             return False
         with contextlib.suppress(IllegalMove):  # recorded in the meantime

@@ -39,7 +39,7 @@ class DurableRequestHandler:
     def __init__(
         self,
         jobs: JobsApi,
-        answers: JobResponder,
+        responder: JobResponder,
         caller_tasks: CallerTasks,
         idempotency: Idempotency,
         reader: InferenceBodyReader,
@@ -53,7 +53,7 @@ class DurableRequestHandler:
         `reader` stores blobs for the lifetime of a job. `check_url` raises InvalidRequest for an invalid webhook URL.
         """
         self._jobs = jobs
-        self._answers = answers
+        self._responder = responder
         self._caller_tasks = caller_tasks
         self._idempotency = idempotency
         self.reader = reader
@@ -88,9 +88,9 @@ class DurableRequestHandler:
         if preferences.respond_async:
             result = await self._result_within_wait(request, record) if preferences.wait_s else None
             if result is None:
-                await self._answers.send_accepted(reply, record, preferences)
+                await self._responder.send_accepted(reply, record, preferences)
                 return None
-            return await self._answers.result(reply, result, base_url(request.scope), request.exchange)
+            return await self._responder.send_result(reply, result, base_url(request.scope), request.exchange)
         return await self._caller_tasks.run_while_connected(
             self._answer_synchronously(request, record), request.scope, request.receive
         )
@@ -112,7 +112,7 @@ class DurableRequestHandler:
         content_type = request.endpoint.stream_type(request.received.request)
         if content_type is not None:
             try:
-                return await self._answers.relay_stream(
+                return await self._responder.relay_stream(
                     request.reply, record, content_type, request.exchange, ids=request.preferences.resume
                 )
             except EventsExpired:
@@ -122,8 +122,8 @@ class DurableRequestHandler:
         if record.status in TERMINAL_STATUSES:
             result = await self._jobs.result(record.owner, record.id)
         else:
-            result = await self._answers.wait_for_result(record.owner, record.id)
-        return await self._answers.result(request.reply, result, base_url(request.scope), request.exchange)
+            result = await self._responder.wait_for_result(record.owner, record.id)
+        return await self._responder.send_result(request.reply, result, base_url(request.scope), request.exchange)
 
     # POST /v1/jobs
 
@@ -184,7 +184,7 @@ class DurableRequestHandler:
             if received.blobs:
                 await received.discard()
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
-        await self._answers.send_accepted(reply, record, preferences)
+        await self._responder.send_accepted(reply, record, preferences)
         return record.id
 
     def _require_endpoint(self, principal: Principal, request: SubmitRequest) -> EndpointSpec:

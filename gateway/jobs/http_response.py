@@ -93,7 +93,7 @@ class JobResponder:
         if end:
             yield end
 
-    async def result(
+    async def send_result(
         self, reply: Reply, result: JobResult, base: str, exchange: HttpExchange | None
     ) -> ErrorInfo | None:
         """Send the result or the error of an ended job. Return the error."""

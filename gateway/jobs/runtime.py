@@ -88,7 +88,9 @@ class JobRuntime:
             keep_s=keep_s,
             enqueue=self._webhooks.enqueue,
         )
-        self._expiry_watcher = ExpiryWatcher(dependencies.store, terminator, ack_wait_s=settings.ack_wait_s)
+        self._expiry_watcher = ExpiryWatcher(
+            dependencies.log, dependencies.store, terminator, ack_wait_s=settings.ack_wait_s
+        )
         self._gate = AttemptGate(
             dependencies.log,
             dependencies.store,

@@ -207,7 +207,7 @@ class JobService:
             # The run is not queued, so the job stays failed and can be retried. Its webhook was already sent for the last run.
             failed = outcome.model_copy(update={"run": new.run, "webhook": ""})
             with contextlib.suppress(NexusError):
-                await self._terminator.decide(failed, message)
+                await self._terminator.store_outcome(failed, message)
             raise
         if stored is not None:
             await self._log.delete_outcome(record.id, stored.seq)

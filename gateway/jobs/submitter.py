@@ -141,7 +141,7 @@ class JobSubmitter:
         """Undo a failed submission. NATS may have stored the message, so cancel the job unless it can be resubmitted."""
         with contextlib.suppress(NexusError):
             if isinstance(error, Unavailable) and not submission.job_id:
-                await self._terminator.decide(gateway_outcome(record, JobStatus.CANCELLED))
+                await self._terminator.store_outcome(gateway_outcome(record, JobStatus.CANCELLED))
             elif isinstance(error, Unavailable):
                 submission.received.blobs = []  # a queued message may refer to them
         with contextlib.suppress(NexusError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from backbone.bus.bus import GatewayBus
-from backbone.bus.job_log import JobLog, StoredOutcome
+from backbone.bus.job_log import JobLog
 from gateway.jobs.records import gateway_outcome
 from schemas.control import Control, ControlOp
 from schemas.errors import ErrorInfo, Unavailable
@@ -26,7 +26,7 @@ class JobTerminator:
 
         A queued job never runs; the worker of a running job is told to stop. Raises Unavailable.
         """
-        if not await self.decide(gateway_outcome(record, status, error)):
+        if not await self.store_outcome(gateway_outcome(record, status, error)):
             return False
         with contextlib.suppress(Unavailable):  # the recorder of outcomes deletes it too, until NATS confirms it
             await self.remove_from_queue(record)
@@ -41,7 +41,7 @@ class JobTerminator:
         if seq is not None:
             await self._log.delete_job(seq, record.id, record.run)
 
-    async def decide(self, outcome: Outcome, payload: bytes = b"") -> bool:
+    async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
         """Store an outcome, replacing a leftover outcome of an older run. Return False if the run has one. Raises Unavailable."""
         while not await self._log.store_outcome(outcome, payload):
             stored = await self._log.read_outcome(outcome.job)
@@ -51,10 +51,6 @@ class JobTerminator:
                 return False
             await self._log.delete_outcome(outcome.job, stored.seq)
         return True
-
-    async def decided(self, job: str) -> StoredOutcome | None:
-        """How it ended, if it has."""
-        return await self._log.read_outcome(job)
 
     async def queue_sequence(self, record: JobRecord) -> int | None:
         """Return the job's sequence number in the queue, from its record or, for a first run, from its first event."""

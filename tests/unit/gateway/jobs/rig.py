@@ -109,8 +109,8 @@ class Gateway:
         self.recorder = OutcomeRecorder(
             self.log, rig.store, rig.blobs, self.terminator, self.metrics, keep_s=KEEP_S, enqueue=self._enqueue
         )
-        self.timers = ExpiryWatcher(rig.store, self.terminator, ack_wait_s=rig.ack_wait_s)
-        self.referee = AttemptGate(
+        self.expiry_watcher = ExpiryWatcher(self.log, rig.store, self.terminator, ack_wait_s=rig.ack_wait_s)
+        self.gate = AttemptGate(
             self.log, rig.store, ack_wait_s=rig.ack_wait_s, keep_s=KEEP_S, max_running=rig.max_running.get
         )
         self.hooks = rig.hooks
@@ -123,8 +123,8 @@ class Gateway:
         await self.dispatcher.bus.start()
         await self.registry.start()
         await self.dispatcher.start()
-        await self.log.serve_gate_requests(self.referee)
-        self._tasks = [asyncio.create_task(work) for work in (self.recorder.run(), self.timers.run())]
+        await self.log.serve_gate_requests(self.gate)
+        self._tasks = [asyncio.create_task(work) for work in (self.recorder.run(), self.expiry_watcher.run())]
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -132,7 +132,7 @@ class Gateway:
             with suppress(asyncio.CancelledError):
                 await task
         await self.log.close()
-        await self.referee.close()
+        await self.gate.close()
         await self.dispatcher.close()
         await self.registry.close()
         await self.dispatcher.bus.close()

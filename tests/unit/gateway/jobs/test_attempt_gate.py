@@ -38,9 +38,9 @@ class Desk:
         ask = GateRequest(
             kind=kind, job=self.job, run=run, delivery=1, token=token, owner=OWNER, worker=f"w-{token}", key=self.key, progress=progress
         )  # fmt: skip
-        answer = await gateways[self.asked % len(gateways)].referee(ask)
+        answer = await gateways[self.asked % len(gateways)].gate(ask)
         for gateway in gateways:
-            await gateway.referee.close()
+            await gateway.gate.close()
         return answer
 
     async def begins(self, token: str, *, run: int = 1) -> int:
@@ -76,7 +76,7 @@ async def desk(rig: Rig) -> Desk:
 
 
 class TestLeave:
-    async def test_the_first_is_let_begin(self, rig: Rig, desk: Desk) -> None:
+    async def test_the_first_attempt_may_start(self, rig: Rig, desk: Desk) -> None:
         """And is the record's worker."""
         assert await desk.begins("a") == 1
         record = await rig.jobs.get(OWNER, desk.job)
@@ -120,7 +120,7 @@ class TestLeave:
         assert (answer.kind, answer.attempt) == (DEAD, MAX_STARTS)
         assert (answer.error or {})["code"] == "worker_lost"
 
-    async def test_who_was_shut_down_does_not_count(self, desk: Desk) -> None:
+    async def test_an_attempt_of_a_stopping_worker_does_not_count(self, desk: Desk) -> None:
         for number in range(2 * MAX_STARTS):
             assert await desk.begins(f"t{number}") == 1
             await desk.gives_back(f"t{number}", drained=True)
@@ -150,7 +150,7 @@ class TestLeave:
         assert await desk.answer("last") is DEAD
 
     @pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
-    async def test_what_is_decided_is_gone(self, rig: Rig, desk: Desk, status: JobStatus) -> None:
+    async def test_a_job_with_an_outcome_is_stopped(self, rig: Rig, desk: Desk, status: JobStatus) -> None:
         """For who asks to begin, and for who runs it."""
         await desk.begins("a")
         assert await rig.gateways[0].terminator.terminate(await rig.jobs.get(OWNER, desk.job), status)
@@ -171,9 +171,7 @@ class TestLeave:
         recorded = await rig.jobs.get(OWNER, desk.job)
         assert (recorded.run, recorded.status) == (2, JobStatus.IN_PROGRESS)
 
-    async def test_a_late_word_on_an_old_run_is_out_of_the_way_by_the_next_heartbeat(
-        self, rig: Rig, desk: Desk
-    ) -> None:
+    async def test_a_late_outcome_of_an_old_run_is_deleted_by_the_next_heartbeat(self, rig: Rig, desk: Desk) -> None:
         """The new run's answer would be taken for a second end."""
         record = await rig.jobs.get(OWNER, desk.job)
         await desk.begins("new", run=2)
@@ -196,7 +194,7 @@ class TestLimits:
         await first.gives_back("t")
         assert [await desk.answer("t") for desk in desks if desk is not first].count(GO) == 2
 
-    async def test_who_was_let_begin_already_is_not_in_his_own_way(self, rig: Rig) -> None:
+    async def test_an_attempt_that_already_started_may_ask_again(self, rig: Rig) -> None:
         """His answer was lost, or his predecessor was."""
         rig.max_running["k"] = 1
         desk = Desk(rig, await rig.submit(key="k"), "k")
@@ -220,7 +218,7 @@ class TestLimits:
         assert few.delay_s < 2
         assert many.delay_s >= 10
 
-    async def test_who_must_wait_keeps_no_lease(self, rig: Rig) -> None:
+    async def test_an_attempt_that_must_wait_holds_no_lease(self, rig: Rig) -> None:
         """The next to ask may be another one."""
         rig.max_running["k"] = 1
         first, second = Desk(rig, await rig.submit(key="k"), "k"), Desk(rig, await rig.submit(key="k"), "k")
@@ -240,7 +238,7 @@ class TestOutages:
         rig.store.available = True
         assert (await rig.jobs.get(OWNER, desk.job)).status is JobStatus.QUEUED
 
-    async def test_a_start_that_was_not_recorded_is_by_the_next_heartbeat(self, rig: Rig, desk: Desk) -> None:
+    async def test_the_next_heartbeat_records_a_missed_start(self, rig: Rig, desk: Desk) -> None:
         rig.store.available = False
         await desk.begins("a")
         rig.store.available = True
@@ -257,7 +255,7 @@ class TestOutages:
         assert await desk.ask(FrameKind.HEARTBEAT, "a") is None
 
     @pytest.mark.parametrize("kind", [FrameKind.STARTED, FrameKind.HEARTBEAT])
-    async def test_a_record_that_was_lost_is_made_anew(self, rig: Rig, desk: Desk, kind: FrameKind) -> None:
+    async def test_a_lost_record_is_recovered(self, rig: Rig, desk: Desk, kind: FrameKind) -> None:
         """From the job's first event: the limits on its time hold again."""
         before = await rig.jobs.get(OWNER, desk.job)
         if kind is FrameKind.HEARTBEAT:

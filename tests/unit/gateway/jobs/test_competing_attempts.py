@@ -86,7 +86,7 @@ async def follow(log: MemoryJobLog, told: Told, *, most: int = 100, before_end: 
     return told
 
 
-async def test_who_watches_is_told_the_attempt_that_ended_it(log: MemoryJobLog) -> None:
+async def test_a_follower_receives_the_attempt_that_ended_the_job(log: MemoryJobLog) -> None:
     """Who has seen the second attempt begin is told that the first one counts after all, and gets it whole."""
     await say(log, "second", 2, 0, 3)
     told = await follow(log, Told(), before_end=True)
@@ -105,7 +105,7 @@ async def test_who_watches_is_told_the_attempt_that_ended_it(log: MemoryJobLog) 
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
-async def test_who_comes_back_gets_it_whole(log: MemoryJobLog, most: int) -> None:
+async def test_a_resumed_stream_is_complete(log: MemoryJobLog, most: int) -> None:
     """Whoever was cut off within either attempt, and is again and again, ends with the first one's answer."""
     await say(log, "second", 2, 0, 3)
     await log.store_outcome(WORD, b"")
@@ -122,7 +122,7 @@ async def test_who_comes_back_gets_it_whole(log: MemoryJobLog, most: int) -> Non
         assert had.chunks == WHOLE
 
 
-async def test_who_comes_late_sees_one_attempt(log: MemoryJobLog) -> None:
+async def test_a_late_follower_receives_one_attempt(log: MemoryJobLog) -> None:
     """The events of a job that has ended are those of the attempt that ended it, whoever began beside it."""
     await say(log, "second", 2, 0, 3)
     await log.store_outcome(WORD, b"")
@@ -139,7 +139,7 @@ async def test_ids_of_two_attempts_that_are_the_same(log: MemoryJobLog) -> None:
     assert told.chunks == WHOLE
 
 
-async def test_what_is_lost_is_said(log: MemoryJobLog) -> None:
+async def test_lost_events_are_reported(log: MemoryJobLog) -> None:
     """Events of the attempt that ended it are missing: an error, and no end that looks whole."""
     await say(log, "second", 2, 0, 3)
     await log.store_outcome(WORD.model_copy(update={"events": 5}), b"")

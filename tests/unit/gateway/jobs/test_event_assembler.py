@@ -128,7 +128,7 @@ def streams(draw: st.DrawFn, *, forgetful: bool = False) -> list[DurableFrame]:
 
 @settings(max_examples=100, deadline=None)
 @given(streams(forgetful=True))
-def test_each_event_is_told_once_in_order_and_attempts_are_never_mixed(stream: list[DurableFrame]) -> None:
+def test_each_event_is_returned_once_in_order_and_attempts_are_never_mixed(stream: list[DurableFrame]) -> None:
     """Whatever was stored twice, late or in the wrong order."""
     pieces, _ = read(stream)
     assert [(piece.kind, piece.id) for piece in pieces] == expected(stream)
@@ -142,7 +142,7 @@ def test_each_event_is_told_once_in_order_and_attempts_are_never_mixed(stream: l
 
 @settings(max_examples=100, deadline=None)
 @given(streams())
-def test_who_stops_anywhere_and_resumes_gets_the_rest(stream: list[DurableFrame]) -> None:
+def test_a_stream_resumed_anywhere_returns_the_remaining_events(stream: list[DurableFrame]) -> None:
     """Exactly: nothing twice, nothing left out, whether he had stopped while events still came or at their end."""
     whole, _ = read(stream)
     assert [piece.id for piece in whole] == sorted({piece.id for piece in whole})
@@ -153,7 +153,9 @@ def test_who_stops_anywhere_and_resumes_gets_the_rest(stream: list[DurableFrame]
 
 @settings(max_examples=100, deadline=None)
 @given(streams(), st.data())
-def test_who_stops_while_the_job_goes_on_gets_the_rest(stream: list[DurableFrame], data: st.DataObject) -> None:
+def test_a_stream_resumed_during_the_job_returns_the_remaining_events(
+    stream: list[DurableFrame], data: st.DataObject
+) -> None:
     """The first part was read when less was stored."""
     early = stream[: data.draw(st.integers(0, len(stream)))]
     had = feed(EventAssembler(), early)
@@ -163,7 +165,7 @@ def test_who_stops_while_the_job_goes_on_gets_the_rest(stream: list[DurableFrame
 
 @settings(max_examples=100, deadline=None)
 @given(streams(forgetful=True))
-def test_deliveries_that_nats_forgot_mix_nothing(stream: list[DurableFrame]) -> None:
+def test_a_lost_delivery_count_mixes_no_attempts(stream: list[DurableFrame]) -> None:
     """Ids may then come twice. Whoever resumes may get some events again, after a RESTARTED; his answer is the whole one."""
     whole, _ = read(stream)
     for had in range(len(whole) + 1):
@@ -173,9 +175,7 @@ def test_deliveries_that_nats_forgot_mix_nothing(stream: list[DurableFrame]) -> 
 
 @settings(max_examples=100, deadline=None)
 @given(streams(forgetful=True), st.data())
-def test_of_a_job_that_is_complete_the_attempt_that_ended_it_is_told(
-    stream: list[DurableFrame], data: st.DataObject
-) -> None:
+def test_a_complete_job_returns_the_attempt_that_ended_it(stream: list[DurableFrame], data: st.DataObject) -> None:
     """Whatever began beside it, and wherever its reader had stopped while it ran: his answer is that attempt's, or he hears
     that it is not whole.
     """
@@ -200,9 +200,7 @@ def test_of_a_job_that_is_complete_the_attempt_that_ended_it_is_told(
 
 @settings(max_examples=100, deadline=None)
 @given(streams(), st.data())
-def test_what_is_not_kept_any_more_is_never_left_out_in_silence(
-    stream: list[DurableFrame], data: st.DataObject
-) -> None:
+def test_deleted_events_are_never_skipped_silently(stream: list[DurableFrame], data: st.DataObject) -> None:
     """The oldest events go first. Who has had them goes on; who has not is told, at once or at the end."""
     whole, assembly = read(stream)
     newest = assembly._token
@@ -222,18 +220,18 @@ class TestExpiry:
     tail = attempt("a", 5).frames()[3:]
     """Its chunks 3, 4 and 5."""
 
-    def test_who_has_had_nothing_is_told(self) -> None:
+    def test_a_new_caller_gets_an_error(self) -> None:
         with pytest.raises(EventsExpired) as caught:
             read(self.tail)
         assert (caught.value.info.status, caught.value.info.code) == (410, "events_expired")
 
     @pytest.mark.parametrize("after", [EventId(1, 0, 0), EventId(1, 1, 1), EventId(1, 2, 4), EventId(2, 1, 4)])
-    def test_who_lacks_some_or_comes_from_another_attempt_is_told(self, after: EventId) -> None:
+    def test_a_caller_that_lacks_events_gets_an_error(self, after: EventId) -> None:
         with pytest.raises(EventsExpired):
             read(self.tail, after)
 
     @pytest.mark.parametrize(("had", "left"), [(2, 3), (3, 2), (5, 0)])
-    def test_who_has_had_what_is_missing_goes_on(self, had: int, left: int) -> None:
+    def test_a_caller_that_received_the_missing_events_continues(self, had: int, left: int) -> None:
         pieces, assembly = read(self.tail, EventId(1, 1, had))
         assert [piece.data for piece in pieces] == [b"a.3", b"a.4", b"a.5"][3 - left :]
         assert assembly.is_complete("a", 6)
@@ -246,28 +244,28 @@ class TestExpiry:
         assert [piece.kind for piece in fresh] == [JobEventKind.STARTED, JobEventKind.CHUNK]
         assert [piece.kind for piece in restarted] == [JobEventKind.RESTARTED, JobEventKind.CHUNK]
 
-    def test_nothing_kept_is_nothing_told(self) -> None:
+    def test_without_stored_events_there_are_none(self) -> None:
         """The end of the job then shows that it is not whole."""
         pieces, assembly = read([])
         assert pieces == []
         assert not assembly.is_complete("a", 6)
 
 
-def test_a_job_without_its_first_event_is_whole() -> None:
+def test_a_job_without_its_first_event_is_complete() -> None:
     """A gateway that died right after it stored the job had no time for it."""
     pieces, assembly = read(attempt("a", 2).frames())
     assert [piece.kind for piece in pieces] == [JobEventKind.STARTED, JobEventKind.CHUNK, JobEventKind.CHUNK]
     assert assembly.is_complete("a", 3)
 
 
-def test_a_first_event_that_comes_late_is_not_told() -> None:
+def test_a_late_first_event_is_ignored() -> None:
     """The worker was faster than the gateway: told now, it would say that the job waits."""
     frames = attempt("a", 2).frames()
     pieces, _ = read([*frames[:2], queued(), *frames[2:]])
     assert [piece.kind for piece in pieces] == [JobEventKind.STARTED, JobEventKind.CHUNK, JobEventKind.CHUNK]
 
 
-def test_an_answer_with_a_gap_is_not_whole() -> None:
+def test_a_stream_with_a_gap_is_not_complete() -> None:
     """Nothing behind the gap is told, whatever comes, until what is missing has come."""
     start, one, two, three = attempt("a", 3).frames()
     assembly = EventAssembler()
@@ -278,7 +276,7 @@ def test_an_answer_with_a_gap_is_not_whole() -> None:
     assert not assembly.is_complete("b", 4)
 
 
-def test_a_gap_before_very_many_frames_is_closed_all_the_same() -> None:
+def test_a_gap_before_many_frames_is_closed() -> None:
     """What waits has a bound; the one that it waits for has not."""
     start, one, *rest = attempt("a", MAX_PENDING_FRAMES + 10).frames()
     assembly = EventAssembler()
@@ -287,7 +285,7 @@ def test_a_gap_before_very_many_frames_is_closed_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("first", [1, 2, 7])
-def test_the_terminal_event_is_behind_all_others(first: int) -> None:
+def test_the_terminal_event_comes_last(first: int) -> None:
     """Its id may be resumed from like any other."""
     pieces, assembly = read([queued(), *attempt("a", 3, delivery=first).frames()])
     assert assembly.end_id() > pieces[-1].id
@@ -296,6 +294,6 @@ def test_the_terminal_event_is_behind_all_others(first: int) -> None:
         assert assembly.end_id() > (pieces[-1].id if pieces else BEFORE_FIRST)
 
 
-def test_what_travels_by_reference_is_marked() -> None:
+def test_events_by_reference_are_marked() -> None:
     frames = Attempt(1, 1, "a", (FrameKind.CHUNK, FrameKind.BLOB)).frames()
     assert [piece.by_ref for piece in read(frames)[0]] == [False, False, True]

@@ -22,28 +22,28 @@ STARTED, RESTARTED, CHUNK, COMPLETED = (
 )
 
 
-class Told:
+class ScriptedJob:
     """A job whose attempts say what the test lets them say."""
 
     def __init__(self, rig: Rig, job: str) -> None:
         self.rig, self.job = rig, job
         self.seqs: dict[str, int] = {}
 
-    def begins(self, token: str, delivery: int) -> None:
+    def start(self, token: str, delivery: int) -> None:
         self.seqs[token] = 0
         started = AttemptStarted(worker=token, backend="b").model_dump_json().encode()
-        self._say(FrameKind.STARTED, token, delivery, started)
+        self._store(FrameKind.STARTED, token, delivery, started)
 
-    def says(self, token: str, delivery: int, *chunks: bytes) -> None:
+    def store_chunks(self, token: str, delivery: int, *chunks: bytes) -> None:
         for chunk in chunks:
-            self._say(FrameKind.CHUNK, token, delivery, chunk)
+            self._store(FrameKind.CHUNK, token, delivery, chunk)
 
-    def _say(self, kind: FrameKind, token: str, delivery: int, payload: bytes) -> None:
+    def _store(self, kind: FrameKind, token: str, delivery: int, payload: bytes) -> None:
         frame = encode_durable_frame(kind.value, 1, delivery, self.seqs[token], token, payload)
         self.seqs[token] += 1
         self.rig.broker.job_log.append_event(self.job, frame)
 
-    async def completes(self, token: str) -> None:
+    async def complete(self, token: str) -> None:
         record = await self.rig.jobs.get(OWNER, self.job)
         outcome = Outcome(
             job=self.job, status=JobStatus.COMPLETED, owner=OWNER, endpoint=record.endpoint, capability=record.capability,
@@ -51,90 +51,90 @@ class Told:
         )  # fmt: skip
         assert self.rig.broker.job_log.store_outcome(outcome, b"answer")
 
-    async def heard(self, after: str = "") -> list[tuple[JobEventKind, str]]:
+    async def received(self, after: str = "") -> list[tuple[JobEventKind, str]]:
         return [(event.kind, event.id) for event in await self.rig.events(self.job, after)]
 
 
 @pytest.fixture
-async def told(rig: Rig) -> Told:
-    return Told(rig, await rig.submit(stream=True))
+async def scripted(rig: Rig) -> ScriptedJob:
+    return ScriptedJob(rig, await rig.submit(stream=True))
 
 
-async def test_who_comes_from_an_attempt_that_began_beside_hears_the_end(told: Told) -> None:
+async def test_a_caller_of_a_competing_attempt_receives_the_end(scripted: ScriptedJob) -> None:
     """From whichever id: what he had is void, then the attempt that ended the job, and how it ended."""
-    told.begins("a", 1)
-    told.says("a", 1, b"data: a\n\n")
-    told.begins("b", 2)
-    told.says("b", 2, b"data: b\n\n", b"data: b\n\n")
-    told.says("a", 1, b"data: aa\n\n")
-    await told.completes("a")
+    scripted.start("a", 1)
+    scripted.store_chunks("a", 1, b"data: a\n\n")
+    scripted.start("b", 2)
+    scripted.store_chunks("b", 2, b"data: b\n\n", b"data: b\n\n")
+    scripted.store_chunks("a", 1, b"data: aa\n\n")
+    await scripted.complete("a")
     whole = [(CHUNK, "1-1-1"), (CHUNK, "1-1-2"), (COMPLETED, "1-1-3")]
-    assert await told.heard("1-2-2") == [(RESTARTED, "1-1-0"), *whole]
-    assert await told.heard("1-1-1") == whole[1:]
-    assert (await told.heard())[1:] == [(STARTED, "1-1-0"), *whole]
+    assert await scripted.received("1-2-2") == [(RESTARTED, "1-1-0"), *whole]
+    assert await scripted.received("1-1-1") == whole[1:]
+    assert (await scripted.received())[1:] == [(STARTED, "1-1-0"), *whole]
 
 
-async def test_who_comes_from_a_delivery_that_nats_forgot_hears_the_end(told: Told) -> None:
+async def test_a_caller_from_a_lost_delivery_count_receives_the_end(scripted: ScriptedJob) -> None:
     """Its number was greater than that of the attempt that ended the job."""
-    told.begins("a", 3)
-    told.says("a", 3, b"data: a\n\n")
-    told.begins("b", 1)
-    told.says("b", 1, b"data: b\n\n")
-    await told.completes("b")
-    assert await told.heard("1-3-1") == [(RESTARTED, "1-1-0"), (CHUNK, "1-1-1"), (COMPLETED, "1-1-2")]
+    scripted.start("a", 3)
+    scripted.store_chunks("a", 3, b"data: a\n\n")
+    scripted.start("b", 1)
+    scripted.store_chunks("b", 1, b"data: b\n\n")
+    await scripted.complete("b")
+    assert await scripted.received("1-3-1") == [(RESTARTED, "1-1-0"), (CHUNK, "1-1-1"), (COMPLETED, "1-1-2")]
 
 
-async def test_who_has_heard_the_end_hears_nothing_more(told: Told) -> None:
+async def test_after_the_terminal_event_there_are_no_events(scripted: ScriptedJob) -> None:
     """A browser that comes back by itself after the end."""
-    told.begins("a", 1)
-    await told.completes("a")
-    events = await told.heard()
-    assert await told.heard(events[-1][1]) == []
+    scripted.start("a", 1)
+    await scripted.complete("a")
+    events = await scripted.received()
+    assert await scripted.received(events[-1][1]) == []
 
 
-async def test_an_answer_that_is_not_whole_has_no_end(rig: Rig, told: Told) -> None:
+async def test_an_incomplete_stream_has_no_terminal_event(rig: Rig, scripted: ScriptedJob) -> None:
     """Some of its events are not kept any more: it is told so, and its result is there."""
-    told.begins("a", 1)
-    told.says("a", 1, b"data: 1\n\n", b"data: 2\n\n")
-    await told.completes("a")
-    del rig.broker.job_log.events[told.job][-1]
+    scripted.start("a", 1)
+    scripted.store_chunks("a", 1, b"data: 1\n\n", b"data: 2\n\n")
+    await scripted.complete("a")
+    del rig.broker.job_log.events[scripted.job][-1]
     with pytest.raises(EventsExpired):
-        await told.heard()
+        await scripted.received()
     rig.broker.job_log.events.clear()
     with pytest.raises(EventsExpired):
-        await told.heard("1-1-1")
-    assert (await rig.jobs.result(OWNER, told.job)).data == b"answer"
+        await scripted.received("1-1-1")
+    assert (await rig.jobs.result(OWNER, scripted.job)).data == b"answer"
 
 
-async def test_many_follow_at_once(rig: Rig, told: Told) -> None:
+async def test_many_follow_at_once(rig: Rig, scripted: ScriptedJob) -> None:
     """Through several gateways, from several places; those who hang up disturb nobody."""
     gateways = [rig.gateways[0], await rig.gateway()]
-    told.begins("a", 1)
-    told.says("a", 1, b"data: 1\n\n")
+    scripted.start("a", 1)
+    scripted.store_chunks("a", 1, b"data: 1\n\n")
 
     async def follow(at: int, after: str) -> list[str]:
-        return [event.id async for event in gateways[at % 2].jobs.follow(OWNER, told.job, after)]
+        return [event.id async for event in gateways[at % 2].jobs.follow(OWNER, scripted.job, after)]
 
     readers = [
         asyncio.create_task(follow(at, after)) for at, after in enumerate(["", "", "1-1-0", "1-1-1", "", "1-1-1"])
     ]
     await asyncio.sleep(0.05)
     readers.pop().cancel()
-    told.says("a", 1, b"data: 2\n\n")
-    await told.completes("a")
+    scripted.store_chunks("a", 1, b"data: 2\n\n")
+    await scripted.complete("a")
     ids = ["1-0-0", "1-1-0", "1-1-1", "1-1-2", "1-1-3"]
     assert await asyncio.gather(*readers) == [ids, ids, ids[2:], ids[3:], ids]
     assert rig.broker.job_log.watchers == {}
 
 
 @pytest.mark.parametrize("after", ["x", "1-1", "1-1-1-1", "1;1;1"])
-async def test_what_is_no_id_is_refused(told: Told, after: str) -> None:
+async def test_an_invalid_event_id_is_rejected(scripted: ScriptedJob, after: str) -> None:
     with pytest.raises(InvalidRequest):
-        await told.heard(after)
+        await scripted.received(after)
 
 
 @pytest.mark.parametrize("job", ["", "job_1", "job_" + "g" * 32, "job_" + "0" * 32, "job_" + "0" * 31 + "*", "nexus.>"])
-async def test_what_is_no_job_is_not_found(rig: Rig, job: str) -> None:
+async def test_an_invalid_job_id_is_not_found(rig: Rig, job: str) -> None:
     """And comes near no subject."""
     with pytest.raises(JobNotFound):
         await rig.events(job)

@@ -28,7 +28,7 @@ async def liar(rig: Rig) -> MemoryWorkerLog:
     return log
 
 
-async def test_a_job_that_never_was_is_none(rig: Rig) -> None:
+async def test_a_forged_outcome_creates_no_job(rig: Rig) -> None:
     """It is in no list, has no result, and nobody is told of its end."""
     job = "job_01a20f1b33c97ef68834fadc3c3648a7"
     assert await (await liar(rig)).store_outcome(forged(job), b"forged")
@@ -79,7 +79,7 @@ async def test_a_cancel_counts_past_a_forged_outcome(rig: Rig) -> None:
     assert (await rig.jobs.cancel(OWNER, job)).status is JobStatus.CANCELLED
 
 
-async def test_forged_events_are_not_told_and_kill_no_job(rig: Rig) -> None:
+async def test_forged_events_are_ignored_and_fail_no_job(rig: Rig) -> None:
     """Three attempts that began and were lost would make it a dead letter."""
     log = await liar(rig)
     job = await rig.submit(stream=True)

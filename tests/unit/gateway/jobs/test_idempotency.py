@@ -113,7 +113,7 @@ class TestTheFirstDies:
         assert (await rig.ended(job)).status is JobStatus.COMPLETED
         assert rig.ran == [job]
 
-    async def test_behind_the_queue_without_hearing_of_it(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_after_the_queue_without_a_confirmation(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         """The message that is in the queue all the same has its body when it runs."""
         gateway = rig.gateways[0]
         store = gateway.log.enqueue

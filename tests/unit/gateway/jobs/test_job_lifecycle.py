@@ -75,7 +75,7 @@ class Attempt:
             kind=kind, job=self.envelope.job, run=self.envelope.run, delivery=self.delivery.delivery, token=self.token,
             owner=OWNER, worker=f"w-{self.token}", key=self.envelope.key,
         )  # fmt: skip
-        return await self.life.chance.choice(self.life.rig.gateways).referee(ask)
+        return await self.life.chance.choice(self.life.rig.gateways).gate(ask)
 
     async def _say(self, kind: FrameKind, payload: bytes = b"") -> None:
         env = self.envelope
@@ -163,7 +163,14 @@ class Life:
             gateway = await self.rig.gateway()
             self.rig.store = real
             slow = Slow(gateway.log, self.chance, self)
-            for part in (gateway.jobs, gateway.jobs._submitter, gateway.terminator, gateway.referee, gateway.recorder):
+            for part in (
+                gateway.jobs,
+                gateway.jobs._submitter,
+                gateway.terminator,
+                gateway.gate,
+                gateway.recorder,
+                gateway.expiry_watcher,
+            ):
                 part._log = slow  # type: ignore[assignment]
         self.job = await self.rig.submit()
 
@@ -222,7 +229,7 @@ class Life:
         """What timers do."""
         gateway = self.gateway
         for due in await self.rig.store.claim_due(10):
-            await gateway.timers._check(due)
+            await gateway.expiry_watcher._check(due)
 
     async def much_time(self) -> None:
         self.rig.clock.ahead += QUEUE_S + 1
@@ -294,7 +301,7 @@ class Life:
 
     async def quiet(self) -> None:
         for gateway in self.rig.gateways:
-            await asyncio.gather(*gateway.referee._tasks, return_exceptions=True)
+            await asyncio.gather(*gateway.gate._tasks, return_exceptions=True)
         for _ in range(10_000):
             if not self.rig.broker.job_log.outcome_queue.items:
                 return

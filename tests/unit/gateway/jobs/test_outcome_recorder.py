@@ -17,7 +17,7 @@ COMPLETED, FAILED = JobStatus.COMPLETED, JobStatus.FAILED
 HOOK = "https://example.com/hook"
 
 
-async def test_a_word_is_recorded_once(rig: Rig) -> None:
+async def test_an_outcome_is_recorded_once(rig: Rig) -> None:
     """By one of many gateways; its webhook is told of once."""
     others = [await rig.gateway() for _ in range(3)]
     await rig.worker()
@@ -31,7 +31,7 @@ async def test_a_word_is_recorded_once(rig: Rig) -> None:
     assert rig.broker.job_log.outcome_queue.items == set()
 
 
-async def test_while_the_store_is_away_words_wait(rig: Rig) -> None:
+async def test_outcomes_wait_while_the_store_is_unavailable(rig: Rig) -> None:
     """Jobs run and end; whoever asks for a result gets it; the records follow."""
     await rig.worker()
     rig.gate.clear()
@@ -96,7 +96,7 @@ async def test_a_record_that_was_lost_is_rebuilt(rig: Rig) -> None:
     assert abs(record.created_at - before.created_at) <= 1
 
 
-async def test_a_record_that_others_make_anew_meanwhile_is_ended_all_the_same(rig: Rig) -> None:
+async def test_a_concurrently_recovered_record_gets_its_outcome(rig: Rig) -> None:
     """Between the recorder's look and its own making of the record."""
     record = await rig.jobs.get(OWNER, await rig.submit())
     await rig.store.remove(OWNER, record.id)
@@ -114,7 +114,7 @@ async def test_a_record_that_others_make_anew_meanwhile_is_ended_all_the_same(ri
     assert raced == [True]
 
 
-async def test_a_record_that_others_make_anew_too_late_is_put_right(rig: Rig) -> None:
+async def test_a_record_recovered_too_late_is_corrected(rig: Rig) -> None:
     """Somebody who began before the end finds no record, and makes one of a job that waits."""
     record = await rig.jobs.get(OWNER, await rig.submit())
     await rig.gateways[0].terminator.terminate(record, JobStatus.CANCELLED)
@@ -126,7 +126,7 @@ async def test_a_record_that_others_make_anew_too_late_is_put_right(rig: Rig) ->
     await rig.until(record.id, JobStatus.CANCELLED)
 
 
-async def test_a_webhook_that_cannot_be_noted_now_is_noted_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_webhook_that_cannot_be_queued_is_queued_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the end is recorded once all the same."""
     gateway, tries = rig.gateways[0], []
 
@@ -144,7 +144,7 @@ async def test_a_webhook_that_cannot_be_noted_now_is_noted_later(rig: Rig, monke
     assert gateway.counted("jobs_ended") == 1
 
 
-async def test_what_came_with_a_request_goes_with_its_job(rig: Rig) -> None:
+async def test_uploads_are_deleted_with_their_job(rig: Rig) -> None:
     """Not while it may be tried again."""
 
     async def blob() -> str:
@@ -168,7 +168,7 @@ async def test_what_came_with_a_request_goes_with_its_job(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
-async def test_what_came_with_a_request_goes_also_where_no_worker_ends_it(rig: Rig, status: JobStatus) -> None:
+async def test_uploads_are_deleted_if_a_gateway_ends_the_job(rig: Rig, status: JobStatus) -> None:
     """Whoever submits and cancels fills no room; files of the caller's own stay."""
     writers = [rig.blobs.writer(ttl_s=3600) for _ in range(3)]
     for writer in writers:
@@ -185,14 +185,16 @@ async def test_what_came_with_a_request_goes_also_where_no_worker_ends_it(rig: R
     await rig.eventually(lambda: list(rig.blobs.chunks_by_name()) == [own])
 
 
-async def test_what_came_with_a_request_goes_also_where_its_end_was_recorded_before(rig: Rig) -> None:
+async def test_uploads_are_deleted_if_the_outcome_was_already_recorded(rig: Rig) -> None:
     """Redis went away between the record and the rest."""
     writer = rig.blobs.writer(ttl_s=3600)
     await writer.write(b"{}")
     name = (await writer.close()).name
     record = await rig.jobs.get(OWNER, await rig.submit())
     await rig.store.move(OWNER, record.id, COMPLETED)
-    await rig.gateways[0].terminator.decide(gateway_outcome(record, COMPLETED).model_copy(update={"uploads": (name,)}))
+    await rig.gateways[0].terminator.store_outcome(
+        gateway_outcome(record, COMPLETED).model_copy(update={"uploads": (name,)})
+    )
     await rig.eventually(lambda: name not in rig.blobs.chunks_by_name())
 
 
@@ -201,11 +203,11 @@ async def test_a_job_that_was_ended_leaves_the_queue(rig: Rig, status: JobStatus
     """Also where the gateway that ended it died before it was out, and no worker is there to take it."""
     record = await rig.jobs.get(OWNER, await rig.submit())
     assert len(rig.broker.jobs) == 1
-    assert await rig.gateways[0].terminator.decide(gateway_outcome(record, status))
+    assert await rig.gateways[0].terminator.store_outcome(gateway_outcome(record, status))
     await rig.eventually(lambda: not rig.broker.jobs)
 
 
-async def test_a_word_on_an_older_run_changes_nothing(rig: Rig) -> None:
+async def test_an_outcome_of_an_older_run_changes_nothing(rig: Rig) -> None:
     """It waited while the store was away, and the job was tried again meanwhile."""
     await rig.worker("failing")
     job = await rig.submit(echo={"fail": "error", "fail_times": 1})
@@ -220,7 +222,7 @@ async def test_a_word_on_an_older_run_changes_nothing(rig: Rig) -> None:
     await rig.until(job, COMPLETED)
 
 
-async def test_a_word_that_nobody_understands_is_dropped(rig: Rig) -> None:
+async def test_a_malformed_outcome_is_dropped(rig: Rig) -> None:
     """It does not keep the others from being recorded."""
     for data in (b"", b"{}\n", b"\xff\xff"):
         rig.broker.job_log.outcome_queue.add("job_odd", data)

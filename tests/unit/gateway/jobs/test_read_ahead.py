@@ -26,7 +26,7 @@ class Source:
             yield JobEvent(JobEventKind.CHUNK, f"1-1-{number}", b"x" * self._size)
 
 
-async def test_who_reads_nothing_costs_little_memory() -> None:
+async def test_a_caller_that_reads_nothing_costs_little_memory() -> None:
     """However large the events are that wait for it; then it gets all of them."""
     source, ids = Source(200), []
     async with aclosing(read_ahead(source.events(), 60, event_size)) as paced:

@@ -88,10 +88,10 @@ def job(**fields: Any) -> JobRecord:
     return JobRecord(**plain | fields)
 
 
-class TestWords:
+class TestOutcomes:
     @settings(max_examples=50)
     @given(envelopes, st.sampled_from(sorted(TERMINAL_STATUSES)), usages, errors, payloads)
-    def test_a_word_comes_back_as_it_was(
+    def test_an_outcome_survives_encoding(
         self, envelope: Envelope, status: JobStatus, usage: Usage | None, error: Any, payload: bytes
     ) -> None:
         """Whatever its payload holds, lines among them."""
@@ -101,20 +101,20 @@ class TestWords:
         assert Outcome.decode(outcome.encode(payload)) == (outcome, payload)
 
     @pytest.mark.parametrize("data", [b"", b"{}", b"{}\n", b"\n", b'{"job": "x"}\n', b"\xff\n", b"[]\npayload"])
-    def test_what_is_no_word_is_a_value_error(self, data: bytes) -> None:
+    def test_a_malformed_outcome_is_a_value_error(self, data: bytes) -> None:
         with pytest.raises(ValueError):
             Outcome.decode(data)
 
     @settings(max_examples=50)
     @given(envelopes)
-    def test_a_word_names_what_goes_with_the_job(self, envelope: Envelope) -> None:
+    def test_an_outcome_names_the_uploads_of_its_job(self, envelope: Envelope) -> None:
         """Blobs that came with the request; never files that the caller has uploaded for more than this job."""
         blobs = set(outcome_of(envelope, JobStatus.COMPLETED).uploads)
         assert blobs == ({"body"} if envelope.body_blob else set()) | ({"mine"} if envelope.uploads else set())
 
     @settings(max_examples=50)
     @given(envelopes)
-    def test_a_record_that_was_lost_is_rebuilt_from_the_word(self, envelope: Envelope) -> None:
+    def test_a_lost_record_is_rebuilt_from_the_outcome(self, envelope: Envelope) -> None:
         """As far as a caller can see, it is the record that was lost."""
         first = new_record(envelope, queue_s=60, expires_at=None)
         outcome = outcome_of(
@@ -157,7 +157,7 @@ class TestRecords:
             "message": "too late", "type": "timeout_error", "param": None, "code": "timeout",
         }  # fmt: skip
 
-    def test_a_webhook_begins_as_pending(self) -> None:
+    def test_a_webhook_starts_as_pending(self) -> None:
         envelope = Envelope(
             job="job_" + "0" * 32, request_id="r", endpoint="/", capability=Capability.CHAT, model="m", public_model="m",
             reply="x", webhook="https://example.com",
@@ -169,7 +169,7 @@ class TestRecords:
         """As of jobs whose id follows from something else."""
         assert id_created_at(f"job_{number:032x}") is None
 
-    def test_the_time_to_wait_begins_anew_when_a_job_comes_back(self) -> None:
+    def test_the_queue_limit_restarts_when_a_job_returns_to_the_queue(self) -> None:
         assert queue_deadline(job(queue_s=60)) == AT - 40
         assert queue_deadline(job(queue_s=60, queued_at=AT - 10)) == AT + 50
 
@@ -294,7 +294,7 @@ class TestEstimates:
         outlook.show(self.ready, (1, WorkerState.READY, "m", Capability.CHAT))
         assert await eta(job(), 3) == 30.0
 
-    async def test_nothing_is_said_where_nothing_is_known(self, eta: Any, outlook: Outlook) -> None:
+    async def test_without_data_there_is_no_estimate(self, eta: Any, outlook: Outlook) -> None:
         """No registry yet, no place, no job of this model ever done, no start."""
         assert await eta(job(), 0) is None
         outlook.show(self.ready, (1, WorkerState.READY, "new", Capability.CHAT))

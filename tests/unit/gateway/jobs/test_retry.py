@@ -126,7 +126,7 @@ class TestRetry:
         await rig.jobs.retry(OWNER, job)
         await completed(rig, job, run=4)
 
-    async def test_its_time_out_begins_anew(self, rig: Rig) -> None:
+    async def test_its_timeout_restarts(self, rig: Rig) -> None:
         """It would have ended at once otherwise, and for good."""
         job = await failed(rig, timeout_s=30)
         await rig.drain("failing")
@@ -144,7 +144,7 @@ class TestRetry:
         assert (await rig.jobs.retry(OWNER, job)).run == 2
         await completed(rig, job)
 
-    async def test_a_request_that_is_not_kept_any_more_cannot_be_tried_again(self, rig: Rig) -> None:
+    async def test_a_job_whose_request_was_deleted_cannot_be_retried(self, rig: Rig) -> None:
         job = await failed(rig)
         rig.broker.job_log.outcomes.clear()
         with pytest.raises(JobNotFailed, match="Submit the request again"):
@@ -275,7 +275,7 @@ class TestReplay:
             await rig.jobs.dead_letter(job)
         await completed(rig, job)
 
-    async def test_letters_are_kept_longer_than_anything_else(self, rig: Rig) -> None:
+    async def test_dead_letters_outlive_everything_else(self, rig: Rig) -> None:
         """The record and the word are gone: the letter alone is enough."""
         job = await dead(rig)
         await rig.store.remove(OWNER, job)

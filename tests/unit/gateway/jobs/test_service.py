@@ -36,7 +36,7 @@ class TestAnswers:
         assert rig.gateways[0].counted("jobs_submitted") == 1
         await rig.eventually(lambda: rig.gateways[0].counted("jobs_ended") == 1)
 
-    async def test_a_stream_is_kept_event_by_event(self, rig: Rig) -> None:
+    async def test_a_stream_is_stored_event_by_event(self, rig: Rig) -> None:
         """Followed while it runs, and after its end, and from each event on: the same events, the same ids."""
         job = await rig.submit("one two three", stream=True)
         live = asyncio.create_task(rig.events(job))
@@ -172,7 +172,7 @@ class TestLostWorkers:
         assert (record.status, record.attempts, record.worker) == (COMPLETED, 1, "last")
         assert rig.kinds(job).count("b") == 5
 
-    async def test_a_worker_that_leaves_before_it_may_begin_says_nothing(
+    async def test_a_worker_that_stops_before_its_start_grant_stores_nothing(
         self, rig: Rig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No gateway has answered it yet: its attempt never was one."""
@@ -187,7 +187,7 @@ class TestLostWorkers:
         assert (rig.kinds(job), rig.queued) == ("q", 1)
 
     @pytest.mark.parametrize("rig", [SHORT], indirect=True)
-    async def test_a_lost_workers_job_begins_anew(self, rig: Rig) -> None:
+    async def test_the_job_of_a_lost_worker_restarts(self, rig: Rig) -> None:
         rig.gate.clear()
         await rig.worker()
         job = await rig.submit("a b c", stream=True)
@@ -380,7 +380,7 @@ class TestCancel:
         assert (await following)[-1].kind is JobEventKind.CANCELLED
         assert (await rig.ended(job)).worker == "w"
 
-    async def test_a_worker_that_does_not_hear_of_it_learns_it_by_asking(self, rig: Rig) -> None:
+    async def test_a_worker_that_misses_the_cancel_learns_it_from_the_gate(self, rig: Rig) -> None:
         """The record does not know yet who runs it, so that nobody is told; the next heartbeat is answered GONE."""
         rig.gate.clear()
         worker = await rig.worker()
@@ -411,7 +411,7 @@ class TestCancel:
         assert (await rig.ended(job)).status is CANCELLED
         await rig.eventually(lambda: not rig.blobs.chunks_by_name())
 
-    async def test_a_lane_says_who_goes_first(self, rig: Rig) -> None:
+    async def test_a_lane_sets_the_priority(self, rig: Rig) -> None:
         """And each waits in a queue of its own."""
         for lane in (Lane.FLEX, Lane.DEFAULT, Lane.PRIORITY):
             await rig.submit(lane=lane)

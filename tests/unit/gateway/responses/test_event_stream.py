@@ -115,7 +115,7 @@ async def test_live_and_later_are_the_same() -> None:
         assert await seen(watch(*whole[:4], NOW, *whole[4:], after=after)) == views[0][after + 1 :]
 
 
-async def test_a_restart_before_anything_was_said() -> None:
+async def test_a_restart_before_any_output() -> None:
     """An attempt that said nothing leaves no trace, and the numbers go on."""
     events = await seen(watch(QUEUED, NOW, STARTED, RESTARTED, RESTARTED, chunk("a", "stop"), end()))
     assert [event.number for event in events] == list(range(len(events)))
@@ -182,7 +182,7 @@ async def test_ends_without_an_answer() -> None:
     assert late[-1].body["response"]["error"]["code"] == "server_error"
 
 
-async def test_kept_events_come_before_what_is_new() -> None:
+async def test_stored_events_come_before_new_ones() -> None:
     """What was kept is told as soon as it is known that it is still true, not when the next event comes."""
     more = asyncio.Event()
 
@@ -198,7 +198,7 @@ async def test_kept_events_come_before_what_is_new() -> None:
     await events.aclose()
 
 
-async def test_when_events_are_not_kept_any_more() -> None:
+async def test_when_events_have_been_deleted() -> None:
     """The answer, which is kept longer, brings the same events; without it, they have expired."""
     whole = (*FIRST, chunk("c", "stop"), end())
     told_then = await seen(watch(*whole))

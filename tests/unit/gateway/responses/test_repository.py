@@ -49,7 +49,7 @@ def final_of(stored: StoredResponse, status: str = "completed", **fields: Any) -
 
 
 @pytest.mark.parametrize("text", ["small", BIG])
-async def test_kept_and_found(bench: Bench, text: str) -> None:
+async def test_stored_and_found(bench: Bench, text: str) -> None:
     """Small or large, it comes back as it was, for its owner alone, and for its time."""
     stored = await bench.add(text, talk=text)
     found = await bench.repository.get("me", ID)

@@ -282,7 +282,7 @@ async def test_what_fails_is_tried_again(failure: int | Exception):
     assert (second.status, second.error, second.attempt) == (202, None, 2)
 
 
-async def test_gone_is_gone():
+async def test_a_410_ends_the_delivery():
     """410: the receiver wants no more, and is asked no more."""
     stage = Stage(410)
     await store_record(stage)
@@ -304,7 +304,7 @@ async def test_without_a_secret_nothing_is_sent():
     assert "API key" in str(state.deliveries[0].error)
 
 
-async def test_a_job_without_a_webhook_and_one_told_twice():
+async def test_a_job_without_a_webhook_and_an_outcome_queued_twice():
     """Nothing to tell; and a word that is recorded twice is told once."""
     stage = Stage(200)
     await stage.webhooks.enqueue(make_word(webhook=""))
@@ -386,7 +386,7 @@ async def test_a_defect_is_a_failed_try():
                 await asyncio.sleep(0)
 
 
-async def test_an_outage_at_enqueue_is_told():
+async def test_an_outage_at_enqueue_is_raised():
     """Whoever records the word must come again."""
     stage = Stage(200)
 
