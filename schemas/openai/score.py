@@ -29,7 +29,8 @@ class ScoreRequest(BaseModel):
         first, second = len(self.left), len(self.right)
         if first not in (1, second):
             raise PydanticCustomError(
-                "pairs", f"text_1 has {first} texts and text_2 has {second}: send one, or as many as text_2 has"
+                "pairs",
+                f"'text_1' has {first} texts and 'text_2' has {second}. Send one text in 'text_1', or as many as 'text_2' has.",
             )
         return self
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.cluster import KEY, Cluster
 
-MODELS = "smollm2,multilingual-e5-small,bge-reranker-v2-m3,sd-turbo,en_US-joe-medium"
+MODELS = "smollm2,multilingual-e5-small,bge-reranker-v2-m3,sd-turbo,en_US-joe-medium,omni-moderation-latest"
 """Those of the document's examples."""
 WORKER = "w1"
 HELLO = {"role": "user", "content": "hello"}

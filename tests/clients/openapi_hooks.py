@@ -32,6 +32,7 @@ NO_SCHEMA_SAYS = {
     r"is not an input item of this response": "depends on the response",
     r"^The job was cancelled|^The job expired": "depends on the job",
     r"^A background response must be stored": "depends on another field",
+    r"^'text_1' has \d+ texts and 'text_2' has": "depends on another field",
     r"nested deeper than 100 levels": "no schema bounds depth",
     r"^'text\.format\.type' must be|^A format of type json_schema needs": "formats are objects of OpenAI's, which grow",
     r"^Tool choices of type|'tool_choice|^A function needs a name|^Tools of type": "tools are objects of OpenAI's, which grow",
