@@ -58,7 +58,7 @@ def make_app(
     """
     app = _bare_app("Nexus")
     app.state.parts = parts
-    app.state.welcome = LandingPage(public_url, "docs" in public, observability_port)
+    app.state.landing_page = LandingPage(public_url, "docs" in public, observability_port)
     for router in ROUTERS:
         app.include_router(router)
     app.include_router(operations.readiness if "readiness" in public else operations.public_readiness)

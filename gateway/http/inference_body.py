@@ -63,25 +63,25 @@ class InferenceBodyReader:
     media: RemoteMedia
 
     async def read(
-        self, endpoint: EndpointSpec, headers: Headers, receive: Receive, *, here: bool, key: str = ""
+        self, endpoint: EndpointSpec, headers: Headers, receive: Receive, *, has_arrived: bool, key: str = ""
     ) -> ReceivedRequest:
         """Read and validate a request's body.
 
-        `here`: the body has arrived already. `key`: id of the key whose memory it takes.
+        `has_arrived`: the body has arrived already. `key`: id of the key whose memory it takes.
         Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable, CallerDisconnected; no blob is stored
         then.
         """
         if endpoint.files:
             with self.memory.share(key) as share:
                 return await self._form(endpoint, headers, receive, share)
-        if here and not read_body_head(headers, self.max_bytes).encoding:
+        if has_arrived and not read_body_head(headers, self.max_bytes).encoding:
             return await self._json(endpoint, await read_complete_body(receive, self.max_bytes))
         with self.memory.share(key) as share:
-            return await self._json(endpoint, await self.read_body(headers, receive, share, here=here))
+            return await self._json(endpoint, await self.read_body(headers, receive, share, has_arrived=has_arrived))
 
-    async def read_body(self, headers: Headers, receive: Receive, share: BodyShare, *, here: bool) -> bytes:
+    async def read_body(self, headers: Headers, receive: Receive, share: BodyShare, *, has_arrived: bool) -> bytes:
         """Return the whole body of a JSON request. Keep `share` open while the body is in memory, parsed or not. Raises as `read`."""
-        body = await read_body(headers, receive, self.max_bytes, self.timeout_s, here=here, share=share)
+        body = await read_body(headers, receive, self.max_bytes, self.timeout_s, has_arrived=has_arrived, share=share)
         if len(body) > LARGE_BYTES:
             await share.check(PARSED_SIZE_FACTOR * len(body))
         return body

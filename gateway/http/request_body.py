@@ -55,15 +55,15 @@ async def read_body(
     limit: int,
     timeout_s: float,
     *,
-    here: bool = False,
+    has_arrived: bool = False,
     share: BodyShare | None = None,
 ) -> bytes:
     """Return the whole body, decoded. Raises as `stream_body`.
 
-    `here`: the body has arrived already, so that it needs no time limit, and no memory unless it is decoded.
+    `has_arrived`: the body has arrived already, so that it needs no time limit, and no memory unless it is decoded.
     """
     head = read_body_head(headers, limit)
-    if here and not head.encoding:
+    if has_arrived and not head.encoding:
         return await read_complete_body(receive, limit)
     if head.encoding or (share is not None and head.length > UNCHARGED_BYTES):
         pieces = _pieces(head.encoding, receive, limit, timeout_s, share)

@@ -155,9 +155,11 @@ class DurableRequestHandler:
         principal.require(KeyScope.JOBS)
         principal.require(KeyScope.INFERENCE)
         preferences = read_preferences(headers)
-        here = body_is_complete(scope)
+        has_arrived = body_is_complete(scope)
         with self.reader.memory.share(principal.key_id) as share:
-            request = parse_body(await self.reader.read_body(headers, receive, share, here=here), SubmitRequest)
+            request = parse_body(
+                await self.reader.read_body(headers, receive, share, has_arrived=has_arrived), SubmitRequest
+            )
             endpoint = self._require_endpoint(principal, request)
             received = await self._read_body(principal, endpoint, request.body)
             request.body.clear()

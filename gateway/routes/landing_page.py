@@ -16,7 +16,7 @@ HEADERS = {"cache-control": "no-store", "vary": "accept"}
 @router.api_route("/", methods=["GET", "HEAD"])
 async def welcome(request: Request, parts: PartsDep) -> Response:
     """Return a page for browsers, or JSON if requested. The status is always 200; probes use `/readyz`."""
-    found: LandingPage = request.app.state.welcome
+    found: LandingPage = request.app.state.landing_page
     ready = (await parts.readiness.get()).ok
     if wants_json(request.scope["headers"]):
         return JSONResponse(found.summary(request.scope, ready=ready), headers=HEADERS)

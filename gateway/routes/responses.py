@@ -69,7 +69,7 @@ async def _read_request(request: Request, reader: InferenceBodyReader, share: Bo
     """Read and validate the body. Hold `share` while it is in memory. Raises as `InferenceBodyReader.read_body`."""
     try:
         body = await reader.read_body(
-            request.scope["headers"], request.receive, share, here=body_is_complete(request.scope)
+            request.scope["headers"], request.receive, share, has_arrived=body_is_complete(request.scope)
         )
     except CallerDisconnected:
         raise InvalidRequest("The request's body is incomplete. Send the request again.") from None

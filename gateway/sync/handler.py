@@ -163,10 +163,12 @@ class _InferenceExchange:
         endpoint, submitter = self._endpoint, handler._submitter
         principal.require(endpoint.scope)
         self._counted = handler._limiter.acquire(principal)
-        here = self._exchange is not None and self._exchange.body_complete
+        has_arrived = self._exchange is not None and self._exchange.body_complete
         preferences = read_preferences(headers)
         reader = handler._reader if preferences is None else handler._durable.reader
-        received = self._received = await reader.read(endpoint, headers, receive, here=here, key=principal.key_id)
+        received = self._received = await reader.read(
+            endpoint, headers, receive, has_arrived=has_arrived, key=principal.key_id
+        )
         body = received.request
         if handler._options.log_prompts:
             log.debug("request.prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))

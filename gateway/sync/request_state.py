@@ -149,13 +149,13 @@ class SyncRequest:
             if self._reported:
                 self._report()
             return first
-        here: list[bytes] = []
+        inline: list[bytes] = []
         for piece in pieces:
             if isinstance(piece, BlobRef):
                 break
-            here.append(piece)
-        data = b"".join(here)
-        self._pieces = pieces[len(here) :]
+            inline.append(piece)
+        data = b"".join(inline)
+        self._pieces = pieces[len(inline) :]
         self._size -= len(data)
         if self._reported:
             self._report()

@@ -34,8 +34,8 @@ class Page(HTMLParser):
         self.text += data
 
 
-def page(welcome: LandingPage, scope_: dict[str, Any], *, ready: bool = True) -> Page:
-    return Page(welcome.page(scope_, ready=ready))
+def page(landing_page: LandingPage, scope_: dict[str, Any], *, ready: bool = True) -> Page:
+    return Page(landing_page.page(scope_, ready=ready))
 
 
 @pytest.mark.parametrize("host", ["gw.example:8800", "127.0.0.1:8800", "[::1]:9000", "nexus"])

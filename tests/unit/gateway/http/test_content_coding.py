@@ -42,7 +42,7 @@ PACKERS = {
 
 
 async def read(
-    encoding: str | list[str], body: bytes, step: int = 65536, limit: int = LIMIT, *, here: bool = False
+    encoding: str | list[str], body: bytes, step: int = 65536, limit: int = LIMIT, *, has_arrived: bool = False
 ) -> bytes:
     pieces = [body[at : at + step] for at in range(0, len(body), step)] or [b""]
 
@@ -54,8 +54,8 @@ async def read(
     headers: Headers = [(b"content-encoding", name.encode()) for name in names]
     memory = BodyMemory(8 * LIMIT)
     with memory.share("key") as share:
-        found = await read_body(headers, receive, limit, 5.0, here=here, share=share)
-        assert memory.used >= len(found) or here or not any(names)
+        found = await read_body(headers, receive, limit, 5.0, has_arrived=has_arrived, share=share)
+        assert memory.used >= len(found) or has_arrived or not any(names)
     assert memory.used == 0
     return found
 
@@ -65,14 +65,14 @@ async def read(
     data=st.binary(max_size=2000),
     names=st.lists(st.sampled_from([*PACKERS, "identity"]), max_size=3),
     step=st.integers(1, 500),
-    here=st.booleans(),
+    has_arrived=st.booleans(),
 )
-async def test_any_codings_in_any_pieces(data: bytes, names: list[str], step: int, here: bool) -> None:
+async def test_any_codings_in_any_pieces(data: bytes, names: list[str], step: int, has_arrived: bool) -> None:
     """What is packed by any codings one after another comes out as it went in, in whatever pieces it arrives."""
     body = data
     for name in names:
         body = PACKERS[name](body) if name != "identity" else body
-    assert await read(", ".join(names), body, step, here=here) == data
+    assert await read(", ".join(names), body, step, has_arrived=has_arrived) == data
 
 
 async def test_how_names_are_written() -> None:
@@ -80,7 +80,7 @@ async def test_how_names_are_written() -> None:
     assert await read("GZip", gzip.compress(TEXT)) == TEXT
     assert await read(["gzip", "zstd"], zstd.compress(gzip.compress(TEXT))) == TEXT
     assert await read("identity, , deflate", raw_deflate(TEXT)) == TEXT
-    assert await read("identity", TEXT, here=True) == TEXT
+    assert await read("identity", TEXT, has_arrived=True) == TEXT
 
 
 async def test_members_follow_each_other() -> None:

@@ -40,7 +40,7 @@ def chat_body(size: int) -> bytes:
 
 async def test_a_large_body_goes_by_reference_and_is_removed_after_it() -> None:
     blobs, body = MemoryBlobStore(), chat_body(INLINE_LIMIT_BYTES + 1)
-    received = await reader(blobs).read(CHAT, [], receive_of(body), here=True)
+    received = await reader(blobs).read(CHAT, [], receive_of(body), has_arrived=True)
     assert received.body == b""
     assert received.body_blob is not None
     assert b"".join([piece async for piece in blobs.read(received.body_blob)]) == body
@@ -50,7 +50,7 @@ async def test_a_large_body_goes_by_reference_and_is_removed_after_it() -> None:
 
 async def test_a_small_body_travels_as_it_came() -> None:
     body = chat_body(10)
-    received = await reader(MemoryBlobStore()).read(CHAT, [], receive_of(body), here=True)
+    received = await reader(MemoryBlobStore()).read(CHAT, [], receive_of(body), has_arrived=True)
     assert (received.body, received.body_blob, received.blobs) == (body, None, [])
 
 
@@ -60,7 +60,7 @@ async def test_a_form_becomes_typed_json_and_its_files() -> None:
         part("timestamp_granularities[]", b"word"), part("vendor", b"1"),
     )  # fmt: skip
     received = await reader(MemoryBlobStore()).read(
-        BY_PATH["/v1/audio/transcriptions"], [(b"content-type", TYPE)], receive_of(body), here=True
+        BY_PATH["/v1/audio/transcriptions"], [(b"content-type", TYPE)], receive_of(body), has_arrived=True
     )
     assert received.body_size is not None
     assert json.loads(received.body[: received.body_size]) == {
@@ -76,7 +76,7 @@ async def test_a_form_that_is_refused_leaves_nothing() -> None:
     )
     with pytest.raises(InvalidRequest) as caught:
         await reader(blobs).read(
-            BY_PATH["/v1/audio/transcriptions"], [(b"content-type", TYPE)], receive_of(body), here=True
+            BY_PATH["/v1/audio/transcriptions"], [(b"content-type", TYPE)], receive_of(body), has_arrived=True
         )
     assert caught.value.info.param == "temperature"
     assert not blobs.chunks_by_name()
@@ -86,7 +86,7 @@ async def test_an_upload_over_the_limit_is_refused() -> None:
     body = form(part("file", b"x" * 2000, "a.wav"), part("model", b"w"))
     with pytest.raises(RequestTooLarge):
         await reader(MemoryBlobStore(), 1000).read(
-            BY_PATH["/v1/audio/transcriptions"], [(b"content-type", TYPE)], receive_of(body), here=True
+            BY_PATH["/v1/audio/transcriptions"], [(b"content-type", TYPE)], receive_of(body), has_arrived=True
         )
 
 

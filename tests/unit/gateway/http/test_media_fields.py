@@ -268,4 +268,4 @@ def bodies() -> InferenceBodyReader:
 
 
 async def read(endpoint: EndpointSpec, body: bytes, headers: Headers = ()) -> Any:
-    return await bodies().read(endpoint, headers, receive_of(body), here=True)
+    return await bodies().read(endpoint, headers, receive_of(body), has_arrived=True)
