@@ -39,7 +39,7 @@ def choose_worker(request: ModelJobRequest, catalog: ModelCatalog) -> str:
     choices = ", ".join(name.removeprefix(WORKER_PREFIX) for name in offers)
     if not choices:
         raise NotFound(
-            "no live worker manages models. One whose backend is `ollama` does: nexus worker --backend ollama --url URL",
+            "No live worker manages models. Start one that does: nexus worker --backend ollama --url URL",
             param="worker",
             code="worker_not_found",
         )

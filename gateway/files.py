@@ -83,7 +83,7 @@ class FileStore:
             for blob in form.blobs:
                 await blob.abort()
             if isinstance(error, CallerDisconnected):
-                raise InvalidRequest("the upload ended early: the connection was closed") from None
+                raise InvalidRequest("The upload is not complete: the connection was closed.") from None
             raise
 
     async def _store(self, owner: str, form: ParsedForm) -> FileRecord:
@@ -214,7 +214,7 @@ def _filename(upload: Upload) -> str:
     has_control = any(unicodedata.category(character) in CONTROL for character in name)
     if name in ("", ".", "..") or has_control or len(name.encode()) > MAX_NAME:
         raise InvalidRequest(
-            f"a file's name is 1 to {MAX_NAME} bytes without control characters, not {upload.filename[:100]!r}",
+            f"A file's name must have 1 to {MAX_NAME} bytes without control characters, not {upload.filename[:100]!r}.",
             param="file",
         )
     return name
@@ -264,15 +264,18 @@ class FileReferences:
             given = body.get(name)
             ids = given if isinstance(given, list) else [given] if given is not None else []
             if len(ids) > MAX_FILES:
-                raise InvalidRequest(f"'{name}' names more than {MAX_FILES} files", param=name)
+                raise InvalidRequest(f"'{name}' names more than {MAX_FILES} files.", param=name)
             for file_id in ids:
                 if not isinstance(file_id, str):
-                    raise InvalidRequest(f"'{name}' must be the id of an uploaded file (POST /v1/files)", param=name)
+                    raise InvalidRequest(
+                        f"'{name}' must be the id of an uploaded file. Upload the file with POST /v1/files first.",
+                        param=name,
+                    )
                 file = await self._open(owner, file_id)
                 uploads.append(_upload(name, file))
         if not any(upload.field == endpoint.files[0] for upload in uploads):
             raise InvalidRequest(
-                f"'{endpoint.files[0]}' is missing: the id of an uploaded file (POST /v1/files)",
+                f"'{endpoint.files[0]}' is missing. Upload the file with POST /v1/files, and set it to the file's id.",
                 param=endpoint.files[0],
             )
         return fields, tuple(uploads)

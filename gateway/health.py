@@ -86,7 +86,9 @@ class ReadinessCheck:
             if not parts[name].ok:
                 del parts[f"{name}_write"]  # one failure is reported once
         snapshot = self._registry.snapshot is not None
-        parts["registry"] = ComponentHealth(ok=snapshot, error=None if snapshot else "no snapshot of the registry yet")
+        parts["registry"] = ComponentHealth(
+            ok=snapshot, error=None if snapshot else "the registry has not been read yet"
+        )
         if not (parts["nats"].ok and parts["nats_write"].ok and snapshot):
             return Readiness(status="unavailable", parts=parts)
         all_ok = all(part.ok for part in parts.values())

@@ -44,9 +44,9 @@ class NewKey(BaseModel):
     def end(self, now: float) -> int | None:
         """When it expires. Raises InvalidRequest."""
         if self.expires_in is not None and self.expires_at is not None:
-            raise InvalidRequest("say either expires_in or expires_at, not both", param="expires_in")
+            raise InvalidRequest("Set either 'expires_in' or 'expires_at', not both.", param="expires_in")
         if self.expires_at is not None and self.expires_at <= now:
-            raise InvalidRequest("expires_at lies in the past", param="expires_at")
+            raise InvalidRequest("'expires_at' lies in the past. Set a time in the future.", param="expires_at")
         return math.ceil(now + self.expires_in) if self.expires_in is not None else self.expires_at
 
 

@@ -51,5 +51,7 @@ def _create(path: Path) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise ConfigurationError(f"{SETTING}: a key cannot be kept in {path}: {error.strerror}") from error
+        raise ConfigurationError(
+            f"{SETTING}: the bootstrap key cannot be stored in {path}: {error.strerror}"
+        ) from error
     log.info("auth.bootstrap_key_created", file=str(path))

@@ -208,7 +208,7 @@ class KeyStore:
         taken = owner == BOOTSTRAP_OWNER or any(key.owner == owner for key in self._index.all())
         if taken or not await self._documents.add("key-owner", "", owner, b"{}", ttl_s=CLAIM_S):
             raise InvalidRequest(
-                f"'{owner}' owns jobs and files already: choose another name, or say that '{owner}' is the owner to share them",
+                f"'{owner}' owns jobs and files already. Choose another name, or set 'owner' to '{owner}' to share them.",
                 param="name",
             )
 
@@ -353,7 +353,7 @@ class KeyIndex:
         if entry is None:
             return None
         if entry.revoked:
-            raise AuthenticationFailed("this API key was revoked")
+            raise AuthenticationFailed("This API key was revoked. Ask the operator of this gateway for another one.")
         if entry.expires_at is not None and entry.expires_at <= self._clock():
-            raise AuthenticationFailed("this API key has expired")
+            raise AuthenticationFailed("This API key has expired. Ask the operator of this gateway for another one.")
         return entry.principal

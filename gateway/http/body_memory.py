@@ -182,8 +182,8 @@ class BodyShare:
         if not self.evicted:
             return None
         return RequestTimeout(
-            f"the request's body arrived at less than {MIN_RATE} bytes a second while other requests waited for the "
-            "memory that it held; send it again",
+            f"The request's body arrived at less than {MIN_RATE} bytes per second while other requests waited for "
+            "its memory. Send the request again.",
             should_retry=True,
             retry_after_s=1.0,
         )

@@ -235,7 +235,7 @@ class HttpProtocol(HttpToolsProtocol):
             return stop
         self._head_size += stop - start
         if self._head_size > MAX_HEAD_BYTES:
-            self._refuse(HeadersTooLarge(f"the request's line and headers are larger than {MAX_HEAD_BYTES} bytes"))
+            self._refuse(HeadersTooLarge(f"The request's line and headers are larger than {MAX_HEAD_BYTES} bytes."))
         # Only one end: behind this head there is its body, or the beginning of another head.
         return stop if data.find(HEAD_END, stop) >= 0 else len(data)
 
@@ -278,14 +278,14 @@ class HttpProtocol(HttpToolsProtocol):
             coding = _transfer_coding(cycle.scope["headers"])
             self._in_chunks = coding is not None
             if coding is not None and (coding != b"chunked" or cycle.scope["http_version"] != "1.1"):
-                message = "the only transfer coding is 'chunked', and HTTP/1.0 has none; send a Content-Length"
+                message = "The only transfer coding is 'chunked', and only in HTTP/1.1. Send a Content-Length instead."
                 self._refuse(InvalidRequest(message, code="invalid_http"))
                 return
             size = 0  # its head was among them
         if self._in_chunks:
             self._framing_bytes = max(0, self._framing_bytes + size - data - CHUNK_OVERHEAD_BYTES * self._chunks)
             if self._framing_bytes > MAX_FRAMING_BYTES:
-                message = f"this body's chunk extensions or trailers are larger than {MAX_FRAMING_BYTES} bytes"
+                message = f"The body's chunk extensions or trailers are larger than {MAX_FRAMING_BYTES} bytes."
                 self._refuse(InvalidRequest(message, code="invalid_http"))
         if cycle.response_complete:
             self._discarded_bytes += size
@@ -329,7 +329,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin the request whose head is complete, unless it offers an upgrade."""
         if len(self.headers) > MAX_HEADERS:
-            self._error = HeadersTooLarge(f"the request has more than {MAX_HEADERS} headers")
+            self._error = HeadersTooLarge(f"The request has more than {MAX_HEADERS} headers.")
             raise self._error
         self._in_head = self._framing_known = False
         self._stop_head_timer()
@@ -406,7 +406,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _bound_head(self) -> None:
         """Refuse an incomplete head that is too large, or start its timer."""
         if len(self.headers) > MAX_HEADERS:
-            self._refuse(HeadersTooLarge(f"the request has more than {MAX_HEADERS} headers"))
+            self._refuse(HeadersTooLarge(f"The request has more than {MAX_HEADERS} headers."))
         elif not self._count(self._head_size) and self._head_size > SMALL_HEAD_BYTES:
             message = "Too many requests with incomplete headers are open. Send the headers in one piece, or retry."
             self._refuse(Unavailable(message))
@@ -415,7 +415,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _head_too_late(self) -> None:
         self._head_timer = None
-        self._refuse(RequestTimeout(f"the request's headers did not arrive within {self._head_timeout_s:g} s"))
+        self._refuse(RequestTimeout(f"The request's headers did not arrive within {self._head_timeout_s:g} s."))
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

@@ -68,11 +68,11 @@ def _parse_names(encoding: bytes) -> list[str]:
     for name in names:
         if name not in _DECODERS:
             raise UnsupportedEncoding(
-                f"the Content-Encoding {name[:40]!r} is not supported; send the body in one of these: "
-                f"{ACCEPTED_ENCODINGS}, or without any"
+                f"The Content-Encoding {name[:40]!r} is not supported. Send the body in one of these: "
+                f"{ACCEPTED_ENCODINGS}, or without any."
             )
     if len(names) > MAX_CODINGS:
-        raise UnsupportedEncoding(f"the body has more than {MAX_CODINGS} Content-Encodings; send it with one of them")
+        raise UnsupportedEncoding(f"The body has more than {MAX_CODINGS} Content-Encodings. Send it with one.")
     return names
 
 
@@ -173,31 +173,31 @@ class _CodingDecoder:
                 if not out and not decoder.ended:
                     return
         except (zlib.error, zstd.ZstdError) as error:
-            raise InvalidRequest(f"the request's body is not valid {self._name}: {error}", code=ERROR_CODE) from error
+            raise InvalidRequest(f"The request's body is not valid {self._name}: {error}.", code=ERROR_CODE) from error
 
     def _next(self, data: bytes) -> _MemberDecoder:
         self._members += 1
         if self._members > MAX_MEMBERS:
             raise InvalidRequest(
-                f"the request's body has more than {MAX_MEMBERS} {self._name} members", code=ERROR_CODE
+                f"The request's body has more than {MAX_MEMBERS} {self._name} members.", code=ERROR_CODE
             )
         if self._members > 1 and self._name == "deflate":
-            raise InvalidRequest("the request's body goes on after its deflate stream ended", code=ERROR_CODE)
+            raise InvalidRequest("The request's body has bytes behind its deflate stream.", code=ERROR_CODE)
         return _DECODERS[self._name](data)
 
     def _count(self, size: int) -> None:
         self._output_size += size
         if self._output_size > self._limit:
-            raise RequestTooLarge(f"the request's body decodes to more than the limit of {self._limit} bytes")
+            raise RequestTooLarge(f"The request's body decodes to more than the limit of {self._limit} bytes.")
         if self._output_size > FREE_OUTPUT_BYTES and self._output_size > MAX_RATIO * self._input_size:
             raise RequestTooLarge(
-                f"the request's body decodes to more than {MAX_RATIO} times its size; send it without Content-Encoding"
+                f"The request's body decodes to more than {MAX_RATIO} times its size. Send it without Content-Encoding."
             )
 
     def finish(self) -> None:
         if self._decoder is not None and not self._decoder.ended:
             raise InvalidRequest(
-                f"the request's body ended before its {self._name} data was complete; send all of it", code=ERROR_CODE
+                f"The request's body ended before its {self._name} data was complete. Send all of it.", code=ERROR_CODE
             )
 
 

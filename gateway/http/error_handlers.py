@@ -35,11 +35,13 @@ def answer_errors(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404 or UNSUPPORTED_RESPONSE_PATH.fullmatch(request.url.path):
             path = request.url.path
-            return _error_response(NotFound(f"there is nothing at {request.method} {path[:200]}{path_hint(path)}").info)
+            return _error_response(
+                NotFound(f"There is nothing at {request.method} {path[:200]}{path_hint(path)}.").info
+            )
         if error.status_code == 405:
             path = request.url.path
             takes = ", ".join(sorted(methods.declared(path)))
-            info = MethodNotAllowed(f"{path[:200]} does not take {request.method}; it takes {takes}").info
+            info = MethodNotAllowed(f"{path[:200]} does not accept {request.method}. It accepts {takes}.").info
             return _error_response(info, {**(error.headers or {}), "Allow": takes})
         return _error_response(
             ErrorInfo(status=error.status_code, type="invalid_request_error", code=None, message=str(error.detail))

@@ -96,7 +96,7 @@ class InferenceBodyReader:
         request: Any = validate_body(value, endpoint.schema)
         body = orjson.dumps(value)
         if len(body) > self.max_bytes:
-            raise RequestTooLarge(f"the request is larger than the limit of {self.max_bytes} bytes")
+            raise RequestTooLarge(f"The request is larger than the limit of {self.max_bytes} bytes.")
         body = await self.media.inline(request, body)
         received = ReceivedRequest(request, body, uploads=uploads, body_size=len(body) if uploads else None)
         if len(body) > INLINE_LIMIT_BYTES:

@@ -54,8 +54,7 @@ async def read_form(
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise InvalidRequest(
-            "send this request as multipart/form-data (with a boundary); "
-            f"'{kind[:80].decode('latin-1')}' came as its content type"
+            f"Send this request as multipart/form-data (with a boundary), not as '{kind[:80].decode('latin-1')}'."
         )
     reader = _FormReader(files, make_writer, form, inline_limit)
     try:
@@ -68,12 +67,12 @@ async def read_form(
                 share.remove(min(share.held, len(data) - (reader.buffered - before)))
         parser.finalize()
     except FormParserError as error:
-        raise InvalidRequest(f"the request's body is not a valid multipart form: {error}") from error
+        raise InvalidRequest(f"The request's body is not a valid multipart form: {error}") from error
     if not reader.ended:
-        raise InvalidRequest("the multipart form ended before it was complete")
+        raise InvalidRequest("The multipart form ended before it was complete.")
     for name in files[:1]:
         if not any(upload.field == name for upload in form.uploads):
-            raise InvalidRequest(f"the form lacks the file '{name}'", param=name)
+            raise InvalidRequest(f"The form lacks the file '{name}'.", param=name)
 
 
 class _FormReader:
@@ -110,7 +109,7 @@ class _FormReader:
     def _on_part_begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise InvalidRequest(f"the form has more than {MAX_PARTS} parts")
+            raise InvalidRequest(f"The form has more than {MAX_PARTS} parts.")
         self._headers = {}
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -123,7 +122,7 @@ class _FormReader:
 
     def _bound_head(self) -> None:
         if len(self._name) + len(self._value) > MAX_PART_HEAD:
-            raise InvalidRequest(f"a part of the form has a header larger than {MAX_PART_HEAD} bytes")
+            raise InvalidRequest(f"A part of the form has a header larger than {MAX_PART_HEAD} bytes.")
 
     def _on_header_end(self) -> None:
         self._headers[self._name.lower()] = self._value
@@ -133,13 +132,13 @@ class _FormReader:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         raw = options.get(b"name", b"").decode("utf-8", "replace")
         if not raw:
-            raise InvalidRequest("a part of the form has no name")
+            raise InvalidRequest("A part of the form has no name.")
         name = raw.removesuffix("[]")
         filename = options.get(b"filename")
         is_file = name in self._files
         if filename is not None and not is_file:
             raise InvalidRequest(
-                f"'{name[:100]}' is not a file of this endpoint; it takes {', '.join(self._files)}", param=name[:100]
+                f"'{name[:100]}' is not a file of this endpoint. It accepts {', '.join(self._files)}.", param=name[:100]
             )
         self._part = _FormPart(
             name,
@@ -175,7 +174,7 @@ class _FormReader:
             elif part.filename is None:
                 self._fields_size += len(data)
                 if self._fields_size > MAX_FIELDS:
-                    raise InvalidRequest(f"the form's fields are larger than {MAX_FIELDS} bytes", param=part.name)
+                    raise InvalidRequest(f"The form's fields are larger than {MAX_FIELDS} bytes.", param=part.name)
                 part.pieces.append(data)
             else:
                 await self._file_data(part, data)
@@ -200,7 +199,7 @@ class _FormReader:
             self._add_field(part, b"".join(part.pieces))
             return
         if part.size == 0:
-            raise InvalidRequest(f"the file '{part.name}' is empty", param=part.name)
+            raise InvalidRequest(f"The file '{part.name}' is empty.", param=part.name)
         blob: str | None = None
         if part.writer is not None:
             blob = (await part.writer.close()).name
@@ -214,7 +213,7 @@ class _FormReader:
         try:
             value = data.decode()
         except UnicodeDecodeError as error:
-            raise InvalidRequest("this field is not UTF-8 text", param=part.name[:100]) from error
+            raise InvalidRequest(f"The field '{part.name[:100]}' is not UTF-8 text.", param=part.name[:100]) from error
         fields = self._form.fields
         if part.name in fields:
             old = fields[part.name]

@@ -41,8 +41,8 @@ class RemoteMedia:
             _check(place)
         if self._client is None:
             raise InvalidRequest(
-                f"this gateway does not fetch remote URLs; send the content as a data URL: '{remote[0].param}' "
-                "(an operator may allow it with FETCH_MEDIA=true)",
+                f"This gateway does not fetch remote URLs. Send the content of '{remote[0].param}' as a data URL "
+                "(or ask the operator to set FETCH_MEDIA=true).",
                 param=remote[0].param,
                 code="remote_media_disabled",
             )
@@ -72,9 +72,9 @@ def _check(place: MediaPlace) -> None:
     """Raise InvalidRequest for a URL or path that is never fetched."""
     if place.kind is None:
         raise InvalidRequest(
-            f"'{place.param}' holds a URL or a path, and none reaches a backend; send the content as a data URL or in base64",
+            f"'{place.param}' holds a URL or a path, which Nexus never passes to a backend. Send the content as a data URL or in base64.",
             param=place.param,
             code="url_refused",
         )
     if not place.url.lower().startswith(REMOTE):
-        raise InvalidRequest(f"this must be a data URL or an http(s) URL: '{place.param}'", param=place.param)
+        raise InvalidRequest(f"'{place.param}' must be a data URL or an http(s) URL.", param=place.param)

@@ -133,8 +133,8 @@ async def _arrivals(
                     message = await receive()
         except TimeoutError as error:
             raise (share and share.timed_out()) or RequestTimeout(
-                f"the request's body did not arrive in time: {timeout_s:g} s, and a second more for each "
-                f"{MIN_UPLOAD_RATE} bytes of it"
+                f"The request's body did not arrive in time: within {timeout_s:g} s, and a second more for each "
+                f"{MIN_UPLOAD_RATE} bytes received."
             ) from error
         if message["type"] == "http.disconnect":
             raise CallerDisconnected
@@ -160,7 +160,7 @@ def read_body_head(headers: Iterable[tuple[bytes, bytes]], limit: int) -> BodyHe
 
 
 def _too_large(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
+    return RequestTooLarge(f"The request's body is larger than the limit of {limit} bytes.")
 
 
 async def read_complete_body(receive: Receive, limit: int) -> bytes:
@@ -198,15 +198,15 @@ def parse_normalized(body: bytes, schema: type[T]) -> tuple[T, bytes]:
 
 def _object(body: bytes) -> dict[str, Any]:
     if not body:
-        raise InvalidRequest("the request has no body; send a JSON object")
+        raise InvalidRequest("The request has no body. Send a JSON object.")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the request's body is not valid JSON: {error}") from error
+        raise InvalidRequest(f"The request's body is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise InvalidRequest("the request's body must be a JSON object")
+        raise InvalidRequest("The request's body must be a JSON object.")
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and is_too_deep(value):
-        raise InvalidRequest(f"the request's body is nested deeper than {MAX_DEPTH} levels")
+        raise InvalidRequest(f"The request's body is nested deeper than {MAX_DEPTH} levels.")
     return value
 
 
@@ -296,7 +296,7 @@ async def read_json(request: Request, schema: type[T]) -> T:
     try:
         body = await read_body(request.scope["headers"], request.receive, MAX_JSON_BYTES, JSON_TIMEOUT_S)
     except CallerDisconnected:
-        raise InvalidRequest("the request's body ended early: the connection was closed") from None
+        raise InvalidRequest("The request's body is not complete: the connection was closed.") from None
     return parse_body(body, schema)
 
 

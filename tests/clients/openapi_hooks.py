@@ -18,12 +18,12 @@ from tests.clients.openapi_fuzz import WORKER
 THERE: dict[str, str] = json.loads(os.environ.get("NEXUS_FUZZ_IDS", "{}"))
 EXAMPLE = "0" * 31 + "1"
 NO_SCHEMA_SAYS = {
-    r"holds a URL or a path, and none reaches a backend": "fields that Nexus does not know reach servers, which must fetch nothing",
+    r"holds a URL or a path, which Nexus never passes to a backend": "fields that Nexus does not know reach servers, which must fetch nothing",
     r"^The request names no model, and there is no default\. Set 'model' to one of": "a default model exists where one model can do it",
     r"is an alias\. Use the names of its models": "depends on the aliases that there are",
     r"is a target of the alias|is the name of a model, and requests for it": "depends on aliases and models",
     r"owns jobs and files already": "depends on the keys that there are",
-    r"^say either expires_in or expires_at|^expires_at lies in the past": "depends on another field, and on the clock",
+    r"^Set either 'expires_in' or 'expires_at'|^'expires_at' lies in the past": "depends on another field, and on the clock",
     r"^Only a failed job can be retried": "depends on the job",
     r"^Only a response created with 'background' can be cancelled": "depends on the response",
     r"^The name in the body differs from the name in the path": "depends on the path",

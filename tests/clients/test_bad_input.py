@@ -554,7 +554,7 @@ class TestRoutes:
         answer = await cluster.http.delete(cluster.url + "/v1/jobs")
         error = check_error(answer, 405, "method_not_allowed")
         assert answer.headers["allow"] == "GET, POST"
-        assert error["message"].endswith("it takes GET, POST")
+        assert error["message"].endswith("It accepts GET, POST.")
 
     async def test_a_base_url_without_its_prefix(self, cluster: Cluster) -> None:
         """The most usual mistake of a first hour is answered with what to do."""

@@ -257,7 +257,7 @@ class TestForms:
             (MODEL + FILE[:-10], "ended before"),
             (FORM[:-4], "ended before"),
             (MODEL + END, "lacks the file 'file'"),
-            (MODEL + part("sound", SOUND, "a.wav") + END, "'sound' is not a file of this endpoint; it takes file"),
+            (MODEL + part("sound", SOUND, "a.wav") + END, "'sound' is not a file of this endpoint. It accepts file"),
             (MODEL + part("file", b"", "") + END, "is empty"),
             (MODEL + part("", SOUND, "a.wav") + END, "no name"),
             (MODEL + FILE.replace(b"content-disposition", b"content-x") + END, "no name"),

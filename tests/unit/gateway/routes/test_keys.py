@@ -155,7 +155,7 @@ async def test_an_admin_key_makes_keys(gateway: Gateway) -> None:
     assert (status, body["error"]["code"], body["error"]["message"]) == (
         401,
         "invalid_api_key",
-        "this API key was revoked",
+        "This API key was revoked. Ask the operator of this gateway for another one.",
     )
 
 
@@ -164,7 +164,10 @@ async def test_an_expired_key_is_listed_as_such(gateway: Gateway) -> None:
     made = await gateway.create(expires_in=100)
     gateway.ring._index._clock = lambda: time.time() + 101
     status, body = await gateway.ask("GET", headers={"authorization": f"Bearer {made['key']}"})
-    assert (status, body["error"]["message"]) == (401, "this API key has expired")
+    assert (status, body["error"]["message"]) == (
+        401,
+        "This API key has expired. Ask the operator of this gateway for another one.",
+    )
 
 
 async def test_without_the_store_is_503(gateway: Gateway) -> None:

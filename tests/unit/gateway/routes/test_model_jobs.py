@@ -56,7 +56,7 @@ def test_otherwise_the_choices_are_named(worker: str | None, status: int) -> Non
 
 
 def test_a_worker_that_is_not_ready_is_no_choice() -> None:
-    with pytest.raises(NotFound, match="no live worker manages models"):
+    with pytest.raises(NotFound, match="No live worker manages models"):
         choose(managing("gpu1", state=WorkerState.UNHEALTHY))
 
 
