@@ -33,7 +33,7 @@ from gateway.auth.bootstrap_key import load_bootstrap_key
 from gateway.auth.guess_limiter import KeyGuessLimiter
 from gateway.auth.key_store import KeyStore
 from gateway.batches.line_jobs import BatchDependencies
-from gateway.batches.line_types import EndpointLine, LineType, ResponsesLine
+from gateway.batches.line_types import EndpointLineType, LineType, ResponsesLineType
 from gateway.batches.repository import BatchRepository
 from gateway.batches.scheduler import BatchScheduler
 from gateway.batches.service import BatchService, max_window_s
@@ -262,11 +262,11 @@ class _Services:
         queue = clients.job_log.work_queue(BATCHES)
         repository = BatchRepository(clients.documents, settings.file_keep_s)
         line_types: dict[str, LineType] = {
-            endpoint.path: EndpointLine(endpoint, self.file_references, self.job_responder.payload)
+            endpoint.path: EndpointLineType(endpoint, self.file_references, self.job_responder.payload)
             for endpoint in ENDPOINTS
             if endpoint.batchable
         }
-        line_types[RESPONSES] = ResponsesLine(CHAT, clients.blobs)
+        line_types[RESPONSES] = ResponsesLineType(CHAT, clients.blobs)
         longest_s = max_window_s(settings.job_keep_s)
         service = BatchService(repository, self.files, queue, line_types, max_window_s=longest_s)
         dependencies = BatchDependencies(

@@ -49,7 +49,7 @@ def reject_stream(body: JSON) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointLine:
+class EndpointLineType:
     """Lines for an inference endpoint. The body refers to files by their ids."""
 
     endpoint: EndpointSpec
@@ -81,7 +81,7 @@ class EndpointLine:
 
 
 @dataclass(frozen=True, slots=True)
-class ResponsesLine:
+class ResponsesLineType:
     """Lines for `/v1/responses`. They run as chat jobs, and their responses are written to the output file only."""
 
     endpoint: EndpointSpec

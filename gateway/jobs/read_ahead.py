@@ -33,11 +33,11 @@ class _BufferedBytes:
     def __init__(self, report_buffered: Callable[[int], None]) -> None:
         self._report_buffered = report_buffered
         self._reported = 0
-        self.ahead = self.in_hand = 0
+        self.ahead = self.consumed = 0
 
     def report(self) -> None:
         """Report the buffered size if it has changed enough."""
-        total = self.ahead + self.in_hand
+        total = self.ahead + self.consumed
         if abs(total - self._reported) >= REPORT_STEP_BYTES:
             self._reported = total
             self._report_buffered(total)
@@ -62,7 +62,7 @@ async def read_ahead(
         report_buffered: Receives the number of buffered bytes; see `gateway.http.asgi.HttpExchange.report_buffered`.
     """
     ready: asyncio.Queue[T] = asyncio.Queue(MAX_EVENTS_AHEAD)
-    buffered, room = _BufferedBytes(report_buffered), asyncio.Event()
+    buffered, has_room = _BufferedBytes(report_buffered), asyncio.Event()
 
     async def pump() -> None:
         try:
@@ -71,41 +71,41 @@ async def read_ahead(
                 buffered.report()
                 await ready.put(event)
                 while buffered.ahead > MAX_BYTES_AHEAD:
-                    room.clear()
-                    await room.wait()
+                    has_room.clear()
+                    await has_room.wait()
         finally:
             await events.aclose()
 
-    def taken(some: list[T]) -> list[T]:
-        buffered.in_hand = sum(map(size, some))
-        buffered.ahead -= buffered.in_hand
+    def take(some: list[T]) -> list[T]:
+        buffered.consumed = sum(map(size, some))
+        buffered.ahead -= buffered.consumed
         buffered.report()
-        room.set()
+        has_room.set()
         return some
 
-    pumping = asyncio.create_task(pump())
-    coming: asyncio.Future[T] | None = None
+    reading = asyncio.create_task(pump())
+    next_event: asyncio.Future[T] | None = None
     try:
         while True:
-            buffered.in_hand = 0
+            buffered.consumed = 0
             if not ready.empty():
-                yield taken([ready.get_nowait() for _ in range(ready.qsize())])
+                yield take([ready.get_nowait() for _ in range(ready.qsize())])
                 continue
             buffered.report()
-            if pumping.done():
-                pumping.result()
+            if reading.done():
+                reading.result()
                 return
-            coming = asyncio.ensure_future(ready.get())
-            await asyncio.wait((coming, pumping), timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
-            if coming.done():
-                yield taken([coming.result()])
+            next_event = asyncio.ensure_future(ready.get())
+            await asyncio.wait((next_event, reading), timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+            if next_event.done():
+                yield take([next_event.result()])
             else:
-                coming.cancel()
-                if not pumping.done():
+                next_event.cancel()
+                if not reading.done():
                     yield []
     finally:
-        pumping.cancel()
-        if coming is not None:
-            coming.cancel()
+        reading.cancel()
+        if next_event is not None:
+            next_event.cancel()
         buffered.close()
-        await asyncio.gather(pumping, return_exceptions=True)
+        await asyncio.gather(reading, return_exceptions=True)

@@ -56,8 +56,8 @@ class JobTerminator:
         """Return the job's sequence number in the queue, from its record or, for a first run, from its first event."""
         if record.seq:
             return record.seq
-        began = await read_initial_record(self._log, record.id)
-        return began.seq if began is not None and began.run == record.run else None
+        initial = await read_initial_record(self._log, record.id)
+        return initial.seq if initial is not None and initial.run == record.run else None
 
 
 MAX_EVENTS_READ = 32

@@ -46,26 +46,26 @@ def enrich(document: JSON) -> JSON:
 
 def _enriched(path: str, found: JSON, operation: Operation, models: dict[type[BaseModel], None]) -> JSON:
     api = path.startswith("/v1/")
-    made: JSON = {
+    result: JSON = {
         "tags": [operation.tag],
         "summary": operation.summary,
         "description": _with_scope(operation),
         "operationId": operation.id,
     }
     if parameters := _parameters(found.get("parameters", []), operation):
-        made["parameters"] = parameters
+        result["parameters"] = parameters
     if operation.body is not None:
-        made["requestBody"] = _body(operation, models)
+        result["requestBody"] = _body(operation, models)
     successes = {str(status): _success_response(one, models) for status, one in operation.responses.items()}
     failures = {
         code: error_response(code, text)
         for code, text in errors_of(operation, api=api).items()
         if code not in successes
     }
-    made["responses"] = successes | failures
+    result["responses"] = successes | failures
     if operation.scope is not None:
-        made["security"] = [{BEARER: []}]
-    return made
+        result["security"] = [{BEARER: []}]
+    return result
 
 
 def _with_scope(operation: Operation) -> str:
@@ -78,15 +78,15 @@ def _with_scope(operation: Operation) -> str:
 def _parameters(found: list[JSON], operation: Operation) -> list[JSON]:
     """Return FastAPI's parameters and the operation's own parameters, with descriptions."""
     more = {name: dict(text) for name, text in operation.parameters.items()}
-    made = []
+    result = []
     for parameter in found:
         added = more.pop(parameter["name"], {})
         schema = _plain(parameter["schema"]) | added.pop("schema", {})
-        made.append({"name": parameter["name"], "in": parameter["in"], "required": parameter["required"]} | added)
-        made[-1]["schema"] = schema
+        result.append({"name": parameter["name"], "in": parameter["in"], "required": parameter["required"]} | added)
+        result[-1]["schema"] = schema
     for name, parameter in more.items():
-        made.append({"name": name, "required": parameter["in"] == "path"} | parameter)
-    return made
+        result.append({"name": name, "required": parameter["in"] == "path"} | parameter)
+    return result
 
 
 def _plain(schema: JSON) -> JSON:
@@ -139,15 +139,15 @@ def _form(operation: Operation) -> JSON:
 
 
 def _success_response(one: SuccessResponse, models: dict[type[BaseModel], None]) -> JSON:
-    made: JSON = {
+    result: JSON = {
         "description": one.description,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", *one.headers)},
     }
     if one.content:
-        made["content"] = {kind: {"schema": _reference(schema, models)} for kind, schema in one.content.items()}
+        result["content"] = {kind: {"schema": _reference(schema, models)} for kind, schema in one.content.items()}
         if one.example is not None:
-            made["content"][JSON_TYPE]["example"] = one.example
-    return made
+            result["content"][JSON_TYPE]["example"] = one.example
+    return result
 
 
 def _reference(schema: Schema, models: dict[type[BaseModel], None]) -> Any:

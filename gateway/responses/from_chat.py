@@ -194,8 +194,8 @@ def _payloads(data: bytes) -> Iterator[JSON]:
 
 
 def _logprobs(choice: JSON) -> list[JSON]:
-    held = choice.get("logprobs")
-    tokens = held.get("content") if isinstance(held, dict) else None
+    logprobs = choice.get("logprobs")
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     return [
         {
             "token": token.get("token", ""),

@@ -1,4 +1,4 @@
-"""Batches on memory: the runner is the real one, and jobs end as a test says."""
+"""A batch service in memory: the scheduler is real, and jobs end as the test scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backbone.testing.documents import MemoryDocumentStore
 from backbone.testing.job_log import MemoryJobLog
 from gateway.auth.authenticator import Principal
 from gateway.batches.line_jobs import BatchDependencies
-from gateway.batches.line_types import EndpointLine, LineType
+from gateway.batches.line_types import EndpointLineType, LineType
 from gateway.batches.repository import BatchRepository
 from gateway.batches.scheduler import BatchScheduler
 from gateway.batches.service import BatchService
@@ -70,8 +70,8 @@ def echoed(body: dict[str, Any]) -> End:
     return Answered(orjson.dumps({"echo": body["messages"][0]["content"]}), usage=usage)
 
 
-class MadeUpJobs:
-    """As much of `gateway.jobs.api.JobsApi` as batches use. A job ends on submission, as `ends` says, or when it is told to."""
+class ScriptedJobs:
+    """The part of `gateway.jobs.api.JobsApi` that batches use. A job ends on submission as `ends` scripts, or on request."""
 
     def __init__(self, log: JobLog, blobs: MemoryBlobStore) -> None:
         self.ends: Callable[[dict[str, Any]], End] = echoed
@@ -165,7 +165,7 @@ class Desk:
         self.blobs = MemoryBlobStore()
         self.documents = MemoryDocumentStore()
         self.files = FileStore(self.documents, self.blobs, 10_000_000, 86_400.0, BodyMemory(10_000_000), 5.0)
-        self.jobs = MadeUpJobs(self.log, self.blobs)
+        self.jobs = ScriptedJobs(self.log, self.blobs)
         self.repository = BatchRepository(self.documents, 86_400.0)
         self.backlog = self.log.work_queue("batches")
         self.batches = BatchService(self.repository, self.files, self.backlog, ENDPOINTS, max_window_s=86_400.0)
@@ -176,7 +176,7 @@ class Desk:
             JobResponder(jobs, self.blobs, UrlSigner("k", "", 60), 10.0).payload,
         )
         line_types: dict[str, LineType] = {
-            path: EndpointLine(endpoint, uploads, payload) for path, endpoint in ENDPOINTS.items()
+            path: EndpointLineType(endpoint, uploads, payload) for path, endpoint in ENDPOINTS.items()
         }
         self.dependencies = BatchDependencies(
             repository=self.repository,

@@ -120,7 +120,7 @@ class TestMaking:
             await desk.batches.create(Principal(OWNER, scopes=frozenset({Scope.JOBS})), request, "")
 
     async def test_what_could_not_be_queued_never_runs(self, desk: Desk) -> None:
-        """The caller is told; should NATS have it all the same, it is not run."""
+        """The caller gets an error, and the batch does not run even if NATS stored it."""
         put = desk.backlog.put
 
         async def stored_but_unconfirmed(item_id: str, data: bytes) -> None:
@@ -368,7 +368,7 @@ class TestAnswers:
         assert base64.b64decode(body["b64"]) == data
 
     async def test_a_result_that_is_lost(self, desk: Desk, eventually: Eventually) -> None:
-        """The line says so; the others are there."""
+        """Its line has an error; the other lines have their results."""
         desk.jobs.ends = lambda _: None
         await desk.gateway()
         made = await desk.create(line("large"), line("small"))
@@ -405,7 +405,7 @@ class TestAnswers:
 
 class TestEnds:
     async def stuck(self, desk: Desk, eventually: Eventually, **fields: Any) -> Batch:
-        """A batch of 20 lines of which the first two are answered, eight are under way, and the others were not begun."""
+        """A batch of 20 lines: two complete, eight in progress, ten not submitted."""
         desk.jobs.ends = lambda body: echoed(body) if body["messages"][0]["content"] in {"r0", "r1"} else None
         await desk.gateway()
         made = await desk.create(*[line(f"r{number}") for number in range(20)], **fields)
@@ -502,7 +502,7 @@ class TestEnds:
         assert raised.value.info.status == 400
 
     async def test_the_input_goes_while_it_runs(self, desk: Desk, eventually: Eventually) -> None:
-        """Without it nobody knows whose answer is whose: it fails, and its jobs end."""
+        """Without its input the batch fails, and its jobs are cancelled."""
         made = await self.stuck(desk, eventually)
         await desk.files.remove(OWNER, made.input_file_id)
         for job in list(desk.jobs.open):
@@ -535,7 +535,7 @@ class TestTakingOver:
         assert ids(await desk.rows(batch.output_file_id)) == [f"r{number:02}" for number in range(30)]
 
     async def test_a_gateway_that_was_cut_off_stops(self, desk: Desk, eventually: Eventually) -> None:
-        """While it was, another one has begun; it is not in that one's way."""
+        """Another gateway has taken the batch over and is not disturbed."""
         desk.jobs.ends = lambda _: None
         await desk.gateway()
         made = await desk.create(*[line(f"r{number}") for number in range(3)])
@@ -568,7 +568,7 @@ class TestTakingOver:
     async def test_files_that_were_written_already_are_written_over(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Killed between its files and its last word: there is one file of each kind, and no bytes of another."""
+        """A gateway killed before the final status: there is one file of each kind, without leftovers."""
         change, broken = desk.repository.change, False
 
         async def break_once(owner: str, batch_id: str, wanted: Any) -> Batch:
@@ -621,7 +621,7 @@ async def test_a_job_that_only_the_queue_knows_is_decided_too(desk: Desk) -> Non
 async def test_a_job_whose_end_was_dropped_is_waited_for_no_longer(
     desk: Desk, stopped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Results of a batch that fill their room: its record still says how it ended."""
+    """The outcome was dropped because the stream is full; the record still has the status."""
     monkeypatch.setattr(line_jobs, "OUTCOME_WAIT_S", 0.01)
     batch, signals = await desk.create(line("a")), line_jobs.BatchSignals()
     job = job_id(batch.id, 1)

@@ -145,7 +145,7 @@ class TestValidation:
         ]
 
     async def test_fifty_thousand_large_lines_take_little_memory(self) -> None:
-        """Eight bytes of each custom_id are kept, and no line: 35 MB are read within 12."""
+        """Only eight bytes of each custom_id stay in memory: 35 MB are read within 12 MB."""
         row = (
             b'{"custom_id":"%d","method":"POST","url":"/v1/chat/completions","body":{"model":"m","text":"' + b"y" * 600
         )

@@ -50,7 +50,7 @@ ECHO = CatalogEntry(name="echo", capabilities=(Capability.CHAT,), created=1)
 
 
 class Clock:
-    """Time as gateways and their store see it: it runs on, and jumps where a test says so."""
+    """The clock of gateways and their store. It runs, and jumps when a test moves it."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -212,7 +212,7 @@ class Rig:
         await life
 
     def kill_attempts(self, name: str = "w") -> int:
-        """Whatever it runs dies without a word, as with its process. How many there were."""
+        """Kill all running attempts as if their process had died, and return their number."""
         tasks = list(self.workers[name][0]._tasks)
         for task in tasks:
             task.cancel()
@@ -273,7 +273,7 @@ class Rig:
         return await self.eventually(look, what=f"{job} {status}")
 
     async def text(self, job: str) -> str:
-        """What the answer says."""
+        """Return the text of an answer."""
         result = await self.jobs.result(OWNER, job)
         assert result.error is None
         return str(orjson.loads(result.data)["choices"][0]["message"]["content"])

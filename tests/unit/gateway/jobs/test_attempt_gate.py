@@ -1,4 +1,4 @@
-"""What workers are answered when they ask: from what is stored alone, so that any gateway says the same."""
+"""The attempt gate: its verdicts depend only on stored state, so all gateways decide alike."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Desk:
         return answer
 
     async def begins(self, token: str, *, run: int = 1) -> int:
-        """It asks, is let begin, and says so. Which attempt it is."""
+        """Request a start, store STARTED, and return the number of the attempt."""
         answer = await self.ask(FrameKind.STARTED, token, run=run)
         assert answer is not None
         assert answer.kind is GO
@@ -83,14 +83,14 @@ class TestLeave:
         assert (record.status, record.worker, record.attempts) == (JobStatus.IN_PROGRESS, "w-a", 1)
 
     async def test_an_answer_that_was_lost_is_given_again(self, desk: Desk) -> None:
-        """Whether the worker had said meanwhile that it begins, or not."""
+        """The verdict is the same whether or not STARTED was stored in the meantime."""
         assert (await desk.answer("a"), await desk.answer("a")) == (GO, GO)
         assert await desk.begins("a") == 1
         again = await desk.ask(FrameKind.STARTED, "a")
         assert again == GateReply(kind=GO, attempt=1)
 
     async def test_only_one_attempt_runs_at_a_time(self, rig: Rig, desk: Desk) -> None:
-        """The next one waits until nothing was heard of the first for long enough."""
+        """The next attempt waits until the first one has been silent for the lease time."""
         await desk.begins("a")
         rig.clock.ahead += LEASE_S - 1
         answer = await desk.ask(FrameKind.STARTED, "b")
@@ -126,7 +126,7 @@ class TestLeave:
             await desk.gives_back(f"t{number}", drained=True)
 
     async def test_what_never_began_takes_no_start_back(self, rig: Rig, desk: Desk) -> None:
-        """Shut down while it waited for leave; told twice, or for another: the starts that were, were."""
+        """An attempt that returns before its start, or twice, does not change the count of starts."""
         for number in range(1, MAX_STARTS + 1):
             assert await desk.begins(f"t{number}") == number
             await desk.gives_back(f"never{number}", drained=True)
@@ -151,14 +151,14 @@ class TestLeave:
 
     @pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
     async def test_a_job_with_an_outcome_is_stopped(self, rig: Rig, desk: Desk, status: JobStatus) -> None:
-        """For who asks to begin, and for who runs it."""
+        """The gate stops both a new attempt and the running one."""
         await desk.begins("a")
         assert await rig.gateways[0].terminator.terminate(await rig.jobs.get(OWNER, desk.job), status)
         assert await desk.ask(FrameKind.HEARTBEAT, "a") == GateReply(kind=GONE)
         assert await desk.answer("b") is GONE
 
     async def test_a_new_run_counts_from_one(self, rig: Rig, desk: Desk) -> None:
-        """The word on the old run, left behind by a retry, is no obstacle; for the old run's workers it still holds."""
+        """A leftover outcome of the old run does not block the new run, but still stops the old run's workers."""
         for number in range(MAX_STARTS):
             await desk.begins(f"t{number}")
             rig.clock.ahead += LEASE_S + 1
@@ -195,7 +195,7 @@ class TestLimits:
         assert [await desk.answer("t") for desk in desks if desk is not first].count(GO) == 2
 
     async def test_an_attempt_that_already_started_may_ask_again(self, rig: Rig) -> None:
-        """His answer was lost, or his predecessor was."""
+        """The reply was lost, or that to its predecessor was."""
         rig.max_running["k"] = 1
         desk = Desk(rig, await rig.submit(key="k"), "k")
         assert await desk.answer("a") is GO

@@ -62,7 +62,7 @@ async def say(log: MemoryJobLog, token: str, delivery: int, start: int, end: int
 
 @pytest.fixture
 async def log() -> MemoryJobLog:
-    """The second attempt begins when the first one has stored everything, and has not said its word yet."""
+    """A log in which a second attempt starts after the first one stored its events and before its outcome."""
     log = MemoryJobLog(MemoryBroker())
     await log.start()
     await log.append_event(
@@ -87,7 +87,7 @@ async def follow(log: MemoryJobLog, told: Told, *, most: int = 100, before_end: 
 
 
 async def test_a_follower_receives_the_attempt_that_ended_the_job(log: MemoryJobLog) -> None:
-    """Who has seen the second attempt begin is told that the first one counts after all, and gets it whole."""
+    """A caller that saw the second attempt start receives a restart and the complete first attempt."""
     await say(log, "second", 2, 0, 3)
     told = await follow(log, Told(), before_end=True)
     assert told.kinds == [
@@ -106,7 +106,7 @@ async def test_a_follower_receives_the_attempt_that_ended_the_job(log: MemoryJob
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 async def test_a_resumed_stream_is_complete(log: MemoryJobLog, most: int) -> None:
-    """Whoever was cut off within either attempt, and is again and again, ends with the first one's answer."""
+    """A caller that is cut off repeatedly within either attempt ends with the first attempt's answer."""
     await say(log, "second", 2, 0, 3)
     await log.store_outcome(WORD, b"")
     for had in (
@@ -123,7 +123,7 @@ async def test_a_resumed_stream_is_complete(log: MemoryJobLog, most: int) -> Non
 
 
 async def test_a_late_follower_receives_one_attempt(log: MemoryJobLog) -> None:
-    """The events of a job that has ended are those of the attempt that ended it, whoever began beside it."""
+    """An ended job returns only the events of the attempt that ended it."""
     await say(log, "second", 2, 0, 3)
     await log.store_outcome(WORD, b"")
     told = await follow(log, Told())
@@ -132,7 +132,7 @@ async def test_a_late_follower_receives_one_attempt(log: MemoryJobLog) -> None:
 
 
 async def test_ids_of_two_attempts_that_are_the_same(log: MemoryJobLog) -> None:
-    """NATS forgot that it had delivered the job: an id may be of either attempt, and nobody gets a mixture."""
+    """After NATS lost its delivery count, an id may belong to either attempt. No caller receives a mixture."""
     await say(log, "second", 1, 0, 3)
     await log.store_outcome(WORD, b"")
     told = await follow(log, Told("1-1-2", ("second.1", "second.2")))

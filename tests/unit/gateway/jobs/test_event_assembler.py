@@ -1,4 +1,4 @@
-"""From stored frames to what a caller is told: whoever stops anywhere and comes back gets what he would have got."""
+"""The assembler of events: a caller that resumes anywhere receives exactly the events it would have received."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUTPUT = (FrameKind.CHUNK, FrameKind.BLOB, FrameKind.PROGRESS, FrameKind.RETURNE
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt's frames, as its worker said them."""
+    """The frames of one attempt, in the order of its worker."""
 
     run: int
     delivery: int
@@ -47,7 +47,7 @@ def queued(run: int = 1) -> DurableFrame:
 
 
 def read(stream: list[DurableFrame], after: EventId = BEFORE_FIRST) -> tuple[list[AssembledEvent], EventAssembler]:
-    """All that a caller is told who has had everything up to `after`. Raises EventsExpired."""
+    """Return all events for a caller that received everything up to `after`. Raises EventsExpired."""
     assembly = EventAssembler(after)
     return [*feed(assembly, stream), *assembly.close_stored()], assembly
 
@@ -100,7 +100,7 @@ def expected(stream: list[DurableFrame]) -> list[tuple[JobEventKind, EventId]]:
 
 @st.composite
 def streams(draw: st.DrawFn, *, forgetful: bool = False) -> list[DurableFrame]:
-    """What NATS may hold: attempts of several runs, frames stored twice, late, or before those said before them."""
+    """Generate streams as NATS may store them: several runs, with duplicate, late and reordered frames."""
     stream: list[DurableFrame] = []
     tokens = iter("abcdefghijkl")
     late: list[DurableFrame] = []
@@ -143,7 +143,7 @@ def test_each_event_is_returned_once_in_order_and_attempts_are_never_mixed(strea
 @settings(max_examples=100, deadline=None)
 @given(streams())
 def test_a_stream_resumed_anywhere_returns_the_remaining_events(stream: list[DurableFrame]) -> None:
-    """Exactly: nothing twice, nothing left out, whether he had stopped while events still came or at their end."""
+    """No event is repeated or missing, whether the caller stopped during the job or at its end."""
     whole, _ = read(stream)
     assert [piece.id for piece in whole] == sorted({piece.id for piece in whole})
     for had in range(len(whole) + 1):
@@ -166,7 +166,7 @@ def test_a_stream_resumed_during_the_job_returns_the_remaining_events(
 @settings(max_examples=100, deadline=None)
 @given(streams(forgetful=True))
 def test_a_lost_delivery_count_mixes_no_attempts(stream: list[DurableFrame]) -> None:
-    """Ids may then come twice. Whoever resumes may get some events again, after a RESTARTED; his answer is the whole one."""
+    """Ids may then repeat. A resuming caller may receive events again after a RESTARTED; its answer is complete."""
     whole, _ = read(stream)
     for had in range(len(whole) + 1):
         rest, _ = read(stream, whole[had - 1].id if had else BEFORE_FIRST)
@@ -176,9 +176,7 @@ def test_a_lost_delivery_count_mixes_no_attempts(stream: list[DurableFrame]) -> 
 @settings(max_examples=100, deadline=None)
 @given(streams(forgetful=True), st.data())
 def test_a_complete_job_returns_the_attempt_that_ended_it(stream: list[DurableFrame], data: st.DataObject) -> None:
-    """Whatever began beside it, and wherever its reader had stopped while it ran: his answer is that attempt's, or he hears
-    that it is not whole.
-    """
+    """Whatever ran beside it, a resuming caller receives that attempt's answer or learns that it is incomplete."""
     tokens = sorted({frame.token for frame in stream if frame.kind == FrameKind.STARTED})
     if not tokens:
         return
@@ -201,7 +199,7 @@ def test_a_complete_job_returns_the_attempt_that_ended_it(stream: list[DurableFr
 @settings(max_examples=100, deadline=None)
 @given(streams(), st.data())
 def test_deleted_events_are_never_skipped_silently(stream: list[DurableFrame], data: st.DataObject) -> None:
-    """The oldest events go first. Who has had them goes on; who has not is told, at once or at the end."""
+    """The oldest events are deleted first. A caller that received them continues; any other gets an error."""
     whole, assembly = read(stream)
     newest = assembly._token
     told = data.draw(st.integers(0, len(whole)))
@@ -215,7 +213,7 @@ def test_deleted_events_are_never_skipped_silently(stream: list[DurableFrame], d
 
 
 class TestExpiry:
-    """The beginning of a job's events is not kept any more."""
+    """The first events of a job have been deleted."""
 
     tail = attempt("a", 5).frames()[3:]
     """Its chunks 3, 4 and 5."""
@@ -237,7 +235,7 @@ class TestExpiry:
         assert assembly.is_complete("a", 6)
 
     def test_a_new_attempt_makes_up_for_it(self) -> None:
-        """What is missing is void. Who has had some of it is told so."""
+        """The missing events are void, and a caller that received some of them gets a restart."""
         stream = [*self.tail, *attempt("b", 1, delivery=2).frames()]
         fresh, _ = read(stream)
         restarted, _ = read(stream, EventId(1, 1, 2))
@@ -259,14 +257,14 @@ def test_a_job_without_its_first_event_is_complete() -> None:
 
 
 def test_a_late_first_event_is_ignored() -> None:
-    """The worker was faster than the gateway: told now, it would say that the job waits."""
+    """The worker was faster than the gateway, so QUEUED would contradict the running attempt."""
     frames = attempt("a", 2).frames()
     pieces, _ = read([*frames[:2], queued(), *frames[2:]])
     assert [piece.kind for piece in pieces] == [JobEventKind.STARTED, JobEventKind.CHUNK, JobEventKind.CHUNK]
 
 
 def test_a_stream_with_a_gap_is_not_complete() -> None:
-    """Nothing behind the gap is told, whatever comes, until what is missing has come."""
+    """Events after a gap are held back until the missing frame arrives."""
     start, one, two, three = attempt("a", 3).frames()
     assembly = EventAssembler()
     assert [piece.data for piece in feed(assembly, [queued(), start, one, three])][2:] == [b"a.1"]

@@ -1,4 +1,4 @@
-"""Following a job's events from any gateway: what is kept, what comes, and how it ended."""
+"""The event stream of a job on any gateway: stored events, new events and the terminal event."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STARTED, RESTARTED, CHUNK, COMPLETED = (
 
 
 class ScriptedJob:
-    """A job whose attempts say what the test lets them say."""
+    """A job whose attempts store what the test scripts."""
 
     def __init__(self, rig: Rig, job: str) -> None:
         self.rig, self.job = rig, job
@@ -61,7 +61,7 @@ async def scripted(rig: Rig) -> ScriptedJob:
 
 
 async def test_a_caller_of_a_competing_attempt_receives_the_end(scripted: ScriptedJob) -> None:
-    """From whichever id: what he had is void, then the attempt that ended the job, and how it ended."""
+    """From any id: a restart, the attempt that ended the job, and the terminal event."""
     scripted.start("a", 1)
     scripted.store_chunks("a", 1, b"data: a\n\n")
     scripted.start("b", 2)
@@ -93,7 +93,7 @@ async def test_after_the_terminal_event_there_are_no_events(scripted: ScriptedJo
 
 
 async def test_an_incomplete_stream_has_no_terminal_event(rig: Rig, scripted: ScriptedJob) -> None:
-    """Some of its events are not kept any more: it is told so, and its result is there."""
+    """Some events are deleted: the caller gets an error, and the result is still stored."""
     scripted.start("a", 1)
     scripted.store_chunks("a", 1, b"data: 1\n\n", b"data: 2\n\n")
     await scripted.complete("a")
@@ -107,7 +107,7 @@ async def test_an_incomplete_stream_has_no_terminal_event(rig: Rig, scripted: Sc
 
 
 async def test_many_follow_at_once(rig: Rig, scripted: ScriptedJob) -> None:
-    """Through several gateways, from several places; those who hang up disturb nobody."""
+    """Callers follow through several gateways from several ids; disconnects do not affect the others."""
     gateways = [rig.gateways[0], await rig.gateway()]
     scripted.start("a", 1)
     scripted.store_chunks("a", 1, b"data: 1\n\n")

@@ -1,4 +1,4 @@
-"""A worker that lies about jobs which it was not given: they end as if it had said nothing."""
+"""A worker that forges events and outcomes of other workers' jobs has no effect on them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def liar(rig: Rig) -> MemoryWorkerLog:
 
 
 async def test_a_forged_outcome_creates_no_job(rig: Rig) -> None:
-    """It is in no list, has no result, and nobody is told of its end."""
+    """The forged job is in no list, has no result and sends no webhook."""
     job = "job_01a20f1b33c97ef68834fadc3c3648a7"
     assert await (await liar(rig)).store_outcome(forged(job), b"forged")
     await rig.eventually(lambda: job not in rig.broker.job_log.outcomes)
@@ -99,7 +99,7 @@ async def test_forged_events_are_ignored_and_fail_no_job(rig: Rig) -> None:
 
 
 async def test_a_record_that_redis_lost_is_that_of_the_gateway(rig: Rig) -> None:
-    """Not what somebody else says it began as."""
+    """A forged first event does not become the record."""
     job = await rig.submit(metadata={"order": "1"})
     record = await rig.jobs.get(OWNER, job)
     lie = record.model_copy(update={"owner": "mallory", "webhook": None}).model_dump_json().encode()

@@ -104,7 +104,7 @@ async def test_files_are_compared_by_their_bytes(rig: Rig) -> None:
 
 class TestTheFirstDies:
     async def test_between_claim_and_record(self, rig: Rig) -> None:
-        """Whoever comes second submits the job that the first one named."""
+        """The second request submits the job that the first one claimed."""
         gateway = rig.gateways[0]
         first = rig.submission()
         job = await Idempotency(gateway.log, rig.blobs).job_id(OWNER, "k", first.endpoint.path, first.received)
@@ -114,7 +114,7 @@ class TestTheFirstDies:
         assert rig.ran == [job]
 
     async def test_after_the_queue_without_a_confirmation(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The message that is in the queue all the same has its body when it runs."""
+        """The message that was queued all the same still has its blobs when it runs."""
         gateway = rig.gateways[0]
         store = gateway.log.enqueue
 

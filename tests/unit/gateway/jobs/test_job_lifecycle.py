@@ -132,7 +132,7 @@ class Attempt:
 
 
 class Life:
-    """One job, and everybody who has to do with it."""
+    """One job with its gateways, workers and callers."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)

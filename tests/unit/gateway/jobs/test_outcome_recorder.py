@@ -1,4 +1,4 @@
-"""How ends come into records: once, whatever goes away in between, and whoever makes records anew meanwhile."""
+"""The outcome recorder: records each outcome once, across outages and concurrent recoveries of records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOOK = "https://example.com/hook"
 
 
 async def test_an_outcome_is_recorded_once(rig: Rig) -> None:
-    """By one of many gateways; its webhook is told of once."""
+    """One of many gateways records it, and queues its webhook once."""
     others = [await rig.gateway() for _ in range(3)]
     await rig.worker()
     jobs = [await rig.submit(webhook=HOOK) for _ in range(20)]
@@ -32,7 +32,7 @@ async def test_an_outcome_is_recorded_once(rig: Rig) -> None:
 
 
 async def test_outcomes_wait_while_the_store_is_unavailable(rig: Rig) -> None:
-    """Jobs run and end; whoever asks for a result gets it; the records follow."""
+    """Jobs end and results are available at once; the records follow."""
     await rig.worker()
     rig.gate.clear()
     jobs = [await rig.submit(webhook=HOOK) for _ in range(3)]
@@ -51,7 +51,7 @@ async def test_outcomes_wait_while_the_store_is_unavailable(rig: Rig) -> None:
 
 
 async def test_a_job_has_ended_before_that_is_recorded(rig: Rig) -> None:
-    """Whoever asks for it is told, though the record is not there yet."""
+    """A poll shows the end although the record does not have it yet."""
     record = await rig.jobs.get(OWNER, await rig.submit())
     for gateway in rig.gateways:
         for task in gateway._tasks:
@@ -115,7 +115,7 @@ async def test_a_concurrently_recovered_record_gets_its_outcome(rig: Rig) -> Non
 
 
 async def test_a_record_recovered_too_late_is_corrected(rig: Rig) -> None:
-    """Somebody who began before the end finds no record, and makes one of a job that waits."""
+    """A recovery that started before the end creates a record of a waiting job."""
     record = await rig.jobs.get(OWNER, await rig.submit())
     await rig.gateways[0].terminator.terminate(record, JobStatus.CANCELLED)
     await rig.ended(record.id)
@@ -127,7 +127,7 @@ async def test_a_record_recovered_too_late_is_corrected(rig: Rig) -> None:
 
 
 async def test_a_webhook_that_cannot_be_queued_is_queued_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the end is recorded once all the same."""
+    """The outcome is still recorded only once."""
     gateway, tries = rig.gateways[0], []
 
     async def enqueue(outcome: Outcome) -> None:
@@ -169,7 +169,7 @@ async def test_uploads_are_deleted_with_their_job(rig: Rig) -> None:
 
 @pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
 async def test_uploads_are_deleted_if_a_gateway_ends_the_job(rig: Rig, status: JobStatus) -> None:
-    """Whoever submits and cancels fills no room; files of the caller's own stay."""
+    """Cancelled jobs leave no blobs; the caller's own files stay."""
     writers = [rig.blobs.writer(ttl_s=3600) for _ in range(3)]
     for writer in writers:
         await writer.write(b"{}")

@@ -1,4 +1,4 @@
-"""Events on their way to whoever reads them: a little ahead of a slow reader, in order, all of them."""
+"""Reading ahead of slow callers: bounded, in order and complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How records, envelopes, terminal words and events become one another, and what is known of a job's end."""
+"""Conversions between records, envelopes and outcomes, and the estimate of a job's end."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class TestRecords:
         assert after.finished_at == AT
 
     def test_a_record_that_has_ended_stays_as_it_is(self) -> None:
-        """Whatever word is held against it."""
+        """A later outcome does not change it."""
         done = job(status=JobStatus.COMPLETED, finished_at=AT - 50)
         assert with_outcome(done, gateway_outcome(done, JobStatus.CANCELLED)) == done
 
@@ -166,7 +166,7 @@ class TestRecords:
 
     @pytest.mark.parametrize("number", [0, (1 << 128) - 1, 0x4 << 76 | 0x2 << 62, 0x7 << 76])
     def test_an_id_that_was_not_made_by_a_clock_has_no_time(self, number: int) -> None:
-        """As of jobs whose id follows from something else."""
+        """Ids that derive from other values have no creation time."""
         assert id_created_at(f"job_{number:032x}") is None
 
     def test_the_queue_limit_restarts_when_a_job_returns_to_the_queue(self) -> None:
@@ -312,5 +312,5 @@ class TestEstimates:
         [(4, None, 6.0), (40, None, 0.0), (6, 0.25, 18.0), (6, 1.0, 0.0), (4, 0.0, 6.0)],
     )
     async def test_of_a_job_that_runs(self, eta: Any, spent: int, progress: float | None, seconds: float) -> None:
-        """By its progress where the backend says it, else by what others took; never below nothing."""
+        """By the reported progress, else by the service times of other jobs; never negative."""
         assert await eta(job(status=RUNNING, started_at=AT - spent, progress=progress), None) == seconds

@@ -77,7 +77,7 @@ class TestRetry:
         await completed(rig, job)
 
     async def test_its_events_tell_both_runs(self, rig: Rig) -> None:
-        """Whoever follows hears that what came before is void; the ids go on."""
+        """A follower receives a restart, and the ids continue."""
         job = await failed(rig, stream=True)
         before = await rig.events(job)
         rig.gate.clear()
@@ -90,7 +90,7 @@ class TestRetry:
         assert all(event.id.startswith("2-") for event in events)
 
     async def test_of_two_at_once_there_is_one_run(self, rig: Rig) -> None:
-        """Through different gateways; the other one is told so, or gets the same run."""
+        """Two concurrent retries on different gateways: the second one fails or returns the same run."""
         job = await failed(rig)
         other = await rig.gateway()
         rig.gate.clear()
@@ -195,7 +195,7 @@ class TestDeathInTheMiddle:
     """A gateway that retries a job is killed after each of its steps."""
 
     async def test_before_the_job_is_in_the_queue(self, rig: Rig) -> None:
-        """The record says that it waits, though it is in no queue: whoever tries again puts it there."""
+        """The record is queued but the queue has no message: the next retry stores it."""
         job = await failed(rig)
         await rig.drain("failing")
         with dying(rig.gateways[0].log, "enqueue"):
@@ -276,7 +276,7 @@ class TestReplay:
         await completed(rig, job)
 
     async def test_dead_letters_outlive_everything_else(self, rig: Rig) -> None:
-        """The record and the word are gone: the letter alone is enough."""
+        """Record and outcome are deleted: the dead letter alone is enough for a replay."""
         job = await dead(rig)
         await rig.store.remove(OWNER, job)
         rig.broker.job_log.outcomes.clear()

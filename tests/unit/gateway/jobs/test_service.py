@@ -22,7 +22,7 @@ SHORT = {"ack_wait_s": 0.3}
 
 class TestAnswers:
     async def test_a_job_is_submitted_run_and_answered(self, rig: Rig) -> None:
-        """Its record says all along where it stands; nothing is left in the queue."""
+        """The record shows each state, and the queue is empty at the end."""
         job = await rig.submit(metadata={"a": "b"})
         assert await rig.status(job) is QUEUED
         assert (await rig.jobs.estimate(await rig.jobs.get(OWNER, job)))[0] == 0
@@ -71,7 +71,7 @@ class TestAnswers:
         assert result.outcome.size == len(data)
 
     async def test_a_stream_with_large_pieces(self, rig: Rig) -> None:
-        """Each travels by reference; whoever follows gets its bytes."""
+        """Large pieces are stored by reference, and followers receive their bytes."""
         await rig.worker()
         job = await rig.submit(stream=True, echo={"size": 1_500_000, "tokens": 2})
         await rig.ended(job)
@@ -216,7 +216,7 @@ class TestLostWorkers:
 
     @pytest.mark.parametrize("rig", [SHORT], indirect=True)
     async def test_a_silent_workers_job_is_shown_as_waiting(self, rig: Rig) -> None:
-        """Nobody else serves the model: NATS holds the job for the next worker, and the record says that it waits."""
+        """No other worker serves the model: the job returns to the queue, and its record shows that."""
         rig.gate.clear()
         worker = await rig.worker()
         job = await rig.submit()
@@ -264,7 +264,7 @@ class TestLostWorkers:
         assert json.loads((await rig.events(job))[-1].data)["attempts"] == 2
 
     async def test_nats_may_go_away_in_the_middle(self, rig: Rig) -> None:
-        """What was said meanwhile is stored when it is back; the answer is whole."""
+        """Events of the outage are stored afterwards, and the answer is complete."""
         rig.gate.clear()
         await rig.worker()
         job = await rig.submit("a b c d e", stream=True)
@@ -346,7 +346,7 @@ class TestLimits:
         assert (await rig.ended(job)).status is EXPIRED
 
     async def test_what_is_not_yet_over_goes_on(self, rig: Rig) -> None:
-        """Its timer may have run out before its time: it is set anew."""
+        """A timer that expires early is set again."""
         job = await rig.submit()
         await rig.store.update(OWNER, job, due_s=0.0)
         rig.clock.ahead += QUEUE_S / 2
@@ -381,7 +381,7 @@ class TestCancel:
         assert (await rig.ended(job)).worker == "w"
 
     async def test_a_worker_that_misses_the_cancel_learns_it_from_the_gate(self, rig: Rig) -> None:
-        """The record does not know yet who runs it, so that nobody is told; the next heartbeat is answered GONE."""
+        """The record has no worker yet, so none is notified; the reply to the next heartbeat is STOP."""
         rig.gate.clear()
         worker = await rig.worker()
         job = await rig.submit()
@@ -422,7 +422,7 @@ class TestCancel:
 
 class TestCancelledAtItsStart:
     async def test_the_backend_stops_within_two_seconds(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nobody could tell the worker, whose start was not recorded yet: it asks by itself, long before its first heartbeat."""
+        """The start was not recorded, so the worker was not notified; its early first heartbeat learns of the cancel."""
         assert rig.ack_wait_s / 3 > 2
         rig.gate.clear()
         await rig.worker()

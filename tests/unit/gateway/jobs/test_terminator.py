@@ -1,4 +1,4 @@
-"""A job whose record is lost is known by its first event, wherever among the others that came to be stored."""
+"""The initial record of a job is read from its QUEUED event, wherever that is stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECORD = JobRecord(
 
 @pytest.mark.parametrize("before", [0, 1, 20])
 async def test_a_quick_workers_events_may_come_first(before: int) -> None:
-    """A worker takes a job as soon as it is stored, and may be quicker than the gateway that says so."""
+    """A worker may store events before the gateway has stored QUEUED."""
     log = MemoryJobLog(MemoryBroker())
     await log.start()
     for seq in range(before):

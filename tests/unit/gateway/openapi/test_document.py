@@ -61,7 +61,7 @@ def test_it_is_valid(document: JSON) -> None:
 
 
 def test_every_reference_leads_somewhere(document: JSON) -> None:
-    """No name of a schema, header or mapping is an empty promise, and no schema is there for nobody."""
+    """Every reference to a schema, header or mapping resolves, and every schema is referenced."""
     named = {part["$ref"] for part in walk(document) if "$ref" in part}
     for part in walk(document):
         named |= set(part.get("discriminator", {}).get("mapping", {}).values())
@@ -78,7 +78,7 @@ def test_names_of_schemas_are_their_own(document: JSON) -> None:
 
 
 def test_every_route_is_described(operations: dict[str, JSON]) -> None:
-    """A route without words of its own, or words without a route, are noticed here."""
+    """Every route has an operation, and every operation has a route."""
     assert set(operations) == set(OPERATIONS)
     assert {operation.tag for operation in OPERATIONS.values()} == set(TAGS)
     ids = [operation["operationId"] for operation in operations.values()]
@@ -91,7 +91,7 @@ def test_every_route_is_described(operations: dict[str, JSON]) -> None:
 
 
 def test_parameters_are_described_and_bounded(operations: dict[str, JSON]) -> None:
-    """Each parameter says what it is; each id says its form."""
+    """Each parameter has a description, and each id has a pattern."""
     for route, operation in operations.items():
         for parameter in operation.get("parameters", []):
             assert parameter.get("description"), (route, parameter["name"])
@@ -115,7 +115,7 @@ def test_every_answer_says_what_it_is(operations: dict[str, JSON]) -> None:
 
 
 def test_streams_are_said_to_be_streams(operations: dict[str, JSON]) -> None:
-    """What can be answered by events says so; speech is sound, metrics are text."""
+    """Streaming routes list the event stream; speech lists audio, metrics list text."""
     streamed = {
         route
         for route, operation in operations.items()

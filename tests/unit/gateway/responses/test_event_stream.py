@@ -30,8 +30,8 @@ LOST = JobEvent(JobEventKind.CHUNK, "", b"")
 """Here events are missing."""
 
 
-class ToldJobs:
-    """A job whose events are given; it has no record."""
+class ScriptedJobs:
+    """A jobs service with scripted events and no record."""
 
     def __init__(self, *events: JobEvent | None) -> None:
         self._events = events
@@ -89,7 +89,7 @@ async def no_answer(_: CreatedResponse) -> Any:
 def watch(
     *events: JobEvent | None, after: int = -1, stored: bool = True, read_result: Any = no_answer, **fields: Any
 ) -> ResponseEventStream:
-    return ResponseEventStream(ToldJobs(*events), created(stored=stored, **fields), after, store_final, read_result)  # type: ignore[arg-type]
+    return ResponseEventStream(ScriptedJobs(*events), created(stored=stored, **fields), after, store_final, read_result)  # type: ignore[arg-type]
 
 
 async def seen(watching: ResponseEventStream) -> list[ResponseEvent]:
@@ -116,7 +116,7 @@ async def test_live_and_later_are_the_same() -> None:
 
 
 async def test_a_restart_before_any_output() -> None:
-    """An attempt that said nothing leaves no trace, and the numbers go on."""
+    """An attempt without output leaves no trace, and the numbers continue."""
     events = await seen(watch(QUEUED, NOW, STARTED, RESTARTED, RESTARTED, chunk("a", "stop"), end()))
     assert [event.number for event in events] == list(range(len(events)))
     assert [event.kind for event in events].count("response.in_progress") == 1
@@ -124,7 +124,7 @@ async def test_a_restart_before_any_output() -> None:
 
 
 async def test_a_restart_that_was_seen() -> None:
-    """Who has seen half an answer hears that it is void, and nothing of the next one."""
+    """A caller that received output gets an error event, and no events of the next attempt."""
     watching = watch(QUEUED, NOW, STARTED, chunk("a "), *SECOND)
     events = await seen(watching)
     assert text(events) == "a "
@@ -183,10 +183,10 @@ async def test_ends_without_an_answer() -> None:
 
 
 async def test_stored_events_come_before_new_ones() -> None:
-    """What was kept is told as soon as it is known that it is still true, not when the next event comes."""
+    """Stored events are sent as soon as they are known to be valid, without waiting for a new one."""
     more = asyncio.Event()
 
-    class Waiting(ToldJobs):
+    class Waiting(ScriptedJobs):
         async def follow_all_attempts(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
             async for event in super().follow_all_attempts(owner, job_id):
                 yield event
@@ -199,7 +199,7 @@ async def test_stored_events_come_before_new_ones() -> None:
 
 
 async def test_when_events_have_been_deleted() -> None:
-    """The answer, which is kept longer, brings the same events; without it, they have expired."""
+    """The result, which is stored longer, yields the same events; without it they have expired."""
     whole = (*FIRST, chunk("c", "stop"), end())
     told_then = await seen(watch(*whole))
     frames = b"".join(event.data for event in whole if event.kind is JobEventKind.CHUNK)

@@ -104,7 +104,7 @@ class TestText:
         assert (final["status"], final["completed_at"]) == ("completed", 1_800_000_009)
 
     def test_usage(self) -> None:
-        """Usage comes in the words of responses, with its details; none is made up."""
+        """Usage has the field names of the Responses API; no count is invented."""
         assert answer(said("a"))[1]["usage"] == {
             "input_tokens": 5,
             "input_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 0},
@@ -136,7 +136,7 @@ class TestText:
         assert final["output"][0]["content"][0]["text"] == ""
 
     def test_a_refusal(self) -> None:
-        """A refusal is a part of its own, after what was said before it."""
+        """A refusal is a separate part after the preceding text."""
         events, final = answer([frame({"content": "well"}), frame({"refusal": "no"}), frame({}, finish="stop")])
         assert kinds(events) == [
             "created",
@@ -264,7 +264,7 @@ class TestCalls:
         assert deltas == ['{"a":1}', "{}"]
 
     def test_a_late_name_and_no_id(self) -> None:
-        """Nothing is told of a call before its name; an id is made up where there is none, the same each time."""
+        """A call has no events before its name; a missing id is derived deterministically."""
         frames = [called(0, arguments="{"), called(0, name="f", arguments="}"), frame({}, finish="tool_calls")]
         _, final = answer(frames)
         assert (final["output"][0]["name"], final["output"][0]["arguments"]) == ("f", "{}")
@@ -295,7 +295,7 @@ PIECES = st.one_of(
 class TestAnyStream:
     @given(st.lists(PIECES, max_size=25), st.sampled_from(["stop", "tool_calls", "length", "content_filter"]))
     def test_deltas_add_up(self, pieces: list[bytes], finish: str) -> None:
-        """Whatever comes: what was told in pieces is what was told whole, is what the final response holds."""
+        """For any stream, the deltas add up to the final events and the final response."""
         events, final = answer([*pieces, frame({}, finish=finish)])
         told: dict[tuple[Any, ...], str] = {}
         whole: dict[tuple[Any, ...], str] = {}
@@ -333,7 +333,7 @@ class TestAnyStream:
 
 class TestWithoutAnswer:
     def test_failed(self) -> None:
-        """A failure is told in one of OpenAI's words."""
+        """A failure has one of OpenAI's codes."""
         info = BackendFailed("out of memory").info
         final = unanswered_response(began_as(), JobStatus.FAILED, info)
         assert (final["status"], final["output"]) == ("failed", [])

@@ -1,4 +1,4 @@
-"""What is kept of responses, on documents and blobs in memory."""
+"""The repository of responses, with documents and blobs in memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_stored_and_found(bench: Bench, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["small", BIG])
 async def test_the_first_end_is_the_end(bench: Bench, text: str) -> None:
-    """Two who see the end keep one of them; nothing of the other stays."""
+    """Of two concurrent final responses one is stored, and nothing of the other remains."""
     stored = await bench.add(text)
     first, second = final_of(stored, completed_at=1, output=[text]), final_of(stored, completed_at=2, output=[text])
     assert await bench.repository.finish(stored, first) == first
@@ -76,7 +76,7 @@ async def test_the_first_end_is_the_end(bench: Bench, text: str) -> None:
 
 
 async def test_a_failed_one_may_be_tried_again(bench: Bench) -> None:
-    """A failure is kept until the job's next run has another end."""
+    """A failed response is stored until the job's next run ends differently."""
     stored = await bench.add()
     await bench.repository.finish(stored, final_of(stored, "failed"))
     done = final_of(stored)
@@ -103,7 +103,7 @@ async def test_added_twice(bench: Bench) -> None:
 
 
 async def test_it_ends_while_it_is_read(bench: Bench) -> None:
-    """A reader who holds the old document finds the new one."""
+    """A reader of the old document finds the new one."""
     stored = await bench.add(BIG)
     look_up = bench.blobs.read
 
@@ -122,7 +122,7 @@ async def test_it_ends_while_it_is_read(bench: Bench) -> None:
 
 
 async def test_no_half_documents(bench: Bench) -> None:
-    """Where the store or the blobs are away, nothing is kept and nothing is left."""
+    """If the store or the blobs are unavailable, nothing is stored and nothing is left over."""
     bench.documents.available = False
     with pytest.raises(Unavailable):
         await bench.add(BIG)
@@ -138,7 +138,7 @@ async def test_no_half_documents(bench: Bench) -> None:
 
 
 async def test_it_outlives_its_job(bench: Bench) -> None:
-    """Once seen complete, a response is there when its job is not kept any more; what nobody saw is gone with the job."""
+    """A response that was read after completion outlives its job; an unread one is deleted with it."""
 
     class NoJobs:
         async def get(self, owner: str, job_id: str) -> Any:

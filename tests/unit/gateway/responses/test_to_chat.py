@@ -1,4 +1,4 @@
-"""A request for a response becomes a chat request: the same in other words, or refused by name."""
+"""The translation of requests for responses into chat requests, and their rejections."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class TestBody:
 
 class TestTools:
     def test_functions(self) -> None:
-        """A function stands a level deeper in chat; choices are the same words."""
+        """Functions are nested one level deeper in chat; tool choices keep their names."""
         created = body(tools=[FUNCTION, OTHER], parallel_tool_calls=False, tool_choice="required")
         function = {name: FUNCTION[name] for name in ("name", "description", "parameters", "strict")}
         assert created["tools"] == [
@@ -123,7 +123,7 @@ class TestTools:
         assert chosen == {"type": "function", "function": {"name": "f"}}
 
     def test_allowed_tools(self) -> None:
-        """Allowed tools are the only ones that the server is told of."""
+        """The server receives only the allowed tools."""
         choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]}
         created = body(tools=[FUNCTION, OTHER], tool_choice=choice)
         assert [tool["function"]["name"] for tool in created["tools"]] == ["g"]
@@ -140,7 +140,7 @@ class TestTools:
         ],
     )
     def test_other_tools_are_left_out(self, extra: Any) -> None:
-        """An agent can begin: the model is offered what its caller runs, and the response says so."""
+        """Agents work: the model is offered the caller's functions, and the response lists them."""
         asked = without_openai_tools(request(**{"input": [USER]} | extra))
         created = chat_body(asked, conversation(asked, []))
         assert [tool["function"]["name"] for tool in created["tools"]] == ["f"]
@@ -173,7 +173,7 @@ class TestTools:
 
 class TestItems:
     def test_a_whole_exchange(self) -> None:
-        """What a model said and called is one message of its own; outputs are messages of the tool."""
+        """The model's text and calls form one message; outputs are tool messages."""
         exchange = said(
             {"role": "user", "content": "weather?"},
             {"type": "reasoning", "id": "rs", "summary": []},
@@ -204,7 +204,7 @@ class TestItems:
         ]
 
     def test_results_follow_their_calls(self) -> None:
-        """Chat wants a tool's message behind the message that calls it; what was said between comes after."""
+        """A tool message directly follows its call, before messages that were in between."""
 
         def call(name: str) -> Any:
             return {"type": "function_call", "call_id": name, "name": "f", "arguments": "{}"}
@@ -269,13 +269,13 @@ class TestItems:
         assert (only[0]["content"], only[1]["content"][1]["type"]) == ("(an image)", "image_url")
 
     def test_items_of_tools_that_openai_runs_are_left_out(self) -> None:
-        """A conversation that was begun there goes on here; with `RESPONSES_OTHER_TOOLS=refuse` they are refused by name."""
+        """Conversations begun at OpenAI continue here; `RESPONSES_OTHER_TOOLS=refuse` rejects them by name."""
         items = [USER, {"type": "web_search_call", "id": "w", "status": "completed"}, {"type": "ghost_snapshot"}]
         asked = without_openai_tools(request(input=items))
         assert conversation(asked, []) == [USER]
 
     def test_content(self) -> None:
-        """One text is a string, which every chat template takes; several parts stay parts; a refusal is what was said."""
+        """A single text becomes a string, several parts stay parts, and a refusal becomes text."""
         assert said({"role": "developer", "content": [{"type": "input_text", "text": "a"}]}) == [
             {"role": "developer", "content": "a"}
         ]
@@ -320,7 +320,7 @@ class TestItems:
         ],
     )
     def test_refusals(self, item: Any, param: str) -> None:
-        """What chat has no words for is refused, with its place."""
+        """Items that chat cannot express are rejected with their path."""
         assert refused(input=[item]) == param
 
     def test_listed(self) -> None:

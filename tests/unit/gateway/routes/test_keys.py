@@ -130,7 +130,7 @@ async def test_a_wrong_wish_is_refused(gateway: Gateway, fields: dict[str, Any],
 
 
 async def test_who_may_not_is_refused_before_the_body_is_read(gateway: Gateway) -> None:
-    """401 without a key and with a wrong one, 403 without the scope; the message says which scope is missing."""
+    """401 without a valid key, 403 without the scope; the message names the missing scope."""
     made = await gateway.create()
     nonsense = {"content": b"{ not json"}
     for headers, status in [

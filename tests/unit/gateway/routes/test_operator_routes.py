@@ -95,7 +95,7 @@ class TestAliases:
         assert await gateway.listed() == ["llama3.1:8b", "smollm2"]
 
     async def test_a_target_that_no_model_has_for_a_name_is_a_warning(self, gateway: Gateway) -> None:
-        """With the model that may be meant. It is entered all the same: models come later."""
+        """The warning suggests a similar model. The alias is stored, since models may come later."""
         status, answer = await gateway.set("tts-1", "smolm2", "smollm2")
         assert (status, answer["targets"]) == (200, ["smolm2", "smollm2"])
         assert answer["warnings"] == ["No worker serves or has served a model 'smolm2'. Did you mean 'smollm2'?"]
@@ -186,7 +186,7 @@ class TestServices:
         assert gateway.hub.services == {}
 
     async def test_state_is_that_of_the_worker_that_serves_it(self, gateway: Gateway) -> None:
-        """The best one, where several do; not that of a model whose owner happens to be called so."""
+        """The best state of several workers; models with the same owner name elsewhere do not count."""
         await gateway.ask("PUT", "/v1/services/tts", json={"base_url": "http://tts:8080"})
         voice = offer("voice", owned_by="tts")
         await gateway.registry.announce(worker("other", voice))

@@ -1,4 +1,4 @@
-"""Webhooks: what a receiver gets, how often it is tried, and what the job's record says about it."""
+"""The webhook sender: messages, retries and the deliveries in the job's record."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DELAYS_S = tuple(float(part) for part in GatewaySettings.model_fields["webhook_r
 
 
 class Clock:
-    """Goes on only when somebody waits."""
+    """A clock that advances only when a task sleeps."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -81,7 +81,7 @@ class MemoryBacklog:
 
 
 class Receiver(GuardedHttpClient):
-    """Answers what it is told to: a status, what it raises, or nothing at all (None)."""
+    """A receiver with scripted answers: a status, an exception, or no answer (None)."""
 
     def __init__(self, *answers: int | Exception | None) -> None:
         super().__init__(max_bytes=1, timeout_s=1)
@@ -179,7 +179,7 @@ async def store_record(stage: Stage, **fields: Any) -> None:
 
 
 async def test_receiver_can_check_what_it_gets():
-    """The official library accepts headers and body; the body says what happened and holds no result."""
+    """The official library accepts headers and body; the body has the event and no result."""
     stage = Stage(204)
     await store_record(stage, status=JobStatus.COMPLETED, worker="gpu1")
     await stage.tell()
@@ -204,7 +204,7 @@ async def test_receiver_can_check_what_it_gets():
 
 @pytest.mark.parametrize("fields", [None, {"run": 2, "status": JobStatus.QUEUED}])
 async def test_the_message_tells_of_its_own_run(fields: dict[str, Any] | None):
-    """Also where the record is gone, or has gone on to another run."""
+    """Even if the record is deleted or belongs to another run."""
     stage = Stage(204)
     if fields:
         await store_record(stage, **fields)
@@ -216,7 +216,7 @@ async def test_the_message_tells_of_its_own_run(fields: dict[str, Any] | None):
 
 @pytest.mark.parametrize("change", ["body", "webhook-id", "webhook-timestamp"])
 def test_a_changed_message_is_found_out(change: str):
-    """Whatever somebody on the way changes."""
+    """Any modification in transit invalidates the signature."""
     body = b'{"type":"job.completed"}'
     headers = signature_headers(SECRET, "evt_1", int(time.time()), body)
     if change == "body":
@@ -229,13 +229,13 @@ def test_a_changed_message_is_found_out(change: str):
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_%%%", "whsec_é"])
 def test_no_secret_signs_nothing(secret: str):
-    """An empty or broken secret is an error: nobody could tell the signature from a forged one."""
+    """An empty or malformed secret is an error, since its signature could be forged."""
     with pytest.raises(InvalidWebhookSecret):
         signature_headers(secret, "evt_1", 1, b"{}")
 
 
 async def test_tries_follow_the_schedule_and_then_end():
-    """Ten tries over three days, each signed for its own time, with the same id and body; then the job says `failed`."""
+    """Ten attempts over three days, each signed with its own time; then the job shows `failed`."""
     stage = Stage(500)
     await store_record(stage)
     began = stage.clock.now
@@ -294,7 +294,7 @@ async def test_a_410_ends_the_delivery():
 
 
 async def test_without_a_secret_nothing_is_sent():
-    """A key that is gone, or not known yet: the try fails, the job says why, and later ones may work."""
+    """With an unknown key the attempt fails with a reason, and a later attempt may succeed."""
     stage = Stage(200, secret=None)
     await store_record(stage)
     await stage.tell()
@@ -305,7 +305,7 @@ async def test_without_a_secret_nothing_is_sent():
 
 
 async def test_a_job_without_a_webhook_and_an_outcome_queued_twice():
-    """Nothing to tell; and a word that is recorded twice is told once."""
+    """Nothing is sent without a webhook, and an outcome recorded twice is sent once."""
     stage = Stage(200)
     await stage.webhooks.enqueue(make_word(webhook=""))
     assert stage.backlog.items.empty()
@@ -315,7 +315,7 @@ async def test_a_job_without_a_webhook_and_an_outcome_queued_twice():
 
 
 async def test_one_that_hangs_does_not_hold_up_the_others(eventually: Eventually):
-    """Others are told meanwhile, and there is a bound on tries at once."""
+    """Other messages are delivered meanwhile, and concurrent attempts are bounded."""
     stage = Stage(None, 200)
     await stage.webhooks.enqueue(make_word(job=OTHER))
     async with stage.running():
@@ -340,7 +340,7 @@ async def test_a_gateway_that_stops_hands_its_tries_back(eventually: Eventually)
 
 
 async def test_redis_away_delays_no_delivery(eventually: Eventually, monkeypatch: pytest.MonkeyPatch):
-    """Messages are sent as ever; what the job says about them follows when Redis is back."""
+    """Messages are delivered; the record's deliveries follow when Redis is back."""
     monkeypatch.setattr("gateway.webhooks.delivery_recorder.RETRY_DELAY_S", 0.01)
     stage = Stage(500, 200)
     await store_record(stage)
@@ -387,7 +387,7 @@ async def test_a_defect_is_a_failed_try():
 
 
 async def test_an_outage_at_enqueue_is_raised():
-    """Whoever records the word must come again."""
+    """The recorder must repeat the call."""
     stage = Stage(200)
 
     async def put(_id: str, _data: bytes) -> None:
