@@ -43,7 +43,7 @@ class Clock:
         half = (received - sent) / 2
         error = server_s - (sent + half + self._base)
         if abs(error) <= half:
-            return  # no more is known than before
+            return  # the measurement is not more precise than the clock
         self._base += error * CORRECTION_SHARE if abs(error) < MAX_GRADUAL_CORRECTION_S else error
 
 

@@ -15,7 +15,7 @@ def describe_listen_error(error: OSError, host: str, port: int, *, port_setting:
             f"Choose another port with {port_setting}, or stop that program."
         )
     if error.errno == errno.EACCES:
-        return f"port {port} is reserved for the administrator. Choose one above 1023 with {port_setting}."
-    if error.errno == errno.EADDRNOTAVAIL or error.errno is None or error.errno < 0:  # below 0: of getaddrinfo
+        return f"port {port} requires administrator rights. Choose one above 1023 with {port_setting}."
+    if error.errno == errno.EADDRNOTAVAIL or error.errno is None or error.errno < 0:  # below 0: an error of getaddrinfo
         return f"this machine has no address {host}. Choose another one with {host_setting}."
     return f"cannot listen on {host}:{port}: {error.strerror}. See {port_setting} and {host_setting}."

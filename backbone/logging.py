@@ -55,7 +55,7 @@ class BufferedLogger:
         with self._lock:
             lines, self._lines, self._size = self._lines, [], 0
             if lines:
-                # Whoever read our output may be gone; that is no reason to fail a request.
+                # The reader of the output may be gone; requests must not fail by that.
                 with contextlib.suppress(OSError, ValueError):
                     sys.stdout.buffer.write(b"\n".join((*lines, b"")))
                     sys.stdout.buffer.flush()
@@ -103,6 +103,6 @@ def configure_logging(log_format: Literal["auto", "json", "console"], level: str
         renderer if console else structlog.processors.JSONRenderer(lambda event, **_: _dumps(event).decode())
     )
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=formatter_renderer, foreign_pre_chain=shared))
-    # asyncio's remark on each TLS connection that its streams see end.
+    # asyncio logs this for each TLS connection whose peer closes it.
     handler.addFilter(lambda record: "eof_received() has no effect" not in record.getMessage())
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)

@@ -43,7 +43,7 @@ def read_settings(kind: type[Settings], flags: Collection[str] = ()) -> Settings
         return kind()
     except ValidationError as error:
         found = [_sentence(one, flags) for one in error.errors(include_url=False)]
-        raise ConfigurationError(found[0] if len(found) == 1 else "\n".join(("settings are wrong:", *found))) from None
+        raise ConfigurationError(found[0] if len(found) == 1 else "\n".join(("invalid settings:", *found))) from None
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigurationError(f"{ENV_FILE.absolute()} cannot be read: {why}") from None

@@ -32,7 +32,7 @@ MAX_POST_RESPONSE_BYTES = 4096
 """The body of a response to a POST is read up to this size, and dropped."""
 BODY_TIMEOUT_S = 1.0
 CONTENT_TYPE = re.compile(r"[\w.+\-]{1,64}/[\w.+\-]{1,128}", re.ASCII)
-NOT_PUBLIC_MESSAGE = "the URL's host is not a public one"
+NOT_PUBLIC_MESSAGE = "the URL's host is not public"
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -73,7 +73,7 @@ class GuardedHttpClient:
         the setting that holds them, for messages.
         """
         self._not_public = (
-            f"{NOT_PUBLIC_MESSAGE}; an operator may allow it: host:port in {setting}" if setting else NOT_PUBLIC_MESSAGE
+            f"{NOT_PUBLIC_MESSAGE}; an operator can allow it: host:port in {setting}" if setting else NOT_PUBLIC_MESSAGE
         )
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
@@ -150,7 +150,7 @@ class GuardedHttpClient:
         address = await self._address(parts)
         host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
         if self._client is None:
-            # A client of its own reads some hundred certificates: once.
+            # Creating a client loads some hundred certificates: do it once.
             self._client = httpx.AsyncClient(
                 trust_env=False,
                 follow_redirects=False,
@@ -185,7 +185,7 @@ class GuardedHttpClient:
         if response.status_code != 200:
             raise FetchRefused(f"the URL answers {response.status_code}")
         coding = response.headers.get("content-encoding", "identity").strip().lower()
-        if coding not in ("", "identity"):  # decoding a few bytes may make very many
+        if coding not in ("", "identity"):  # a few encoded bytes may decode to very many
             raise FetchRefused(f"the URL's content is compressed ({coding[:40]}) although that was not asked for")
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type and not CONTENT_TYPE.fullmatch(content_type):
@@ -207,9 +207,9 @@ class GuardedHttpClient:
         try:
             addresses = [ip_address(text.partition("%")[0]) for text in await self._resolve(host, port)]
         except (OSError, ValueError) as error:
-            raise FetchRefused("the URL's host has no address") from error
+            raise FetchRefused("the URL's host cannot be resolved") from error
         if not addresses:
-            raise FetchRefused("the URL's host has no address")
+            raise FetchRefused("the URL's host cannot be resolved")
         if not {host, f"{host}:{port}"} & self._private_hosts and not all(map(is_public, addresses)):
             raise FetchRefused(self._not_public)
         return addresses[0]
@@ -220,11 +220,11 @@ def _parse(url: str) -> SplitResult:
         parts = urlsplit(url)
         valid = bool(parts.hostname) and parts.netloc.isascii() and (parts.port is None or parts.port > 0)
     except ValueError as error:
-        raise FetchRefused("this is no valid URL") from error
+        raise FetchRefused("the URL is not valid") from error
     if parts.scheme not in ("http", "https") or not valid:
-        raise FetchRefused("only http and https URLs are taken, with the host in ASCII")
+        raise FetchRefused("the URL must be http or https, with the host in ASCII")
     if parts.username is not None or parts.password is not None:
-        raise FetchRefused("URLs with credentials are not taken")
+        raise FetchRefused("the URL must not contain credentials")
     return parts
 
 

@@ -41,7 +41,7 @@ class StallMonitor:
 
     def _schedule(self) -> None:
         loop = asyncio.get_running_loop()
-        # A plain callback: it is due before the waits that the same stall has made late, and runs before they end.
+        # A plain callback is due before the waits that the same stall delayed, and so extends them in time.
         self._timer = loop.call_later(TICK_INTERVAL_S, self._tick, loop.time() + TICK_INTERVAL_S)
 
     def _tick(self, due: float) -> None:

@@ -28,22 +28,22 @@ SENTENCES = {
     "worker.backend_lost": "The inference server is lost: {error}.",
     "worker.draining": "Stopping: {running} running jobs get their time to finish.",
     "worker.drained": "Stopped.",
-    "nats disconnected": "The connection to NATS is lost; trying again until it is back.",
-    "nats reconnected": "NATS is back.",
-    "nats refuses": "{error}.",
-    "nats.silent": "NATS has gone silent; trying its next server.",
-    "nats.stores_nothing": "NATS stores nothing: {error}.",
-    "nats.stores_again": "NATS stores again.",
-    "etcd.away": "{error}. Trying again until it answers; until then nobody finds new workers.",
+    "nats.disconnected": "The connection to NATS is lost. Reconnecting until NATS is back.",
+    "nats.reconnected": "NATS is back.",
+    "nats.access_refused": "{error}.",
+    "nats.silent": "NATS does not answer any more. Trying its next server.",
+    "nats.storage_failed": "NATS stores nothing: {error}.",
+    "nats.storage_recovered": "NATS stores again.",
+    "etcd.unavailable": "{error}. Retrying until it answers; until then new workers are not found.",
     "registry.etcd_version_vulnerable": "etcd is {version}: {advice}.",
-    "etcd.back": "etcd answers.",
-    "registry.not_entered": "The worker cannot be entered in etcd: {error}.",
-    "registry.not_followed": "The registry cannot be read: {error}.",
-    "registry.lease_lost": "The worker's entry in etcd was lost; it is entered again.",
-    "registry.same_name_twice": "Another worker has the same name: give each a --name (WORKER_NAME) of its own.",
-    "redis.away": "{error}. Jobs, API keys and files are unavailable until it is back.",
-    "redis.frozen": "Redis does not answer within {timeout_s:g} s.",
-    "redis.back": "Redis is back.",
+    "etcd.recovered": "etcd answers.",
+    "registry.announce_failed": "The worker cannot be announced in etcd: {error}.",
+    "registry.watch_unavailable": "The registry cannot be read: {error}.",
+    "registry.lease_lost": "The worker's entry in etcd was lost. It is written again.",
+    "registry.duplicate_worker_name": "Another worker has the same name. Give each worker its own --name (WORKER_NAME).",
+    "redis.unavailable": "{error}. Jobs, API keys and files are unavailable until it is back.",
+    "redis.timed_out": "Redis does not answer within {timeout_s:g} s.",
+    "redis.recovered": "Redis is back.",
 }
 """Sentences by event. Braces hold a field of the event; a sentence begins with a capital letter and ends with a full stop."""
 HIDDEN_FIELDS = frozenset({"timestamp", "level", "event", "exception", "worker", "gateway", "connection"})
@@ -79,7 +79,7 @@ def sentence(event: Mapping[str, Any]) -> str:
         try:
             return _tidy(SENTENCES[key].format_map({name: _plain(value) for name, value in event.items()}))
         except (KeyError, ValueError, TypeError):
-            pass  # the event has other fields than it had: show all of them
+            pass  # the event lacks a field of the sentence: show all its fields
     fields = [
         f"{name}={_plain(value)}" for name, value in event.items() if name not in HIDDEN_FIELDS and value is not None
     ]

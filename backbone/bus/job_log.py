@@ -162,7 +162,7 @@ class JobLog(Protocol):
         the outcome was stored meanwhile; the reader may check and go on. Never ends by itself; close it. Raises Unavailable.
         """
 
-    # Terminal words
+    # Outcomes
 
     async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
         """Store how a job ended. True: this outcome is the first and is stored. False: the job has an outcome already. Raises
@@ -188,7 +188,7 @@ class JobLog(Protocol):
         `WorkQueue.consume`.
         """
 
-    # Questions of workers
+    # Gate requests
 
     async def serve_gate_requests(self, handler: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
         """Answer the workers' gate requests from now on, in turn with the other gateways. `handler` must not raise; None sends
@@ -215,7 +215,7 @@ class JobLog(Protocol):
         `name` consists of `[A-Za-z0-9_-]`. Raises Unavailable.
         """
 
-    # Backlogs
+    # Work queues
 
     def work_queue(self, name: str) -> WorkQueue:
         """Return the work queue of that name: `hooks` or `batches`."""

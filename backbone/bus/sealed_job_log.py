@@ -49,7 +49,7 @@ class SealedJobLog:
     def _secret(self) -> SealSecret:
         secret = self._inner.seal_secret
         if secret is None:
-            raise Unavailable("NATS has not given the gateways' secret yet; try again shortly")
+            raise Unavailable("the gateways' secret has not been read from NATS yet; retry shortly")
         return secret
 
     @property
@@ -190,7 +190,7 @@ class SealedJobLog:
                 return True
             if await self.read_outcome(outcome.job) is not None:
                 return False
-        raise Unavailable("the end of this job cannot be stored for now; try again shortly")
+        raise Unavailable("the outcome of this job cannot be stored now; retry shortly")
 
     async def read_outcome(self, job: str) -> StoredOutcome | None:
         decision = await self._inner.read_outcome(job)
@@ -245,7 +245,7 @@ class SealedJobLog:
         except Unavailable:
             item.nak(1.0)
 
-    # Questions of workers
+    # Gate requests
 
     async def serve_gate_requests(self, handler: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
 
@@ -296,7 +296,7 @@ class SealedJobLog:
     async def claim(self, name: str, value: bytes) -> bytes:
         return await self._inner.claim(name, value)
 
-    # Backlogs
+    # Work queues
 
     def work_queue(self, name: str) -> WorkQueue:
         return SealedWorkQueue(name, self._inner.work_queue(name), self)

@@ -72,7 +72,7 @@ class Seals:
         except ValueError:
             return False
         bare = envelope.model_copy(update={"message_seal": ""})
-        # A retry that could not be queued ended with the message of the run before it.
+        # A retry that could not be queued ends with the message of the previous run.
         same = envelope.job == outcome.job and envelope.run <= outcome.run
         return same and _equal(self._message(bare, body), envelope.message_seal)
 
@@ -104,7 +104,7 @@ class Seals:
         """Return whether a gateway wrote this QUEUED event."""
         return token != NO_TOKEN and _equal(self.record(job, payload), token)
 
-    # Backlogs
+    # Work items
 
     def item(self, backlog: str, data: bytes) -> bytes:
         """Return an item with its seal in front."""

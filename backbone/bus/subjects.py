@@ -102,7 +102,7 @@ def encode_model(model: str) -> str:
     raw = model.encode("utf-8", "surrogatepass")
     token = "".join(chr(b) if _PLAIN.fullmatch(bytes((b,))) else f"_{b:02x}" for b in raw)
     if not token or len(token) > MAX_ENCODED_MODEL_LENGTH:
-        raise InvalidRequest("this model name is empty or too long", param="model")
+        raise InvalidRequest("The model name is empty or too long. Use 1 to 200 characters.", param="model")
     return token
 
 
@@ -177,7 +177,7 @@ def is_token(name: str) -> bool:
 def require_token(name: str) -> str:
     """Return `name` if it is a token. Raises ValueError; callers' input is checked before."""
     if not is_token(name):
-        raise ValueError(f"not a token of a subject: {name!r}")
+        raise ValueError(f"not a valid token of a subject: {name!r}")
     return name
 
 
@@ -194,7 +194,7 @@ def claim_subject(name: str) -> str:
 def work_queue_stream(name: str) -> str:
     """Return the stream of a work queue. Raises ValueError for an invalid name."""
     if not _BACKLOG.fullmatch(name) or name in _TAKEN:
-        raise ValueError(f"no backlog can be called {name!r}")
+        raise ValueError(f"invalid name of a work queue: {name!r}")
     return f"NEXUS_{name.upper()}"
 
 

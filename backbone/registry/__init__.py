@@ -1,7 +1,7 @@
-"""Who is there and what they serve, kept in etcd."""
+"""The registry of workers, models, aliases and services in etcd."""
 
 import os
 
-# Before gRPC is imported, which reads it then: its C library writes each failed TLS handshake to standard error, between
-# the lines of JSON. `etcd.away` says it once.
+# Set before gRPC is imported: its C library would write each failed TLS handshake to standard error, between the lines of
+# JSON. `etcd.unavailable` reports it once.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -62,7 +62,7 @@ class EtcdAnnouncement:
     async def update(self, presence: WorkerPresence) -> None:
         """Replace the entry. Returns at once; the newest value is written as soon as etcd accepts it."""
         if presence.id != self._presence.id:
-            raise ValueError("an announcement keeps its worker's id")
+            raise ValueError("the id of an announced worker cannot change")
         self._presence = presence
         self._wake.set()
 
@@ -79,7 +79,7 @@ class EtcdAnnouncement:
         except LeaseNotFound:
             pass
         except (Unavailable, TimeoutError) as error:
-            log.warning("registry.withdraw_left_to_the_lease", worker=self._presence.id, error=str(error))
+            log.warning("registry.withdraw_failed", worker=self._presence.id, error=str(error))
 
     async def close(self) -> None:
         """End the task; the entry disappears with its lease. Idempotent."""
@@ -96,7 +96,7 @@ class EtcdAnnouncement:
         if self._written is None or self._written.state is WorkerState.DRAINING:
             return
         entry = await self._client.get(self._key)
-        if entry is not None and entry.lease == lease:  # else it is a successor's under the same name
+        if entry is not None and entry.lease == lease:  # else the entry belongs to a successor of the same name
             leaving = self._written.model_copy(update={"state": WorkerState.DRAINING})
             await self._client.put(self._key, leaving.model_dump_json().encode(), lease=lease)
 
@@ -112,9 +112,9 @@ class EtcdAnnouncement:
                 self._recheck = True
                 if self._client.connected and self._logged_error != (
                     message := str(error)
-                ):  # an outage has its own line
+                ):  # an outage has its own log event
                     self._logged_error = message
-                    log.error("registry.not_entered", worker=self._presence.id, error=message)
+                    log.error("registry.announce_failed", worker=self._presence.id, error=message)
                 await asyncio.sleep(RETRY_DELAY_S)
             except Exception:
                 log.exception("registry.announcement_failed", worker=self._presence.id)
@@ -143,7 +143,7 @@ class EtcdAnnouncement:
         entry = await self._client.get(self._key)
         if entry is None or entry.lease != self._lease:
             if entry is not None:
-                log.warning("registry.same_name_twice", worker=self._presence.id)
+                log.warning("registry.duplicate_worker_name", worker=self._presence.id)
             self._written = None
 
     async def _wait(self) -> None:
@@ -191,7 +191,7 @@ class EtcdAnnouncement:
                 return
             seen, known, entry = written, entry, joined_entry(entry, _parse(replaced))
         if entry != known:
-            raise Unavailable(f"the catalogue entry of {offer.name} changes too fast")
+            raise Unavailable(f"the catalog entry of {offer.name} changes too fast; it is retried")
 
 
 def _only_load_differs(old: WorkerPresence, new: WorkerPresence) -> bool:

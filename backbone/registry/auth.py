@@ -42,14 +42,16 @@ def read_etcd_access(settings: CommonSettings) -> EtcdAccess:
     """Return what the settings say. Raises ConfigurationError."""
     password = Password("ETCD_PASSWORD", settings.etcd_password, settings.etcd_password_file)
     if bool(settings.etcd_user) != bool(password):
-        raise ConfigurationError("ETCD_USER and ETCD_PASSWORD (or ETCD_PASSWORD_FILE) go together: set both or neither")
+        raise ConfigurationError(
+            "ETCD_USER and ETCD_PASSWORD (or ETCD_PASSWORD_FILE) belong together: set both or neither"
+        )
     try:
         parse_endpoints(settings.etcd_url)
     except ValueError as error:
         raise ConfigurationError(f"ETCD_URL (--etcd-url) cannot be used: {error}") from None
     ca, cert, key = settings.etcd_tls_ca, settings.etcd_tls_cert, settings.etcd_tls_key
     if bool(cert) != bool(key):
-        raise ConfigurationError("ETCD_TLS_CERT and ETCD_TLS_KEY go together: set both or neither")
+        raise ConfigurationError("ETCD_TLS_CERT and ETCD_TLS_KEY belong together: set both or neither")
     if (ca or cert) and "https://" not in settings.etcd_url:
         raise ConfigurationError("ETCD_TLS_CA is set, but ETCD_URL is not https: nothing would be encrypted")
     tls = EtcdTls(
@@ -65,7 +67,7 @@ def _pem(setting: str, path: str, what: bytes) -> bytes | None:
         return None
     data = read_file(setting, path)
     if what + b"-----" not in data:
-        raise ConfigurationError(f"{setting}: {path} holds no {what.decode().lower()} in PEM form")
+        raise ConfigurationError(f"{setting}: {path} contains no {what.decode().lower()} in PEM form")
     return data
 
 

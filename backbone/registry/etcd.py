@@ -60,9 +60,9 @@ class EtcdRegistry:
         self._lease_s = lease_s
         self._resync_s = resync_s
         access = server if isinstance(server, EtcdAccess) else EtcdAccess(server)
-        # A worker may read what it writes, and nothing else.
+        # The probe reads a key that a worker may read too.
         self._client = EtcdClient(access.url, probe_key=self._keys.workers, tls=access.tls, login=access.login)
-        # Roles protect gateways from workers: those who are protected look.
+        # Roles protect gateways from workers: gateways check them.
         self._version_check = VersionCheck(self._client) if access.login and not services_only else None
         self._followed = self._keys.services if services_only else self._keys.prefix
         self._state = RegistryState(hold_s=lease_s if hold_s is None else hold_s)
@@ -161,9 +161,9 @@ class EtcdRegistry:
                 outage = True
                 if self._client.connected and self._logged_error != (
                     message := str(error)
-                ):  # an outage has its own line
+                ):  # an outage has its own log event
                     self._logged_error = message
-                    log.error("registry.not_followed", error=message)
+                    log.error("registry.watch_unavailable", error=message)
                 await asyncio.sleep(RETRY_DELAY_S)
             except Exception:
                 log.exception("registry.watch_failed")

@@ -39,12 +39,12 @@ LOGIN_RETRY_DELAY_S = 5.0
 TOKEN_EXPIRED_TEXTS = ("invalid auth token", "revision of auth store is old", "user name is empty")
 """etcd's answers to calls whose token has expired, or was issued before the last change of permissions."""
 CHANNEL_OPTIONS = [
-    # Dead peers behind a silent network. etcd cuts off clients that ping more often than every 5 s.
+    # They detect dead peers behind a silent network. etcd disconnects clients that ping more often than every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 1_000),  # also the least time that one attempt to connect gets
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # also the minimum time of one attempt to connect
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.dns_min_time_between_resolutions_ms", 2_000),
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -237,7 +237,7 @@ class EtcdClient:
             await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise WatchEnded("etcd does not answer", outage=True)
-            if answer.cancelled():  # by gRPC, as when its channel closes
+            if answer.cancelled():  # gRPC cancels it when its channel closes
                 raise WatchEnded("stream cancelled", outage=True)
             return answer.result()
         except (StopAsyncIteration, EtcdError, grpc.aio.AioRpcError) as error:
@@ -295,14 +295,16 @@ class EtcdClient:
                 return await call(endpoint)
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.NOT_FOUND:
-                raise LeaseNotFound from error  # what else could be missing: reads of absent keys are no errors
+                raise LeaseNotFound from error  # only a lease can be missing: reads of absent keys are no errors
             kind = _TokenExpired if _is_token_expired(error) else Unavailable
             words = _describe_error(error, logged_in=self._login is not None)
             raise kind(f"etcd at {endpoint.address} did not answer: {words}") from error
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
-            raise Unavailable("the registry was closed meanwhile") from None  # gRPC cancels what its channel still did
+            raise Unavailable(
+                "the registry was closed during the call"
+            ) from None  # gRPC cancels open calls of a closed channel
 
     async def _probe_forever(self) -> None:
         while True:
@@ -317,7 +319,7 @@ class EtcdClient:
 
     def _on_probe_failed(self, error: Unavailable) -> None:
         if self.connected or not self._probed.is_set():
-            log.warning("etcd.away", error=str(error))
+            log.warning("etcd.unavailable", error=str(error))
         self.connected = False
         self._endpoint_index += 1
         self._lost.set()
@@ -327,7 +329,7 @@ class EtcdClient:
         if self.connected:
             return
         if self._probed.is_set():
-            log.info("etcd.back", endpoint=self._endpoint.address)
+            log.info("etcd.recovered", endpoint=self._endpoint.address)
         self.connected = True
         for callback in list(self._recovered):
             callback()
@@ -382,13 +384,13 @@ def _reason(error: BaseException) -> str:
 
 
 KNOWN_ERRORS = {
-    "Connection refused": "nobody listens there (connection refused). Is etcd running? ETCD_URL (--etcd-url) says where it is",
-    "Failed parsing HTTP/2": "what listens there does not speak etcd's protocol; check ETCD_URL",
-    "Socket closed": "it closed the connection, as a server does that wants https; check ETCD_URL",
-    "DNS resolution failed": "there is no host of that name; check ETCD_URL",
-    "CERTIFICATE_VERIFY_FAILED": "its certificate is not believed",
-    "ALERT_BAD_CERTIFICATE": "it asks this process for a certificate",
-    "CERTIFICATE_REQUIRED": "it asks this process for a certificate",
+    "Connection refused": "the connection was refused. Check that etcd runs and that ETCD_URL (--etcd-url) is right",
+    "Failed parsing HTTP/2": "the server there is not etcd; check ETCD_URL",
+    "Socket closed": "the server closed the connection; it may require https: check ETCD_URL",
+    "DNS resolution failed": "the host does not exist; check ETCD_URL",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted",
+    "ALERT_BAD_CERTIFICATE": "it requires a client certificate",
+    "CERTIFICATE_REQUIRED": "it requires a client certificate",
 }
 """Explanations of gRPC's errors, by a part of their texts."""
 
@@ -403,13 +405,13 @@ def _describe_error(error: BaseException, *, logged_in: bool) -> str:
 def _advice(text: str, *, logged_in: bool) -> str:
     """Return what to do about it, where that is known."""
     if "alert_bad_certificate" in text or "certificate_required" in text or "unwrap failed" in text:
-        return "; etcd asks for a certificate of its authority: set ETCD_TLS_CERT and ETCD_TLS_KEY"
+        return "; etcd requires a client certificate: set ETCD_TLS_CERT and ETCD_TLS_KEY"
     if "handshake" in text or "certificate" in text or "peer name" in text:
-        return "; check ETCD_TLS_CA, and whether etcd's certificate names this host"
+        return "; check ETCD_TLS_CA, and that etcd's certificate names this host"
     if "user name is empty" in text or ("permission denied" in text and not logged_in):
-        return "; etcd wants a user: set ETCD_USER and ETCD_PASSWORD"
+        return "; etcd requires a user: set ETCD_USER and ETCD_PASSWORD"
     if "permission denied" in text:
-        return "; grant this user's role what deploy/etcd says"
+        return "; grant this user's role the permissions in deploy/etcd"
     return ""
 
 
@@ -432,5 +434,5 @@ def _describe_login_error(error: BaseException) -> str:
     if "not enabled" in text:
         return "has no users (authentication is not enabled): remove ETCD_USER, or enable it"
     if isinstance(error, ConfigurationError):
-        return f"cannot be asked: {error}"
+        return f"cannot be used: {error}"
     return f"did not answer: {_describe_error(error, logged_in=True)}"

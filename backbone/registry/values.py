@@ -32,7 +32,7 @@ class RegistryReader:
         worker_id = self._keys.worker_of(key)
         worker = None if worker_id is None else _parse(WorkerPresence, key, value)
         if worker is not None and worker.id != worker_id:
-            _malformed(key, "the id in the value is another one")
+            _malformed(key, "the id in the value differs from the key")
             return None
         return worker
 
@@ -41,7 +41,7 @@ class RegistryReader:
         name = self._keys.model_of(key)
         entry = None if name is None else _parse(CatalogEntry, key, value)
         if entry is not None and entry.name != name:
-            _malformed(key, "the name in the value is another one")
+            _malformed(key, "the name in the value differs from the key")
             return None
         return entry
 
@@ -58,11 +58,11 @@ class RegistryReader:
         targets = value_json.get("targets") if isinstance(value_json, dict) else value_json
         unsupported = value_json.get("unsupported_parameters") if isinstance(value_json, dict) else None
         if unsupported not in (None, "refuse", "adapt"):
-            _malformed(key, "an alias's unsupported_parameters is 'refuse' or 'adapt'; it counts as not given")
+            _malformed(key, "unsupported_parameters of an alias must be 'refuse' or 'adapt'; the value is ignored")
             unsupported = None
         targets = [targets] if isinstance(targets, str) else targets
         if not isinstance(targets, list) or not targets or not all(isinstance(one, str) and one for one in targets):
-            _malformed(key, "an alias needs a list of models as its targets")
+            _malformed(key, "the targets of an alias must be a list of models")
             return None
         return Alias(name=name, targets=tuple(dict.fromkeys(targets)), unsupported_parameters=unsupported)
 
@@ -92,4 +92,4 @@ def _parse(kind: type[Record], key: str, value: bytes | None) -> Record | None:
 
 
 def _malformed(key: str, error: str) -> None:
-    log.warning("registry.malformed", key=key, error=error)
+    log.warning("registry.value_malformed", key=key, error=error)

@@ -68,7 +68,7 @@ class VersionCheck:
         task.add_done_callback(self._tasks.discard)
 
     async def _check(self) -> None:
-        with suppress(Unavailable):  # the next connection asks again
+        with suppress(Unavailable):  # the next connection checks again
             version = await vulnerable_version(self._client)
             if version and version != self._reported:
                 log.error("registry.etcd_version_vulnerable", version=version, advice=ADVICE)

@@ -65,7 +65,7 @@ def read_redis_access(settings: CommonSettings) -> RedisAccess:
         if parts.scheme != "rediss":
             raise ConfigurationError("REDIS_TLS_CA is set, but REDIS_URL is not rediss://: nothing would be encrypted")
         if b"CERTIFICATE-----" not in read_file("REDIS_TLS_CA", ca):
-            raise ConfigurationError(f"REDIS_TLS_CA: {ca} holds no certificate in PEM form")
+            raise ConfigurationError(f"REDIS_TLS_CA: {ca} contains no certificate in PEM form")
     password = Password("REDIS_PASSWORD", None, settings.redis_password_file)
     if not password:
         return RedisAccess(settings.redis_url, ca_file=ca)

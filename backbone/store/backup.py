@@ -56,7 +56,7 @@ class RedisBackup:
         async for batch in self._names(ALL_KEYS):
             await self._execute("UNLINK", *batch)
 
-    # Reading
+    # Save
 
     async def read_lines(self) -> AsyncGenerator[bytes, None]:
         """Yield one line per key, or several for a long list. Concurrent writes may be included or not."""
@@ -110,7 +110,7 @@ class RedisBackup:
             if int(cursor) == 0:
                 return
 
-    # Writing
+    # Restore
 
     async def write_lines(self, lines: Iterable[bytes]) -> int:
         """Write the lines of a backup except expired ones, and return their number. It may be repeated."""

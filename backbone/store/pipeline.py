@@ -76,7 +76,7 @@ class RedisPipeline:
                 pipeline.execute_command(*queued.command)
             async with self._bound():
                 answers = await pipeline.execute(raise_on_error=False)
-        except Exception as error:  # whoever asked translates it, or fails by it
+        except Exception as error:  # the caller of `execute` translates it, or fails with it
             answers = [error] * len(batch)
         except asyncio.CancelledError:
             answers = [ConnectionError("the connection is closed")] * len(batch)

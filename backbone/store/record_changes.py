@@ -20,7 +20,7 @@ def apply_move(record: JobRecord, to: JobStatus, changes: dict[str, Any]) -> Job
     """Return the record after a move. Raises IllegalMove; ValueError for invalid `changes`."""
     run = _run_of(record, changes)
     if run < record.run:
-        raise IllegalMove(f"job {record.id} is in run {record.run}, not {run} any more")
+        raise IllegalMove(f"job {record.id} is in run {record.run}; run {run} is over")
     newer = run > record.run
     if not (_runs_again(record, to) if newer else _goes_on(record, to)):
         raise IllegalMove(f"job {record.id} cannot go from {record.status} to {to} in run {run}")
@@ -58,10 +58,10 @@ def _run_of(record: JobRecord, changes: dict[str, Any]) -> int:
     """Return the run that `changes` belong to."""
     wrong = sorted(name for name in changes if name in FIXED or name not in JobRecord.model_fields)
     if wrong:
-        raise ValueError(f"a change of a record cannot touch {', '.join(wrong)}")
+        raise ValueError(f"these fields of a record cannot be changed: {', '.join(wrong)}")
     run = changes.get("run", record.run)
     if not isinstance(run, int):
-        raise ValueError(f"a run is a number, not {run!r}")  # noqa: TRY004 -- one error for changes that make no record
+        raise ValueError(f"run must be an integer, not {run!r}")  # noqa: TRY004 -- one error for changes that make no record
     return run
 
 

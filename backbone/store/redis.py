@@ -89,7 +89,7 @@ class RedisStore:
             ],
         )
         if answer < 0:
-            raise LimitReached(f"{max_queued} jobs of this key are waiting")
+            raise LimitReached(f"{max_queued} jobs of this key are queued already")
         return bool(answer)
 
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
@@ -179,8 +179,8 @@ class RedisStore:
             if raw == DONE:
                 return new
             if raw == FULL:
-                raise LimitReached(f"{limit} jobs of this key are running")
-        raise Unavailable(f"the record of job {job_id} changes too fast")
+                raise LimitReached(f"{limit} jobs of this key are running already")
+        raise Unavailable(f"the record of job {job_id} changes too fast; retry shortly")
 
     async def _remove_unchanged(self, owner: str, job_id: str) -> None:
         member = keys.member(owner, job_id)
@@ -191,7 +191,7 @@ class RedisStore:
             raw = await self._remove([key, keys.TIMERS, keys.jobs_of(owner)], [raw or "", member, counted, job_id])
             if raw == DONE:
                 return
-        raise Unavailable(f"the record of job {job_id} changes too fast")
+        raise Unavailable(f"the record of job {job_id} changes too fast; retry shortly")
 
 
 def _ms(seconds: float, least: int = 0) -> int:
@@ -206,5 +206,5 @@ def _parse(raw: bytes | str, job_id: str) -> JobRecord:
     try:
         return JobRecord.model_validate_json(raw)
     except ValidationError as error:
-        log.error("redis.malformed_record", job=job_id, error=str(error))
+        log.error("redis.record_malformed", job=job_id, error=str(error))
         raise InternalError(f"the record of job {job_id} cannot be read") from error

@@ -56,7 +56,7 @@ class RedisConnection:
         try:
             await self.ping()
         except Unavailable as error:
-            log.warning("redis.away", error=str(error))
+            log.warning("redis.unavailable", error=str(error))
 
     async def close(self) -> None:
         """Close connections. Idempotent."""
@@ -75,7 +75,7 @@ class RedisConnection:
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make one call, and return its result. Raises Unavailable."""
         if not self._breaker.allows_call():
-            raise Unavailable("Redis did not answer a moment ago")
+            raise Unavailable("Redis did not answer recent calls; retry shortly")
         return await self._call_with_timeout(call)
 
     def script(self, text: str) -> RedisScript:
@@ -102,14 +102,14 @@ class RedisConnection:
                 answer = await call()
         except (TimeoutError, RedisTimeoutError) as error:
             if self._breaker.closed:
-                log.warning("redis.frozen", timeout_s=self._timeout_s)
+                log.warning("redis.timed_out", timeout_s=self._timeout_s)
             self._breaker.record_timeout()
             raise Unavailable(f"Redis did not answer within {self._timeout_s:g} s") from error
         except (RedisError, OSError) as error:
             self._breaker.record_answer()
             raise Unavailable(f"Redis cannot be used: {_describe_error(error)}") from error
         if not self._breaker.closed:
-            log.info("redis.back")
+            log.info("redis.recovered")
         self._breaker.record_answer()
         return answer
 
@@ -130,17 +130,17 @@ def _describe_error(error: Exception) -> str:
     if "Connection refused" in text or "Name or service not known" in text:
         return f"{text}. Is it running? REDIS_URL (--redis-url) says where it is"
     if text.startswith("Protocol Error"):
-        return "what listens there does not speak Redis's protocol; check REDIS_URL (--redis-url)"
+        return "the server there is not Redis; check REDIS_URL (--redis-url)"
     if isinstance(error, AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
         return f"{text}; check the user in REDIS_URL, and its password there or in REDIS_PASSWORD_FILE"
     if isinstance(error, NoPermissionError):
-        return f"{text}; give the user the rights that deploy/redis says"
+        return f"{text}; grant the user the permissions in deploy/redis"
     if text.startswith("OOM") or "maxmemory" in text:
-        return f"{text}. It is full: give it more memory (maxmemory), or keep less (JOB_KEEP_S, FILE_KEEP_S)"
+        return f"{text}. Redis is out of memory: raise maxmemory, or lower JOB_KEEP_S or FILE_KEEP_S"
     if text.startswith("MISCONF"):
         return f"{text}. Free space on its disk"
     if "certificate" in text.lower() or "ssl" in text.lower():
-        return f"{text}; check REDIS_TLS_CA, and whether the certificate names this host"
+        return f"{text}; check REDIS_TLS_CA, and that the certificate names this host"
     return text
 
 
@@ -155,7 +155,7 @@ def _pool(access: RedisAccess, timeout_s: float) -> BlockingConnectionPool:
         access.url,
         **more,
         max_connections=CONNECTIONS,
-        # The caller's own time-out, and the pipeline's, come first: they know when this process stood still.
+        # The time-outs of callers and pipelines expire earlier: they do not count stalls of this process.
         timeout=2 * timeout_s + MAX_EXTENSION_S,
         socket_timeout=2 * timeout_s + MAX_EXTENSION_S,
         socket_connect_timeout=2 * timeout_s + MAX_EXTENSION_S,

@@ -60,7 +60,7 @@ class MemoryStore:
         if name in self._records:
             return False
         if max_queued is not None and self._count(record.key, JobStatus.QUEUED) >= max_queued:
-            raise LimitReached(f"{max_queued} jobs of this key are waiting")
+            raise LimitReached(f"{max_queued} jobs of this key are queued already")
         self._records[name] = record
         self._expires[name] = self._clock() + ttl_s
         heapq.heappush(self._expiries, (self._expires[name], name))

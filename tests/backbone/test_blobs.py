@@ -534,7 +534,7 @@ async def test_a_worker_erases_what_it_may_not_purge(real: World, eventually: Ev
 async def test_a_store_that_is_not_there_yet_is_unavailable(real: World) -> None:
     """A worker before the first gateway: an error that says who makes the store."""
     blobs = await real.side(create=False)
-    with pytest.raises(Unavailable, match="gateways make it"):
+    with pytest.raises(Unavailable, match="a gateway creates it"):
         await put(blobs, b"x")
     await ensure_bucket(await inbox_of(real.admin), BlobBucketConfig(max_bytes=MIB))
 

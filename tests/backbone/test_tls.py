@@ -306,7 +306,7 @@ async def _expect(allowed: bool, call: Any) -> None:
     if allowed:
         await call
         return
-    with pytest.raises(Unavailable, match=r"permission denied; grant this user's role what deploy/etcd says"):
+    with pytest.raises(Unavailable, match=r"permission denied; grant this user's role the permissions in deploy/etcd"):
         await call
 
 
@@ -324,7 +324,7 @@ ETCD_REFUSED = {
     "another authority": ({"ETCD_TLS_CA": "STRANGER"}, "check ETCD_TLS_CA"),
     "no certificate": (
         {"ETCD_TLS_CERT": "", "ETCD_TLS_KEY": ""},
-        "certificate of its authority: set ETCD_TLS_CERT and ETCD_TLS_KEY",
+        "requires a client certificate: set ETCD_TLS_CERT and ETCD_TLS_KEY",
     ),
 }
 
@@ -450,13 +450,13 @@ async def test_redis_refuses_and_the_error_says_what_to_do(
         ({"NATS_USER": "me", "NATS_PASSWORD": "x", "NATS_PASSWORD_FILE": "/nowhere"}, "both set"),
         ({"NATS_CREDS_FILE": "/nowhere"}, "NATS_CREDS_FILE: /nowhere cannot be read"),
         ({"NATS_TLS_CA": "/nowhere"}, "NATS_TLS_CA: /nowhere cannot be read"),
-        ({"NATS_TLS_CA": "/etc/hostname"}, "NATS_TLS_CA: /etc/hostname holds no certificate"),
-        ({"NATS_TLS_CERT": "/etc/hostname"}, "NATS_TLS_CERT and NATS_TLS_KEY go together"),
+        ({"NATS_TLS_CA": "/etc/hostname"}, "NATS_TLS_CA: /etc/hostname contains no certificate"),
+        ({"NATS_TLS_CERT": "/etc/hostname"}, "NATS_TLS_CERT and NATS_TLS_KEY belong together"),
         ({"NATS_INBOX_PREFIX": "a.*"}, "NATS_INBOX_PREFIX"),
         ({"ETCD_USER": "me"}, "ETCD_USER and ETCD_PASSWORD"),
         ({"ETCD_TLS_CA": "/nowhere"}, "ETCD_URL is not https"),
         ({"ETCD_URL": "https://x", "ETCD_TLS_CA": "/nowhere"}, "ETCD_TLS_CA: /nowhere cannot be read"),
-        ({"ETCD_URL": "https://x", "ETCD_TLS_CA": "/etc/hostname"}, "holds no certificate"),
+        ({"ETCD_URL": "https://x", "ETCD_TLS_CA": "/etc/hostname"}, "contains no certificate"),
         ({"REDIS_TLS_CA": "/nowhere"}, "REDIS_URL is not rediss"),
         ({"REDIS_URL": "rediss://x", "REDIS_TLS_CA": "/nowhere"}, "REDIS_TLS_CA: /nowhere cannot be read"),
         ({"REDIS_PASSWORD_FILE": "/nowhere"}, "REDIS_PASSWORD_FILE: /nowhere cannot be read"),

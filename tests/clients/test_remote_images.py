@@ -174,7 +174,7 @@ async def test_a_url_becomes_data(double: OpenAIDouble, web: Web) -> None:
         ("/none", "404"),
         ("/a.html", "text/html"),
         ("/large", "more than 50000 bytes"),
-        ("/metadata", "not a public one"),
+        ("/metadata", "not public"),
     ],
 )
 async def test_what_is_no_picture(double: OpenAIDouble, web: Web, path: str, said: str) -> None:

@@ -116,7 +116,7 @@ REDIRECTS: dict[str, Redirect] = {
     "the status of a pull": _empty_pull,
     "a confirmation": _confirmation,
     "a gateway's answer": _gateway,
-    "no responders": _nobody,
+    "job.no_responders": _nobody,
     "a trace": _trace,
 }
 

@@ -30,7 +30,7 @@ async def no_violations(world: World, request: pytest.FixtureRequest) -> AsyncIt
     if "forbidden" not in request.node.name:
         assert world.violations()[before:] == []
         for process in [*world.cluster.gateways, *world.cluster.workers.values()]:
-            assert [line for line in log_lines(process.log_file) if line.get("event") == "nats refuses"] == []
+            assert [line for line in log_lines(process.log_file) if line.get("event") == "nats.access_refused"] == []
 
 
 async def test_the_committed_roles_are_the_codes() -> None:
@@ -335,7 +335,7 @@ async def test_a_forbidden_name_is_told_once(world: World) -> None:
     name = await world.cluster.start_worker(name="forbidden", wait=False, **settings)
     process = world.cluster.workers[name]
     for _ in range(200):
-        lines = [line for line in log_lines(process.log_file) if line.get("event") == "nats refuses"]
+        lines = [line for line in log_lines(process.log_file) if line.get("event") == "nats.access_refused"]
         if any("nexus.control.forbidden" in str(line["error"]) for line in lines):
             break
         await asyncio.sleep(0.05)

@@ -103,6 +103,6 @@ def test_a_rotated_password_needs_no_restart(home: Production) -> None:
     home.compose("up", "--detach", "--no-build", "credentials")
     home.compose("wait", "credentials", ok=False)
     home.compose("kill", "--signal", "HUP", "nats")
-    until(lambda: "nats reconnected" in home.compose("logs", "worker").stdout)
+    until(lambda: "nats.reconnected" in home.compose("logs", "worker").stdout)
     until(lambda: home.ask("/v1/chat/completions", chat(), home.key)[0] == 200)
     assert home.inspected("gateway")["State"]["StartedAt"] == before

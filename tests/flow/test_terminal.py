@@ -178,14 +178,14 @@ CASES = [
         "etcd is away",
         WORKER,
         {"ETCD_URL": "http://{dead}"},
-        (r"etcd at {dead} did not answer: nobody listens there .*ETCD_URL .*Trying again",),
+        (r"etcd at {dead} did not answer: the connection was refused\. .*ETCD_URL .*Retrying",),
         None,
     ),
     Case(
         "etcd is away from a gateway",
         GATEWAY,
         {"ETCD_URL": "http://{dead}"},
-        (r"etcd at {dead} did not answer: nobody listens there",),
+        (r"etcd at {dead} did not answer: the connection was refused",),
         None,
     ),
     Case(
@@ -195,9 +195,11 @@ CASES = [
         (r"Redis cannot be used: .*{dead}.*Is it running\? REDIS_URL .*Jobs, API keys and files are unavailable",),
         None,
     ),
-    Case("NATS is another server", WORKER, {"NATS_URL": "nats://{etcd}"}, (r"nothing that speaks NATS's protocol",), 1),
-    Case("etcd is another server", WORKER, {"ETCD_URL": "http://{nats}"}, (r"does not speak etcd's protocol",), None),
-    Case("Redis is another server", GATEWAY, {"REDIS_URL": "redis://{nats}"}, (r"does not speak Redis's",), None),
+    Case("NATS is another server", WORKER, {"NATS_URL": "nats://{etcd}"}, (r"no NATS server answers there",), 1),
+    Case("etcd is another server", WORKER, {"ETCD_URL": "http://{nats}"}, (r"the server there is not etcd",), None),
+    Case(
+        "Redis is another server", GATEWAY, {"REDIS_URL": "redis://{nats}"}, (r"the server there is not Redis",), None
+    ),
     # Servers that do not let us in
     Case(
         "NATS: wrong password",
@@ -211,7 +213,7 @@ CASES = [
         "NATS: another authority",
         GATEWAY,
         {"NATS_TLS_CA": "{stranger}"},
-        (r"^nexus: NATS at .* has a certificate that is not believed .*check NATS_TLS_CA",),
+        (r"^nexus: NATS at .* has an untrusted certificate .*check NATS_TLS_CA",),
         1,
         "closed",
     ),
@@ -227,7 +229,7 @@ CASES = [
         "etcd: another authority",
         WORKER,
         {"ETCD_TLS_CA": "{stranger}"},
-        (r"etcd at \S+ did not answer: its certificate is not believed; check ETCD_TLS_CA",),
+        (r"etcd at \S+ did not answer: its certificate is not trusted; check ETCD_TLS_CA",),
         None,
         "closed",
     ),
@@ -235,7 +237,7 @@ CASES = [
         "etcd: no certificate of one's own",
         GATEWAY,
         {"ETCD_TLS_CERT": "", "ETCD_TLS_KEY": ""},
-        (r"etcd at \S+ did not answer: it asks this process for a certificate.*set ETCD_TLS_CERT and ETCD_TLS_KEY",),
+        (r"etcd at \S+ did not answer: it requires a client certificate.*set ETCD_TLS_CERT and ETCD_TLS_KEY",),
         None,
         "closed",
     ),

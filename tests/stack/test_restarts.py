@@ -98,7 +98,7 @@ async def test_a_worker_by_hand_ends_while_its_stack_is_away(tmp_path: Path, up:
         await serves(up, worker)
         up.process.send_signal(signal.SIGTERM)
         await up.ended_well()
-        await eventually_true(lambda: "nats disconnected" in worker.log.read_text(), "it has noticed")
+        await eventually_true(lambda: "nats.disconnected" in worker.log.read_text(), "it has noticed")
     finally:
         code = await asyncio.to_thread(worker.end)
     output = worker.log.read_text()

@@ -55,7 +55,9 @@ def read_nats_access(settings: CommonSettings) -> NatsAccess:
     password = Password("NATS_PASSWORD", settings.nats_password, settings.nats_password_file)
     user, creds = settings.nats_user, settings.nats_creds_file
     if bool(user) != bool(password):
-        raise ConfigurationError("NATS_USER and NATS_PASSWORD (or NATS_PASSWORD_FILE) go together: set both or neither")
+        raise ConfigurationError(
+            "NATS_USER and NATS_PASSWORD (or NATS_PASSWORD_FILE) belong together: set both or neither"
+        )
     if creds and user:
         raise ConfigurationError("NATS_CREDS_FILE and NATS_USER are both set: remove one")
     if creds:
@@ -92,7 +94,7 @@ def _inbox(wanted: str, user: str) -> str:
     """Return the configured prefix, else the user's own, as `nexus permissions` grants it."""
     inbox = wanted or (f"{INBOX}.{user}" if _TOKEN.fullmatch(user) else INBOX)
     if not _INBOX.fullmatch(inbox):
-        raise ConfigurationError("NATS_INBOX_PREFIX is one or more words of [A-Za-z0-9_-] with dots between them")
+        raise ConfigurationError("NATS_INBOX_PREFIX must be one or more words of [A-Za-z0-9_-], separated by dots")
     return inbox
 
 
@@ -107,20 +109,22 @@ def _tls(settings: CommonSettings) -> ssl.SSLContext | None:
 def create_client_tls_context(name: str, ca: str, cert: str, key: str) -> ssl.SSLContext:
     """Return a TLS context that trusts `ca`, or the system's authorities, and presents `cert`. Raises ConfigurationError."""
     if bool(cert) != bool(key):
-        raise ConfigurationError(f"{name}_TLS_CERT and {name}_TLS_KEY go together: set both or neither")
+        raise ConfigurationError(f"{name}_TLS_CERT and {name}_TLS_KEY belong together: set both or neither")
     for setting, path in ((f"{name}_TLS_CA", ca), (f"{name}_TLS_CERT", cert), (f"{name}_TLS_KEY", key)):
         if path:
             read_file(setting, path)
     try:
         context = ssl.create_default_context(cafile=Path(ca) if ca else None)
     except ssl.SSLError as error:
-        raise ConfigurationError(f"{name}_TLS_CA: {ca} holds no certificate in PEM form") from error
+        raise ConfigurationError(f"{name}_TLS_CA: {ca} contains no certificate in PEM form") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if cert:
         try:
             context.load_cert_chain(cert, key)
         except ssl.SSLError as error:
-            raise ConfigurationError(f"{name}_TLS_CERT and {name}_TLS_KEY are not a certificate and its key") from error
+            raise ConfigurationError(
+                f"{name}_TLS_CERT and {name}_TLS_KEY do not hold a certificate and its key"
+            ) from error
     return context
 
 

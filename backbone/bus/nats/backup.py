@@ -134,7 +134,7 @@ class StreamBackup:
         self._inbox.forget_lost()
         self._arrived.put_nowait(None)
 
-    # What is there
+    # State
 
     async def state(self, stream: str) -> dict[str, Any] | None:
         """Return a stream's state; None: the stream does not exist."""
@@ -157,7 +157,7 @@ class StreamBackup:
             return True
         return answers is None or not answers[0].has_no_responders
 
-    # Taking
+    # Save
 
     async def save(
         self, stream: str, write: Callable[[bytes], object], *, consumers: bool = True
@@ -192,7 +192,7 @@ class StreamBackup:
         while True:
             chunk = await self._while_connected(self._arrived.get(), TRANSFER_TIMEOUT_S)
             if chunk is None:
-                raise Unavailable(f"the connection to NATS was lost in the middle of {stream}")
+                raise Unavailable(f"the connection to NATS was lost during the snapshot of {stream}")
             reply, headers, data = chunk
             if data:
                 write(data)
@@ -201,7 +201,7 @@ class StreamBackup:
                 continue
             status = parse_status(headers) if headers else None
             if status is not None and status.code >= FIRST_ERROR_STATUS:
-                raise Unavailable(f"NATS gave up the snapshot of {stream}: {status.code} {status.text}")
+                raise Unavailable(f"NATS aborted the snapshot of {stream}: {status.code} {status.text}")
             return
 
     async def read_tail(self, stream: str, after: int) -> AsyncGenerator[SavedMessage, None]:
@@ -216,7 +216,7 @@ class StreamBackup:
                 yield SavedMessage(message.subject, _original_headers(message.headers), message.data)
             after = found[-1].seq
 
-    # Restoring
+    # Restore
 
     async def restore(self, stream: str, taken: StreamSnapshot, chunks: Iterable[bytes]) -> dict[str, Any]:
         """Create the stream from a snapshot, and return its state. No stream of that name may exist. `taken.config` may differ
@@ -231,11 +231,11 @@ class StreamBackup:
             if answer.data:
                 answer.api_response()
             if answer.has_no_responders:
-                raise Unavailable(f"NATS gave up restoring {stream}; its log says why")
+                raise Unavailable(f"NATS aborted the restore of {stream}; see the log of nats-server")
         (await self._reply(where, b"", RESTORE_TIMEOUT_S)).api_response()
         state = await self.state(stream)
         if state is None:
-            raise Unavailable(f"NATS has restored {stream}, and has lost it again")
+            raise Unavailable(f"NATS lost the stream {stream} right after it was restored; see the log of nats-server")
         return state
 
     async def append(self, pieces: Iterable[SavedMessage]) -> int:
@@ -271,7 +271,7 @@ class StreamBackup:
             if error.code not in NOT_FOUND_CODES:
                 raise
 
-    # Asking
+    # Requests
 
     async def _call(self, operation: str, body: Any = None) -> dict[str, Any]:
         """Call the JetStream API; the call may be carried out twice."""
@@ -298,7 +298,7 @@ class StreamBackup:
                 if not future.done() and not self._connection.connected:
                     raise Unavailable("the connection to NATS was lost")
                 if not future.done() and asyncio.get_running_loop().time() > deadline:
-                    raise Unavailable(f"NATS was silent for {timeout_s:g} s")
+                    raise Unavailable(f"NATS did not respond within {timeout_s:g} s")
             return future.result()
         finally:
             future.cancel()
@@ -352,7 +352,7 @@ class LostJobCleaner:
         run = _run_queued_after(message, last)
         if not run or await self._outcomes.last(f"{OUTCOMES}.{job}") is not None:
             return False
-        if run > 1:  # a retry that was lost: the runs before it have been
+        if run > 1:  # a lost retry: the earlier runs are not lost
             await self._events.delete(message.seq)
         else:
             await request_until_answered(self._inbox, PURGE, orjson.dumps({"filter": message.subject}))

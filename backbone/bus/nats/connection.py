@@ -108,7 +108,7 @@ class ProtocolParser:
                 if handler is not None:
                     try:
                         handler(args[0], reply, b"", data[start:stop])
-                    except Exception as error:  # nats-py would stop reading, and say that it is connected
+                    except Exception as error:  # nats-py would stop reading, and still report a connection
                         self.refusals.add("message", subject=repr(args[0][:100]), error=repr(error))
                 else:
                     await self.client._process_msg(int(args[1]), args[0], reply, data[start:stop], None)
@@ -270,7 +270,7 @@ class NatsConnection:
         except (OSError, nats.errors.Error, TimeoutError) as error:
             self.client.drop()
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(1):  # after a failed handshake it would wait for ever
+                async with asyncio.timeout(1):  # after a failed handshake it would wait forever
                     await self.client.close()
             raise Unavailable(self._describe_failure(error)) from error
         finally:
@@ -317,7 +317,7 @@ class NatsConnection:
             self._failed_servers += 1
         hint = _permanent_failure(error)
         if hint is None:
-            log.debug("nats error", connection=self.name, error=f"{type(error).__name__}: {error}")
+            log.debug("nats.error", connection=self.name, error=f"{type(error).__name__}: {error}")
             return
         if self._connecting:
             raise error
@@ -325,7 +325,7 @@ class NatsConnection:
             self.client.options["reconnect_time_wait"] = REFUSED_RECONNECT_DELAY_S
         if hint not in self._logged_refusals:
             self._logged_refusals.add(hint)
-            log.error("nats refuses", connection=self.name, error=f"NATS at {self.auth.redacted_url} {hint}")
+            log.error("nats.access_refused", connection=self.name, error=f"NATS at {self.auth.redacted_url} {hint}")
 
     async def _disconnected(self) -> None:
         assert self._loop is not None
@@ -333,12 +333,12 @@ class NatsConnection:
         if not self._resend_on_reconnect:
             self._raw._pending, self._raw._pending_data_size = [], 0
         if not self.client.is_closed:
-            log.warning("nats disconnected", connection=self.name)
+            log.warning("nats.disconnected", connection=self.name)
         for lost in self.on_lost:
             lost()
 
     async def _reconnected(self) -> None:
-        log.info("nats reconnected", connection=self.name)
+        log.info("nats.reconnected", connection=self.name)
         self._lost_at, self._failed_servers = math.inf, 0
         self.client.options["reconnect_time_wait"] = RECONNECT_DELAY_S
         self._logged_refusals.clear()
@@ -387,24 +387,22 @@ class NatsConnection:
             self._liveness_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._liveness_task
-        if self.client.is_closed or self._loop is None:  # None: it was never tried
+        if self.client.is_closed or self._loop is None:  # None: never connected
             return
         if self.connected:
             self._flush()
             with contextlib.suppress(Exception):
                 await self.client.flush(1)
-        with contextlib.suppress(
-            OSError, RuntimeError
-        ):  # the server died, and what was unsent with it; uvloop's for that
+        with contextlib.suppress(OSError, RuntimeError):  # the server died; RuntimeError is uvloop's error for that
             await self.client.close()
 
     async def ping(self, timeout_s: float = 1.0) -> None:
         """Make one round trip to the server. Raises Unavailable."""
         if not self.connected:
-            raise Unavailable("not connected to NATS")
+            raise Unavailable("this process is not connected to NATS")
         try:
             async with asyncio.timeout(timeout_s):
-                self._flush()  # nats-py's PING would overtake what is still to be written, a subscription for one
+                self._flush()  # nats-py's PING would overtake unwritten commands, such as a subscription
                 await self.client.flush(2)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise Unavailable("NATS does not answer") from error
@@ -464,7 +462,7 @@ class NatsConnection:
         """Queue raw protocol bytes. Nothing in them may come from others unchecked."""
         raw = self._raw
         if raw._pending_data_size > MAX_UNSENT_BYTES:
-            raise Unavailable("NATS does not take messages fast enough")
+            raise Unavailable("NATS does not read messages fast enough; retry shortly")
         raw._pending.append(command)
         raw._pending_data_size += len(command)
         self._window_count += 1
@@ -492,7 +490,7 @@ class NatsConnection:
         if transport.is_closing():
             return
         if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            # The server reads nothing: keep the count up, so that `write` refuses.
+            # The server does not read: keep the count up, so that `_write` refuses.
             self._scheduled = True
             assert self._loop is not None
             self._loop.call_later(0.05, self._flush)
@@ -517,7 +515,7 @@ def _describe_error(error: Exception, last: Exception) -> str:
         advice = "Is it running? NATS_URL (--nats-url) says where it is; `nexus up` starts a whole stack"
         return f"{refused.strerror}. {advice}"
     if isinstance(error, TimeoutError) and isinstance(last, TimeoutError):
-        return "nothing that speaks NATS's protocol answers there; check NATS_URL (--nats-url)"
+        return "no NATS server answers there; check NATS_URL (--nats-url)"
     return str(error) or str(last) or type(error).__name__
 
 
@@ -525,16 +523,16 @@ def _permanent_failure(error: Exception) -> str | None:
     """Describe an error that will not pass by itself; None for one that may."""
     text = str(error)
     if isinstance(error.__cause__, ConfigurationError):
-        return f"cannot be asked: {error.__cause__}"
+        return f"cannot be used: {error.__cause__}"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"has a certificate that is not believed ({error.verify_message}): check NATS_TLS_CA and the host's name"
+        return f"has an untrusted certificate ({error.verify_message}): check NATS_TLS_CA and the host name"
     if isinstance(error, ssl.SSLError):
-        return f"does not agree on TLS ({error.reason}): check NATS_TLS_CA, NATS_TLS_CERT and NATS_TLS_KEY"
+        return f"fails the TLS handshake ({error.reason}): check NATS_TLS_CA, NATS_TLS_CERT and NATS_TLS_KEY"
     lowered = text.lower()
     if "offers no tls" in lowered:
-        return "offers no TLS, which these settings demand: nothing was sent"
+        return "offers no TLS, which these settings require; nothing was sent"
     if "authorization violation" in lowered or "authentication" in lowered:
         return "refuses this user or its password: check NATS_USER and NATS_PASSWORD, or NATS_CREDS_FILE"
     if "permissions violation" in lowered:
-        return f"says that this user may not do something ({text}): compare `nexus permissions`"
+        return f"denies this user a permission ({text}): compare it with `nexus permissions`"
     return None

@@ -77,6 +77,6 @@ def _decode_dead_letter(message: StoredMessage) -> StoredDeadLetter | None:
     try:
         outcome, job_message = Outcome.decode(message.data)
     except ValueError as error:
-        log.warning("a dead letter could not be read", seq=message.seq, error=str(error))
+        log.warning("dead_letter.unreadable", seq=message.seq, error=str(error))
         return None
     return StoredDeadLetter(message.seq, outcome, job_message, message.stored_at)

@@ -54,7 +54,7 @@ class EventReader:
             sids.append(await self._connection.subscribe(f"{STORED_EVENTS}.{self._job}", self._on_republished))
             sids.append(await self._connection.subscribe(f"{STORED_OUTCOMES}.{self._job}", self._on_ended))
             while True:
-                # What is told from now on may be missing in what is read.
+                # Events that are republished from now on may be missing in the next batch.
                 last_republished, self._must_read_stream = self._last_republished, False
                 while found := await self._stored():
                     for event in found:

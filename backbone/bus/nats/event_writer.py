@@ -56,7 +56,7 @@ class NatsEventWriter:
             self._lost = True
             return
         if len(frame) > self._connection.client.max_payload > 0:
-            raise RequestTooLarge(f"an event of {len(frame)} bytes is larger than NATS takes")
+            raise RequestTooLarge(f"an event of {len(frame)} bytes is larger than the limit of NATS")
         if not self._unconfirmed:
             self._last_confirmed_at = time.monotonic()
         one = _Unconfirmed(self._next, frame)
@@ -151,4 +151,4 @@ class NatsEventWriter:
 
 
 def _closed_error() -> Unavailable:
-    return Unavailable("events of this attempt were not stored before it was closed")
+    return Unavailable("the events of this attempt were not all stored before its writer was closed")

@@ -195,7 +195,9 @@ class NatsGatewayBus:
     def _fail_lost_job(self, token: bytes) -> None:
         listener = self._listeners.get(token)
         if listener is not None:
-            listener.on_refused(BackendFailed("the end of this answer was lost; try again", code="events_lost"))
+            listener.on_refused(
+                BackendFailed("the end of this answer was lost; send the request again", code="events_lost")
+            )
 
     async def _watch(self) -> None:
         """Check waiting jobs at intervals. A worker's event can be lost although both connections stood, between two servers of
@@ -235,7 +237,7 @@ class NatsGatewayBus:
             try:
                 if await holds_job(self._inbox, seq, message_id):
                     return True
-                # What was said before the job went has reached us when this returns.
+                # Events that were sent before the job was deleted have arrived when this returns.
                 await self._listener.ping(5.0)
             except Unavailable:
                 await asyncio.sleep(0.5)
@@ -273,7 +275,7 @@ class NatsGatewayBus:
             raise nats_unavailable()
         self._storage_health.require_available()
         if len(body) > self.max_message_bytes:
-            raise RequestTooLarge(f"the request is larger than the {self.max_message_bytes} bytes that NATS takes")
+            raise RequestTooLarge(f"the request is larger than {self.max_message_bytes} bytes, the limit of NATS")
         assert self._loop is not None
         message = envelope.encode(body)
         reply = envelope.reply.encode()
@@ -300,7 +302,7 @@ class NatsGatewayBus:
             await self._consumers.make(queue)
             if one.listener.is_waiting:
                 self._send(token, one)
-            else:  # the caller has gone meanwhile
+            else:  # the caller has disconnected meanwhile
                 self.release(one.reply.decode())
         except NexusError as error:
             one.listener.on_refused(error)
@@ -312,7 +314,7 @@ class NatsGatewayBus:
 
     async def _reopen_queue(self, subject: bytes) -> None:
         """Create a queue again that was deleted while a job for it was on its way."""
-        with contextlib.suppress(NexusError):  # the next look at the queues repeats it
+        with contextlib.suppress(NexusError):  # the next check of the queues repeats it
             await self._consumers.serve(Queue(*parse_job_subject(subject.decode())))
 
     def release(self, reply: str) -> None:
@@ -327,8 +329,8 @@ class NatsGatewayBus:
             if data:
                 self._on_puback(token[len(self._puback_prefix) :], data)
             else:
-                # No responders: JetStream is not up yet. The submit is repeated by the sweeper.
-                log.debug("no responders", status=parse_status(headers))
+                # JetStream is not up yet: `_sweep` repeats the submit.
+                log.debug("job.no_responders", status=parse_status(headers))
             return
         listener = self._listeners.get(token)
         if listener is None:
@@ -358,12 +360,12 @@ class NatsGatewayBus:
             if unacked.subject not in self._consumers.existing:
                 self._spawn(self._reopen_queue(unacked.subject))
             return
-        log.warning("job refused by jetstream", error=error)
+        log.warning("job.store_refused", error=error)
         refusal: NexusError
         if error.get("err_code") == LIMIT_REACHED:
             refusal = QueueFull()
         else:
-            refusal = Unavailable(f"the queue does not take jobs: {error.get('description')}")
+            refusal = Unavailable(f"the queue cannot store the job: {error.get('description')}")
         unacked.listener.on_refused(refusal)
 
     async def _sweep(self) -> None:
@@ -380,7 +382,7 @@ class NatsGatewayBus:
                 elif waited > SUBMIT_TIMEOUT_S:
                     self._unacked.pop(token, None)
                     self._storage_health.report_doubt()
-                    one.listener.on_refused(Unavailable("the queue did not confirm the job in time; try again shortly"))
+                    one.listener.on_refused(Unavailable("NATS did not confirm the job in time; retry shortly"))
                 elif now - one.sent > RESEND_INTERVAL_S and self.connected:
                     one.sent = now
                     with contextlib.suppress(Unavailable):
@@ -417,11 +419,11 @@ class NatsGatewayBus:
     async def ping(self) -> None:
         """Read the stream's state, and make a round trip on the connection of the replies."""
         if not self.connected:
-            raise Unavailable("not connected to NATS")
+            raise Unavailable("this process is not connected to NATS")
         try:
             await call_api(self._inbox, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)
         except Unavailable:
             raise
         except Exception as error:
-            raise Unavailable(f"the jobs stream is not usable: {error}") from error
+            raise Unavailable(f"the jobs stream cannot be used: {error}") from error
         await self._listener.ping()

@@ -96,7 +96,7 @@ class BlobBucketConfig:
             "max_bytes": self.max_bytes,
             "max_age": self.max_age_s * NANO,
             "num_replicas": self.replicas,
-            # Whoever may write there could empty all of it by one header: what is written over goes by this instead.
+            # Rollup headers would let any writer empty the bucket: this limit drops overwritten messages instead.
             "max_msgs_per_subject": 1,
             "allow_rollup_hdrs": False,
             "allow_direct": True,
@@ -127,12 +127,12 @@ async def ensure(inbox: RequestInbox, config: dict[str, Any], needed: tuple[str,
                 raise
             answer = await _update(inbox, config, error)
     except JetStreamError as error:
-        raise Unavailable(f"NATS refuses the stream {name}: {error}") from error
+        raise Unavailable(f"NATS cannot create the stream {name}: {error}") from error
     kept = answer["config"]
-    # Older servers silently ignore what they do not know.
+    # Older servers silently ignore unknown fields.
     for key in needed:
         if kept.get(key) != config[key]:
-            raise Unavailable(f"this nats-server is too old: it did not take '{key}'. Nexus needs {version} or newer")
+            raise Unavailable(f"this nats-server is too old: it ignored '{key}'. Upgrade it to {version} or newer")
     return answer
 
 
@@ -145,7 +145,7 @@ async def _update(inbox: RequestInbox, config: dict[str, Any], refused: JetStrea
         except JetStreamError as error:
             if FIXED_MAX_CONSUMERS not in str(error):
                 raise
-            # Servers before 2.14 cannot change this bound. They know no default either, so that the old one may stay.
+            # Servers before 2.14 cannot change this limit; they apply no default either, so that the old value may stay.
             there = await call_api(inbox, f"STREAM.INFO.{config['name']}")
             return await call_api(inbox, subject, config | {"max_consumers": there["config"]["max_consumers"]})
     except JetStreamError as error:

@@ -128,7 +128,7 @@ class NatsJobLog:
         self._created_at = await ensure_job_streams(self._inbox, self._retention)
         await self._share_secret()
         await self._connection.subscribe(f"{STORED_OUTCOMES}.*", self._on_ended)
-        await self._connection.ping()  # from here on, no word is stored unheard
+        await self._connection.ping()  # from here on, NATS notifies this gateway of every outcome
         self._retention_task = asyncio.create_task(self._retention_limit.run())
         proof = WriteProbe(self._inbox, self._storage_health, replicated=self._retention.replicas > 1)
         self._probe_task = asyncio.create_task(proof.run())
@@ -181,7 +181,7 @@ class NatsJobLog:
         for pull_consumer in list(self._consumers):
             pull_consumer.resume()
 
-    # The secret
+    # The gateways' secret
 
     @property
     def seal_secret(self) -> SealSecret | None:
@@ -198,11 +198,11 @@ class NatsJobLog:
                 )
             except JetStreamError as error:
                 if error.code not in WRONG_LAST_SEQUENCE:
-                    raise Unavailable(f"NATS does not store the gateways' secret: {error}") from error
+                    raise Unavailable(f"NATS cannot store the gateways' secret: {error}") from error
             there = await self._secrets.from_leader({"last_by_subj": SEAL_SECRET_SUBJECT})
         if there is None or len(there.data) != SECRET_BYTES:
             raise Unavailable(
-                f"the gateways' secret in the bucket '{SEALS_BUCKET}' is gone or damaged; restore it from a backup"
+                f"the gateways' secret in the bucket '{SEALS_BUCKET}' is missing or damaged; restore it from a backup"
             )
         self._secret = SealSecret(there.data, there.stored_at)
 
@@ -212,7 +212,7 @@ class NatsJobLog:
         """Publish to the jobs stream, which `NatsGatewayBus` creates."""
         if len(body) > self._max_payload - self._max_envelope_bytes:
             raise RequestTooLarge(
-                f"the request is larger than the {self._max_payload - self._max_envelope_bytes} bytes that NATS takes"
+                f"the request is larger than {self._max_payload - self._max_envelope_bytes} bytes, the limit of NATS"
             )
         subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
         headers = message_id_headers(f"{require_token(envelope.job)}.{envelope.run}")
@@ -223,7 +223,7 @@ class NatsJobLog:
         except JetStreamError as error:
             if error.limit_reached:
                 raise QueueFull from error
-            raise Unavailable(f"the queue does not take jobs: {error}") from error
+            raise Unavailable(f"the queue cannot store the job: {error}") from error
         except Unavailable:
             if self._connection.connected:
                 self._storage_health.report_doubt()
@@ -245,7 +245,7 @@ class NatsJobLog:
         reply = (await request_until_answered(self._inbox, DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq))[0]
         error = orjson.loads(reply.data).get("error")
         if error is not None and await holds_job(self._inbox, seq, stored):
-            raise Unavailable(f"NATS does not delete a job from the queue: {error}; retry shortly")
+            raise Unavailable(f"NATS cannot delete the job from the queue: {error}; retry shortly")
 
     # Events
 
@@ -255,7 +255,7 @@ class NatsJobLog:
         try:
             await store_message(self._inbox, subject, frame, max_payload=self._max_payload)
         except JetStreamError as error:
-            raise Unavailable(f"NATS does not store an event: {error}") from error
+            raise Unavailable(f"NATS cannot store an event: {error}") from error
 
     def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
         """Publish without a reply subject."""
@@ -289,7 +289,7 @@ class NatsJobLog:
         if self._closed:
             raise Unavailable("the connection to NATS is closed")
 
-    # Terminal words
+    # Outcomes
 
     async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
         return await outcomes.store_outcome(self._inbox, outcome, payload, self._max_payload)
@@ -302,8 +302,8 @@ class NatsJobLog:
         try:
             outcome, payload = Outcome.decode(message.data)
         except ValueError:
-            # It would keep the subject for ever, and the job from ending.
-            log.warning("joblog.outcome_unreadable", job=job)
+            # It would block the job's subject forever, and so the job's end.
+            log.warning("job_log.outcome_unreadable", job=job)
             await self.delete_outcome(job, message.seq)
             return None
         return StoredOutcome(outcome, payload, message.seq, message.stored_at)
@@ -329,7 +329,7 @@ class NatsJobLog:
         watch = _OutcomeWatch()
         self._outcome_watches.setdefault(subject, set()).add(watch)
         if not self._connection.connected:
-            watch.changed.set()  # who knows since when NATS tells us
+            watch.changed.set()  # notifications may have been missed
 
         async def look() -> None:
             watch.changed.clear()
@@ -337,7 +337,7 @@ class NatsJobLog:
                 if await self.read_outcome(job) is not None:
                     watch.told.set()
             except BaseException as error:
-                watch.changed.set()  # it has not been looked at yet
+                watch.changed.set()  # the outcome was not read: read it again
                 if not isinstance(error, Unavailable):
                     raise
 
@@ -402,7 +402,7 @@ class NatsJobLog:
         finally:
             self._consumers.discard(pull_consumer)
 
-    # Questions of workers
+    # Gate requests
 
     async def serve_gate_requests(self, handler: GateRequestHandler) -> None:
         rpc_server = RpcServer(self._connection, handler)
@@ -432,17 +432,17 @@ class NatsJobLog:
                 )
             except JetStreamError as error:
                 if error.code not in WRONG_LAST_SEQUENCE:
-                    raise Unavailable(f"NATS does not store a claim: {error}") from error
+                    raise Unavailable(f"NATS cannot store an idempotency claim: {error}") from error
             else:
                 return value
             there = await self._claims.last(subject)
             if there is not None and there.header(b"KV-Operation") is None:
                 return there.data
-            # Deleted by hand, or grown too old; or a replica has still to store what the others agreed on.
+            # The claim was deleted by hand or has expired, or this replica lags behind the others.
             expected = there.seq if there is not None else 0
             await asyncio.sleep(CLAIM_RETRY_DELAY_S)
 
-    # Backlogs
+    # Work queues
 
     def work_queue(self, name: str) -> NatsWorkQueue:
         """Return the one object for this queue; its stream is created when it is first used."""

@@ -32,7 +32,7 @@ async def store_outcome(inbox: RequestInbox, outcome: Outcome, payload: bytes, m
     except JetStreamError as error:
         if error.subject_limit_reached:
             return False
-        raise Unavailable(f"NATS does not store how the job ended: {error}") from error
+        raise Unavailable(f"NATS cannot store the outcome of the job: {error}") from error
     return True
 
 
@@ -43,7 +43,7 @@ async def store_dead_letter(inbox: RequestInbox, outcome: Outcome, message: byte
     try:
         await store_message(inbox, subject, outcome.encode(message), headers, max_payload=max_payload)
     except JetStreamError as error:
-        raise Unavailable(f"NATS does not store a dead letter: {error}") from error
+        raise Unavailable(f"NATS cannot store a dead letter: {error}") from error
 
 
 log = structlog.get_logger(__name__)
@@ -71,9 +71,9 @@ class OutcomeRetention:
             try:
                 await self.drop_recorded()
             except Unavailable as error:
-                log.debug("no room is made", error=error.info.message)
+                log.debug("outcomes.drop_failed", error=error.info.message)
             except Exception:
-                log.exception("defect in making room")
+                log.exception("outcomes.retention_crashed")
 
     async def drop_recorded(self) -> None:
         """Drop the oldest recorded outcomes until there is room. Raises Unavailable."""
@@ -81,10 +81,10 @@ class OutcomeRetention:
             first: int = state["first_seq"]
             upto = min(first + max(1, int(DROPPED_SHARE * (state["last_seq"] - first))), await self._recorded() + 1)
             if upto <= first:
-                log.warning("no room for how jobs end: nothing is recorded", bytes=state["bytes"])
+                log.warning("outcomes.stream_full", bytes=state["bytes"])
                 return
             await self._drop_before(upto)
-            log.warning("the oldest results were dropped to make room: MAX_RESULT_BYTES is too small", before=upto)
+            log.warning("outcomes.dropped", before=upto)
 
     async def _recorded(self) -> int:
         """Return the sequence up to which all outcomes are recorded."""

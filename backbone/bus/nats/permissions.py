@@ -117,7 +117,7 @@ def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Q
         letters: tuple[str, ...] = (f"{DEAD_LETTERS}.*.*",)
         bells: tuple[str, ...] = (f"{WAKEUPS}.*.*.*",)
     else:
-        # What a worker does with its models (pull, load, unload) comes on a queue of its own.
+        # Jobs that manage a worker's models (pull, load, unload) have a queue of their own.
         own = queues_for((f"worker:{name}" for name in names if name != "*"), (Capability.MODELS,))
         given = [*queues, *own]
         consumers = [consumer_name(*queue) for queue in given]
@@ -160,9 +160,9 @@ def gateway_permissions(inbox: str) -> NatsPermissions:
             f"$KV.{CLAIMS_BUCKET}.*",
             SEAL_SECRET_SUBJECT,
             *BLOBS_BY_GATEWAYS,
-            f"{INBOX}.>",  # answers to workers in this account
-            f"{ANSWERS}.>",  # and to those in accounts of their own
-            f"{WAKEUPS}.*.*.*",  # a job comes again
+            f"{INBOX}.>",  # replies to workers in this account
+            f"{ANSWERS}.>",  # and in accounts of their own
+            f"{WAKEUPS}.*.*.*",  # a job is delivered again
             *streams,
             *reads,
             *consumers,

@@ -147,7 +147,7 @@ class PullConsumer:
             try:
                 await self._make(self.ack_wait_s)
             except Unavailable as error:
-                log.warning("nothing can be taken yet", consumer=self._name, error=str(error))
+                log.warning("consumer.setup_failed", consumer=self._name, error=str(error))
                 self._next_pull_at = time.monotonic() + RETRY_DELAY_S
                 return
             self._made = True

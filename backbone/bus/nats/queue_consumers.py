@@ -109,7 +109,7 @@ class QueueConsumers:
         """Whether NATS refuses more consumers."""
         return self._refused is not None
 
-    # Make
+    # Create
 
     async def make(self, queue: Queue) -> None:
         """Create the queue's consumer if it is missing. Raises Unavailable; InvalidRequest for an invalid model name."""
@@ -128,7 +128,7 @@ class QueueConsumers:
     def _made(self, subject: bytes, task: asyncio.Task[None]) -> None:
         self._making.pop(subject, None)
         if not task.cancelled():
-            task.exception()  # those who wait have it; where nobody does any more, it is not a defect
+            task.exception()  # waiting callers get the error; without any, it is not a defect
 
     async def _make(self, queue: Queue, subject: bytes) -> None:
         try:
@@ -141,7 +141,7 @@ class QueueConsumers:
         except JetStreamError as error:
             self.on_change(QueueChange.REFUSED)
             if error.code != MAX_CONSUMERS_REACHED:
-                raise Unavailable(f"NATS refuses the queue of the model '{queue.model}': {error}") from error
+                raise Unavailable(f"NATS cannot create the queue of the model '{queue.model}': {error}") from error
             self._refused, self._retry_refused_at = queue, time.monotonic() + REFUSED_RETRY_INTERVAL_S
             self._consumers_when_refused = await self._count()
             log.error("queue.refused", queue=queue, consumers=self._consumers_when_refused, error=str(error))
@@ -149,11 +149,11 @@ class QueueConsumers:
         self._refused = None
         self.existing.add(subject)
         self.on_change(QueueChange.MADE)
-        log.info("queue.made", queue=queue)
+        log.info("queue.created", queue=queue)
 
     def _refusal(self) -> Unavailable:
         return Unavailable(
-            f"This model has no queue, and NATS refuses to make one more: {self._consumers_when_refused} consumers exist, and none is idle. "
+            f"This model has no queue, and NATS allows no more queues: {self._consumers_when_refused} consumers exist, and none is idle. "
             "Retry later; operators: raise MAX_QUEUES, or the limit on consumers of the NATS account.",
             code="no_queue",
             retry_after_s=RETRY_AFTER_S,
@@ -166,7 +166,7 @@ class QueueConsumers:
             "filter_subject": job_subject(*queue),
             "ack_policy": "explicit",
             "ack_wait": int(self._ack_wait_s * NANO),
-            # NATS would keep a message at `max_deliver` forever, undeliverable: Nexus counts the attempts that were started.
+            # NATS would keep a message at `max_deliver` forever: Nexus counts started attempts instead.
             "max_deliver": -1,
             "max_ack_pending": 100_000,
             "max_waiting": 20_000,
@@ -178,7 +178,7 @@ class QueueConsumers:
             f"CONSUMER.DURABLE.CREATE.{JOBS_STREAM}.{name}", {"stream_name": JOBS_STREAM, "config": config}
         )
 
-    # Free
+    # Delete
 
     async def free(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
         """Delete the empty queues that `is_served` has denied for `grace_s` seconds, and return their number. Raises
@@ -214,14 +214,14 @@ class QueueConsumers:
                 return False
             await self._request(f"CONSUMER.DELETE.{JOBS_STREAM}.{name}")
         except JetStreamError as error:
-            if error.code == CONSUMER_NOT_FOUND:  # another gateway was quicker
+            if error.code == CONSUMER_NOT_FOUND:  # another gateway deleted it
                 self.existing.discard(_subject(queue))
                 return False
             raise Unavailable(f"NATS: {error}") from error
         self.existing.discard(_subject(queue))
         self._unserved_since.pop(queue, None)
         self.on_change(QueueChange.FREED)
-        log.info("queue.freed", queue=queue)
+        log.info("queue.deleted", queue=queue)
         await self._restore(queue)
         return True
 
@@ -233,11 +233,11 @@ class QueueConsumers:
 
     async def _restore(self, queue: Queue) -> None:
         """Create a deleted consumer again if a job has arrived meanwhile."""
-        with contextlib.suppress(NexusError, JetStreamError):  # the next round sees it
+        with contextlib.suppress(NexusError, JetStreamError):  # the next check repeats it
             if await self._list_subjects_with_jobs(job_subject(*queue)):
                 await self.serve(queue)
 
-    # Tend
+    # Check
 
     async def _check_forever(self) -> None:
         while True:
@@ -246,9 +246,9 @@ class QueueConsumers:
                 await self._check_queues()
                 await self._retry_refused()
             except (NexusError, JetStreamError) as error:
-                log.debug("queues not looked after", error=str(error))
+                log.debug("queue.check_failed", error=str(error))
             except Exception:
-                log.exception("defect in looking after queues")
+                log.exception("queue.check_crashed")
 
     async def _check_queues(self) -> None:
         """Create missing consumers of subjects with jobs, and notify the workers: NATS does not, when a job is delivered again."""
@@ -257,9 +257,9 @@ class QueueConsumers:
             set(await self._list_subjects_with_jobs(f"{JOBS}.>")),
         )
         for subject in self._subjects_with_jobs:
-            # A job that was stored a moment ago has woken the workers by itself.
+            # NATS has notified the workers of a job that was stored a moment ago.
             if subject in before or subject.encode() not in self.existing:
-                with contextlib.suppress(ValueError, NexusError):  # the others must not suffer
+                with contextlib.suppress(ValueError, NexusError):  # the other queues must be checked too
                     await self.serve(Queue(*parse_job_subject(subject)))
 
     async def _retry_refused(self) -> None:
@@ -287,7 +287,7 @@ class QueueConsumers:
         """Record that the queue has no consumer."""
         self.existing.discard(_subject(queue))
 
-    # NATS
+    # Requests to NATS
 
     async def _list_subjects_with_jobs(self, subject: str) -> list[str]:
         """Return the subjects that hold jobs, and update whether there is room for consumers again."""
@@ -319,7 +319,7 @@ class QueueConsumers:
                 if not found or len(names) >= page["total"]:
                     break
         except JetStreamError as error:
-            raise Unavailable(f"NATS does not list the queues: {error}") from error
+            raise Unavailable(f"NATS cannot list the queues: {error}") from error
         return [queue for queue in map(_parsed, names) if queue is not None]
 
     async def _iter_consumer_infos(self) -> AsyncIterator[dict[str, Any]]:
@@ -331,7 +331,7 @@ class QueueConsumers:
             try:
                 page = await self._request(f"CONSUMER.LIST.{JOBS_STREAM}", {"offset": offset})
             except JetStreamError as error:
-                raise Unavailable(f"NATS does not list the queues: {error}") from error
+                raise Unavailable(f"NATS cannot list the queues: {error}") from error
             found, total = page.get("consumers") or [], page["total"]
             if not found:
                 return

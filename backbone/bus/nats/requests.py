@@ -284,7 +284,7 @@ async def store_message(
     inbox.require_storage()
     if max_payload and len(headers) + len(payload) > max_payload:
         raise RequestTooLarge(
-            f"a message of {len(payload)} bytes is larger than the {max_payload} bytes that NATS takes"
+            f"a message of {len(payload)} bytes is larger than {max_payload} bytes, the limit of NATS"
         )
     ack = (await request_until_answered(inbox, subject, payload, headers=headers))[0].api_response()
     return StoredAck(ack["seq"], ack.get("duplicate", False))

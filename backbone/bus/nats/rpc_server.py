@@ -79,7 +79,7 @@ class RpcServer:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the referee failed", exc_info=error)
+            log.error("gate.request_failed", exc_info=error)
         self._start_tasks()
 
     async def _answer(self, request: GateRequest, reply: bytes) -> None:

@@ -149,7 +149,7 @@ async def ensure_pull_consumer(inbox: RequestInbox, stream: str, consumer: str, 
     try:
         await call_api(inbox, f"CONSUMER.DURABLE.CREATE.{stream}.{consumer}", {"stream_name": stream, "config": config})
     except JetStreamError as error:
-        raise Unavailable(f"NATS refuses the consumer {consumer} of {stream}: {error}") from error
+        raise Unavailable(f"NATS cannot create the consumer {consumer} of {stream}: {error}") from error
 
 
 async def ensure_work_queue(inbox: RequestInbox, name: str, retention: Retention) -> None:

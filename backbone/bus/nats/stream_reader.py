@@ -95,7 +95,7 @@ class StreamReader:
         if answer.status is not None:
             _require_not_found(answer)
             there = await self.from_leader({"seq": seq}) if self._replicated else None
-            # What a replica does not have yet is among the newest.
+            # A message that the replica lacks is among the newest.
             return 0 if there is not None and there.subject == subject else None
         if _message(answer).seq != seq:
             return None
@@ -164,7 +164,7 @@ def _unix(stamp: str) -> int:
 def _require_not_found(answer: ReplyMessage) -> None:
     status = answer.status
     if status is None or status.code not in NOT_FOUND:
-        raise Unavailable(f"NATS does not read what is stored: {status}")
+        raise Unavailable(f"NATS cannot read from a stream: {status}")
 
 
 class QueuePositions:

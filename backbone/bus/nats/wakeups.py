@@ -50,7 +50,7 @@ class WakeupSubscriptions:
         async with self._lock:
             lanes = self._lanes.get(group)
             if lanes is None:
-                return  # it is not served any more, and must be heard once it is again
+                return  # not served any more: it must not be muted when it is served again
             muted_lanes = self._muted.setdefault(group, set())
             (muted_lanes.add if muted else muted_lanes.discard)(queue.lane)
             await self._update_subscriptions(group, lanes)

@@ -43,7 +43,7 @@ class NatsWorkQueue:
                 self._inbox, subject, data, message_id_headers(item_id), max_payload=self._inbox.max_payload
             )
         except JetStreamError as error:
-            raise Unavailable(f"the backlog {self.name} does not take more work: {error}") from error
+            raise Unavailable(f"the work queue '{self.name}' cannot store an item: {error}") from error
 
     async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """Consume from the one consumer that all gateways share."""

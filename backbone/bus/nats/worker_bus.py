@@ -53,7 +53,7 @@ class NatsDelivery:
         return self._bus.now() < self._until
 
     def _settle(self, outcome: bytes) -> None:
-        # After `ack_wait` the message is somebody else's, and the word would hit that run.
+        # After `ack_wait` the message belongs to another worker, and this would hit its run.
         if self.owned:
             self._bus.settle(self._ack_subject, outcome)
         self._until = 0.0
@@ -157,7 +157,7 @@ class NatsWorkerBus:
             if pull.outstanding:
                 pull.end(pull.outstanding)
 
-    # Pulling
+    # Pulls
 
     async def serve(
         self,

@@ -81,7 +81,7 @@ class NatsWorkerLog:
         if writer is not None:
             writer.confirmed(int(round_), int(index), data)
 
-    # Questions
+    # Gate requests
 
     def request_gate(self, request: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """Send one message to the queue group of the gateways."""
@@ -104,7 +104,7 @@ class NatsWorkerLog:
 
         reply.add_done_callback(answered)
 
-    # What is confirmed
+    # Outcomes and dead letters
 
     async def store_outcome(self, outcome: Outcome, payload: bytes) -> bool:
         return await outcomes.store_outcome(self._inbox, outcome, payload, self._connection.client.max_payload)

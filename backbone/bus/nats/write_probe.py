@@ -84,7 +84,7 @@ class WriteProbe:
             try:
                 await self.probe()
             except Exception:
-                log.exception("defect in the proof of writes")
+                log.exception("nats.write_probe_crashed")
             waiting = self._failing_since is not None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAILING_PROBE_INTERVAL_S if waiting else PROBE_INTERVAL_S):
@@ -103,7 +103,7 @@ class WriteProbe:
     def _conclude(self, problem: str) -> None:
         if not problem:
             if self._storage_health.problem:
-                log.info("nats.stores_again")
+                log.info("nats.storage_recovered")
             self._failing_since, self._storage_health.problem = None, ""
             return
         now = self._clock()
@@ -111,7 +111,7 @@ class WriteProbe:
         if now - self._failing_since < self._grace_s:
             return
         if not self._storage_health.problem:
-            log.error("nats.stores_nothing", error=problem)
+            log.error("nats.storage_failed", error=problem)
         self._storage_health.problem = f"NATS stores nothing: {problem}"
 
     async def _write(self, subject: bytes) -> str:
@@ -124,12 +124,12 @@ class WriteProbe:
             answers = None
         if answers is None or not answers[0].data:
             return (
-                f"no answer to a write within {REPLY_TIMEOUT_S:g} s. Its disk may be full or failing: "
+                f"NATS did not answer a write within {REPLY_TIMEOUT_S:g} s. Its disk may be full or failing: "
                 "free space there, then restart nats-server"
             )
         answer = orjson.loads(answers[0].data)
         if (error := answer.get("error")) is not None:
-            # Some descriptions name files of the server's: they are for its log.
+            # Some descriptions name files of the server: they belong into its log only.
             return f"JetStream refuses it (error {error.get('err_code')}). Give its store more room"
         if subject == JOBS_PROBE_SUBJECT:
             with contextlib.suppress(Unavailable):

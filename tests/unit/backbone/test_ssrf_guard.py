@@ -68,7 +68,7 @@ async def test_a_picture_is_fetched_from_the_checked_address_under_its_own_name(
 
 
 async def test_a_name_with_a_private_address_is_refused_before_anything_is_asked(site: Site) -> None:
-    with pytest.raises(FetchRefused, match="not a public one"):
+    with pytest.raises(FetchRefused, match="not public"):
         await egress(site).fetch(site.url("/a.png"), "image/")
     assert site.asked == []
 
@@ -77,14 +77,14 @@ async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> No
     async def resolve(_host: str, _port: int) -> list[str]:
         return ["93.184.216.34", "10.0.0.1"]
 
-    with pytest.raises(FetchRefused, match="not a public one"):
+    with pytest.raises(FetchRefused, match="not public"):
         await GuardedHttpClient(max_bytes=1, timeout_s=1, resolve=resolve).fetch("http://x.example/", "image/")
 
 
 async def test_a_redirect_to_a_private_host_is_refused(site: Site) -> None:
     target = site.url("/secret", "internal.example")
     site.pages["/a.png"] = answer(b"", status="302 Found", extra=f"location: {target}\r\n")
-    with pytest.raises(FetchRefused, match="not a public one"):
+    with pytest.raises(FetchRefused, match="not public"):
         await egress(site, "pictures.example").fetch(site.url("/a.png"), "image/")
     assert len(site.asked) == 1
 
@@ -101,7 +101,7 @@ async def test_a_redirect_is_followed_and_a_circle_is_not(site: Site) -> None:
 
 async def test_a_redirect_to_another_scheme_is_refused(site: Site) -> None:
     site.pages["/a"] = answer(b"", status="302 Found", extra="location: file:///etc/passwd\r\n")
-    with pytest.raises(FetchRefused, match="only http"):
+    with pytest.raises(FetchRefused, match="must be http or https"):
         await egress(site, "pictures.example").fetch(site.url("/a"), "image/")
 
 
@@ -173,7 +173,7 @@ async def test_a_post_follows_no_redirect(site: Site) -> None:
 
 
 async def test_a_post_to_a_private_host_is_refused_before_anything_is_sent(site: Site) -> None:
-    with pytest.raises(FetchRefused, match="not a public one"):
+    with pytest.raises(FetchRefused, match="not public"):
         await egress(site).post(site.url("/hook"), b"{}", {})
     assert site.asked == []
 

@@ -97,7 +97,7 @@ class NatsBlobReader:
             while fetching is not None:
                 chunks = deque(await fetching)
                 at += len(chunks)
-                # Fetched while these are given out.
+                # The next batch is fetched while this one is yielded.
                 more = range(at, min(at + CHUNKS_PER_BATCH, end))
                 fetching = asyncio.create_task(self._fetch(meta, more)) if more else None
                 while chunks:
@@ -155,7 +155,7 @@ class NatsBlobReader:
 def _require_not_found(answer: ReplyMessage) -> None:
     status = answer.status
     if status is None or status.code not in NOT_FOUND:
-        raise Unavailable(f"NATS does not read a large payload: {status}")
+        raise Unavailable(f"NATS cannot read a large payload: {status}")
 
 
 def _parse_meta(text: str, name: BlobName, data: bytes) -> BlobMetadata | None:

@@ -52,7 +52,7 @@ class NatsBlobStore(NatsBlobReader):
         writes.
         """
         if (create is None) is not bool(worker):
-            raise ValueError("blobs are a gateway's, which makes the bucket, or a worker's, which has a name")
+            raise ValueError("pass either `create`, as a gateway, or `worker`, as a worker")
         self._worker = require_token(worker) if worker else ""
         self._connection = NatsConnection(
             server, f"{name}-blobs", on_reconnect=self._reconnected, monitor_liveness=create is not None

@@ -113,7 +113,7 @@ class NatsBlobWriter:
         self._began = self._began or time.monotonic()
         age = int(time.monotonic() - self._began)
         if age >= self._ttl_s:
-            raise self._fail(f"writing took longer than the {self._ttl_s} s for which this was to be kept")
+            raise self._fail(f"writing took longer than the lifetime of the content, {self._ttl_s} s")
         info = BlobInfo(name=self.name, size=self._size, content_type=self._content_type, owner=self._owner)
         await self._publish(blob_meta(self._path).encode(), self._meta(info), self._ttl_s - age)
         await self._confirm_one()
@@ -141,7 +141,7 @@ class NatsBlobWriter:
         if self._error is not None:
             raise self._error
         if self._info is not None or self._aborted:
-            raise RuntimeError("this blob was closed or aborted")
+            raise RuntimeError("the blob is already closed or aborted")
 
     def _fail(self, message: str) -> Unavailable:
         self._error = Unavailable(message)
@@ -169,7 +169,7 @@ class NatsBlobWriter:
             async with asyncio.timeout(ACK_TIMEOUT_S):
                 await self._unconfirmed_limit.acquire()
         except TimeoutError:
-            raise self._fail("NATS does not store large payloads fast enough; try again shortly") from None
+            raise self._fail("NATS does not store large payloads fast enough; retry shortly") from None
         try:
             reply = self._inbox.request(subject, payload, headers=b"NATS/1.0\r\nNats-TTL: %ds\r\n\r\n" % ttl_s)
         except Unavailable as error:
@@ -184,20 +184,20 @@ class NatsBlobWriter:
         await asyncio.wait((reply,), timeout=ACK_TIMEOUT_S)
         if not reply.done():
             reply.cancel()
-            raise self._fail(f"NATS did not confirm a large payload within {ACK_TIMEOUT_S:g} s; try again shortly")
+            raise self._fail(f"NATS did not confirm a large payload within {ACK_TIMEOUT_S:g} s; retry shortly")
         self._unconfirmed.popleft()
         answers = reply.result()
         if answers is None:
-            raise self._fail("the connection to NATS was lost while a large payload was stored; try again shortly")
+            raise self._fail("the connection to NATS was lost while a large payload was stored; retry shortly")
         seq = self._stored_as(answers[0])
         if seq <= self._last_seq:
-            # What an old connection still held was read after what the new one brought.
-            raise self._fail("NATS stored the parts of a large payload out of order; try again shortly")
+            # The server read the rest of the old connection after data of the new one.
+            raise self._fail("NATS stored the chunks of a large payload out of order; retry shortly")
         self._last_seq = seq
 
     def _stored_as(self, answer: ReplyMessage) -> int:
         if answer.status is not None:
-            raise self._fail("NATS has no store for large payloads yet: gateways make it when they start")
+            raise self._fail("NATS has no store for large payloads yet; a gateway creates it when it starts")
         ack = orjson.loads(answer.data)
         error = ack.get("error")
         if error is None:
@@ -205,10 +205,10 @@ class NatsBlobWriter:
         text = error.get("description")
         if error.get("err_code") in NO_SPACE_CODES:
             raise self._fail(
-                f"the store for large payloads is full ({text}). It empties as results are fetched or their time ends: "
-                "try again later, or give it more room (MAX_BLOB_BYTES)"
+                f"the store for large payloads is full ({text}). It empties as results are fetched or expire: "
+                "retry later, or raise MAX_BLOB_BYTES"
             )
-        raise self._fail(f"NATS does not store a large payload: {text}")
+        raise self._fail(f"NATS cannot store a large payload: {text}")
 
     def _meta(self, info: BlobInfo) -> bytes:
         """Return the metadata in the object store's format; the part about the content is encrypted."""
