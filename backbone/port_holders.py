@@ -65,8 +65,8 @@ def _by_lsof(port: int) -> str:
         return UNKNOWN
     command = [lsof, "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=LSOF_TIMEOUT_S, check=False).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=LSOF_TIMEOUT_S, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return UNKNOWN
-    found = {line[0]: line[1:] for line in reversed(said.splitlines()) if line}
+    found = {line[0]: line[1:] for line in reversed(output.splitlines()) if line}
     return f"{found['c']} (pid {found['p']})" if {"c", "p"} <= found.keys() else UNKNOWN

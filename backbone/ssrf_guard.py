@@ -37,7 +37,7 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class FetchRefused(InvalidRequest):
-    """This URL is not asked."""
+    """The URL must not be fetched."""
 
     code = "url_refused"
 
@@ -186,7 +186,7 @@ class GuardedHttpClient:
             raise FetchRefused(f"the URL answers {response.status_code}")
         coding = response.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("", "identity"):  # a few encoded bytes may decode to very many
-            raise FetchRefused(f"the URL's content is compressed ({coding[:40]}) although that was not asked for")
+            raise FetchRefused(f"the URL's content is compressed ({coding[:40]}) although the request excluded that")
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type and not CONTENT_TYPE.fullmatch(content_type):
             raise FetchRefused("the URL names no valid content type")

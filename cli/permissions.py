@@ -121,7 +121,7 @@ def etcd(
 
     from pydantic import SecretStr
 
-    from backbone.registry.auth import EtcdLogin, read_etcd_access
+    from backbone.registry.auth import EtcdCredentials, read_etcd_access
     from backbone.registry.permissions import GATEWAY, ROOT, WORKER, role_grants
     from backbone.registry.users import create_users
     from backbone.registry.version_check import ADVICE
@@ -143,7 +143,7 @@ def etcd(
     for role, given in role_grants(settings.etcd_prefix).items():
         print(f"{role}: " + ", ".join(f"{grant.kind.lower()} {grant.prefix}" for grant in given))
     print("authentication turned on" if turned_on else "authentication was already on")
-    root = EtcdLogin(ROOT, Password("--root-password-file", SecretStr(passwords[ROOT]), ""))
+    root = EtcdCredentials(ROOT, Password("--root-password-file", SecretStr(passwords[ROOT]), ""))
     if version := asyncio.run(_vulnerable_version(replace(access, login=root), settings.etcd_prefix)):
         print(f"nexus: warning: THESE ROLES ARE NOT ENFORCED: etcd {version}: {ADVICE}", file=sys.stderr)
 
@@ -225,11 +225,11 @@ def _account(name: str, user: str, rights: NatsPermissions) -> str:
 
 
 def _exports(account_exports: AccountExports, indent: str) -> str:
-    from backbone.bus.nats.permissions import ANSWER_S, PULL
+    from backbone.bus.nats.permissions import PULL, REPLY_ROUTE_S
 
     def service(subject: str) -> str:
         kind = "response_type: stream, " if subject.startswith(PULL) else ""
-        return f'{{ service: {json.dumps(subject)}, {kind}response_threshold: "{ANSWER_S}s" }}'
+        return f'{{ service: {json.dumps(subject)}, {kind}response_threshold: "{REPLY_ROUTE_S}s" }}'
 
     lines = [
         *map(service, account_exports.services),

@@ -113,20 +113,8 @@ class WorkQueue(Protocol):
         """
 
 
-class JobLog(Protocol):
-    """The gateway's side of durable jobs."""
-
-    @property
-    def seal_secret(self) -> SealSecret | None:
-        """The secret that the gateways share, once `start` has read it."""
-
-    async def start(self) -> None:
-        """Connect, and create streams and buckets, also after a reconnect to a server that lost them. Raises Unavailable."""
-
-    async def close(self) -> None:
-        """Disconnect. Open readers and consumers raise Unavailable."""
-
-    # The queue
+class JobQueue(Protocol):
+    """The queue of durable jobs."""
 
     async def enqueue(self, envelope: Envelope, body: bytes) -> int:
         """Store a job in its queue, once per (job, run) within the duplicate window, and return its sequence once it is on
@@ -146,7 +134,9 @@ class JobLog(Protocol):
         Another job under this sequence, as after a loss of data, stays. Raises Unavailable.
         """
 
-    # Events
+
+class EventLog(Protocol):
+    """The events of jobs."""
 
     async def append_event(self, job: str, frame: bytes) -> None:
         """Store an event. Raises Unavailable."""
@@ -162,7 +152,9 @@ class JobLog(Protocol):
         the outcome was stored meanwhile; the reader may check and go on. Never ends by itself; close it. Raises Unavailable.
         """
 
-    # Outcomes
+
+class OutcomeStore(Protocol):
+    """How jobs ended."""
 
     async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
         """Store how a job ended. True: this outcome is the first and is stored. False: the job has an outcome already. Raises
@@ -188,14 +180,18 @@ class JobLog(Protocol):
         `WorkQueue.consume`.
         """
 
-    # Gate requests
+
+class GateRequestServer(Protocol):
+    """The workers' requests to the attempt gate."""
 
     async def serve_gate_requests(self, handler: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
         """Answer the workers' gate requests from now on, in turn with the other gateways. `handler` must not raise; None sends
         no reply.
         """
 
-    # Dead letters
+
+class DeadLetterStore(Protocol):
+    """Jobs that failed for good."""
 
     async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
         """Return the newest dead letters with sequences below `before`, newest first. Raises Unavailable."""
@@ -206,7 +202,9 @@ class JobLog(Protocol):
     async def delete_dead_letter(self, seq: int) -> bool:
         """Delete a dead letter. False: it did not exist. Raises Unavailable."""
 
-    # Claims
+
+class IdempotencyClaims(Protocol):
+    """Names that were claimed once, for idempotency keys."""
 
     async def claim(self, name: str, value: bytes) -> bytes:
         """Store `value` under `name` if the name is free, and return the stored value: `value` itself, or the one that was
@@ -215,10 +213,28 @@ class JobLog(Protocol):
         `name` consists of `[A-Za-z0-9_-]`. Raises Unavailable.
         """
 
-    # Work queues
+
+class WorkQueues(Protocol):
+    """The queues of the gateways' own work."""
 
     def work_queue(self, name: str) -> WorkQueue:
         """Return the work queue of that name: `hooks` or `batches`."""
+
+
+class JobLog(
+    JobQueue, EventLog, OutcomeStore, GateRequestServer, DeadLetterStore, IdempotencyClaims, WorkQueues, Protocol
+):
+    """The gateway's side of durable jobs."""
+
+    @property
+    def seal_secret(self) -> SealSecret | None:
+        """The secret that the gateways share, once `start` has read it."""
+
+    async def start(self) -> None:
+        """Connect, and create streams and buckets, also after a reconnect to a server that lost them. Raises Unavailable."""
+
+    async def close(self) -> None:
+        """Disconnect. Open readers and consumers raise Unavailable."""
 
 
 class WorkerLog(Protocol):

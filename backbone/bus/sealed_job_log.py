@@ -156,7 +156,7 @@ class SealedJobLog:
             *(record.owner, record.endpoint, record.capability, record.service_tier, record.queue_name, record.model),
             *(record.request_id, record.metadata, record.key, webhook, record.batch, record.stream, record.uploads),
         )
-        said = (
+        claimed = (
             *(outcome.owner, outcome.endpoint, outcome.capability, outcome.lane, outcome.model, outcome.public_model),
             *(
                 outcome.request_id,
@@ -168,7 +168,7 @@ class SealedJobLog:
                 outcome.uploads,
             ),
         )
-        return submitted == said
+        return submitted == claimed
 
     def _is_attempt(self, job: str, token: str) -> bool:
         seals = self.seals

@@ -54,15 +54,15 @@ _PLAIN = re.compile(rb"[A-Za-z0-9-]+")
 _ESCAPE = re.compile(r"_([0-9a-f]{2})")
 _BLOB_NAME = re.compile(r"[0-9a-f]{32}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
-_BACKLOG = re.compile(r"[a-z]{1,32}")
+_WORK_QUEUE_NAME = re.compile(r"[a-z]{1,32}")
 _WORD = r"[!-)+-\-/-=?-~]+"
 """Printable ASCII without `.`, `*` and `>`."""
 _SUBJECT = re.compile(rf"{_WORD}(?:\.{_WORD})*".encode())
 _PATTERN = re.compile(rf"(?:(?:\*|{_WORD})\.)*(?:\*|>|{_WORD})".encode())
-_OWN = (b"nexus.", b"$")
+_RESERVED_PREFIXES = (b"nexus.", b"$")
 """The prefixes of all subjects to which Nexus or NATS itself gives a meaning."""
-_MAX_ADDRESS = 512
-_TAKEN = frozenset({"jobs", "bell", "reply", "control", "events", "told", "done", "ended", "dlq", "ask"})
+_MAX_REPLY_SUBJECT_LENGTH = 512
+_RESERVED_NAMES = frozenset({"jobs", "bell", "reply", "control", "events", "told", "done", "ended", "dlq", "ask"})
 
 
 class InvalidSubject(ValueError):
@@ -90,7 +90,11 @@ def is_reply_subject(reply: bytes) -> bool:
 
     A gateway may publish where a worker may not: a reply must not become a control message to a worker or a call of JetStream.
     """
-    return len(reply) <= _MAX_ADDRESS and not reply.startswith(_OWN) and _SUBJECT.fullmatch(reply) is not None
+    return (
+        len(reply) <= _MAX_REPLY_SUBJECT_LENGTH
+        and not reply.startswith(_RESERVED_PREFIXES)
+        and _SUBJECT.fullmatch(reply) is not None
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -193,7 +197,7 @@ def claim_subject(name: str) -> str:
 
 def work_queue_stream(name: str) -> str:
     """Return the stream of a work queue. Raises ValueError for an invalid name."""
-    if not _BACKLOG.fullmatch(name) or name in _TAKEN:
+    if not _WORK_QUEUE_NAME.fullmatch(name) or name in _RESERVED_NAMES:
         raise ValueError(f"invalid name of a work queue: {name!r}")
     return f"NEXUS_{name.upper()}"
 

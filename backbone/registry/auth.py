@@ -21,7 +21,7 @@ class EtcdTls:
 
 
 @dataclass(frozen=True, slots=True)
-class EtcdLogin:
+class EtcdCredentials:
     """A user of etcd."""
 
     user: str
@@ -35,7 +35,7 @@ class EtcdAccess:
     url: str
     """`http(s)://host:port`, several separated by commas."""
     tls: EtcdTls = EtcdTls()
-    login: EtcdLogin | None = None
+    login: EtcdCredentials | None = None
 
 
 def read_etcd_access(settings: CommonSettings) -> EtcdAccess:
@@ -59,7 +59,7 @@ def read_etcd_access(settings: CommonSettings) -> EtcdAccess:
         key=_pem("ETCD_TLS_KEY", key, b"PRIVATE KEY"),
         cert=_pem("ETCD_TLS_CERT", cert, b"CERTIFICATE"),
     )
-    return EtcdAccess(settings.etcd_url, tls, EtcdLogin(settings.etcd_user, password) if password else None)
+    return EtcdAccess(settings.etcd_url, tls, EtcdCredentials(settings.etcd_user, password) if password else None)
 
 
 def _pem(setting: str, path: str, what: bytes) -> bytes | None:

@@ -22,7 +22,7 @@ from etcd3aio.lease import LeaseService
 from etcd3aio.maintenance import MaintenanceService
 from etcd3aio.watch import WatchService
 
-from backbone.registry.auth import EtcdLogin, EtcdTls, parse_endpoints
+from backbone.registry.auth import EtcdCredentials, EtcdTls, parse_endpoints
 from backbone.secret_files import ConfigurationError
 from schemas.errors import Unavailable
 
@@ -108,7 +108,9 @@ class EtcdEndpoint:
 class EtcdClient:
     """Calls etcd. Each call ends within about `CALL_TIMEOUT_S`, and raises Unavailable when etcd does not answer it well."""
 
-    def __init__(self, url: str, *, probe_key: str, tls: EtcdTls | None = None, login: EtcdLogin | None = None) -> None:
+    def __init__(
+        self, url: str, *, probe_key: str, tls: EtcdTls | None = None, login: EtcdCredentials | None = None
+    ) -> None:
         """Configure the client. `url` is `http(s)://host:port`, several separated by commas; raises ValueError for another
         form.
 
@@ -297,8 +299,8 @@ class EtcdClient:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.NOT_FOUND:
                 raise LeaseNotFound from error  # only a lease can be missing: reads of absent keys are no errors
             kind = _TokenExpired if _is_token_expired(error) else Unavailable
-            words = _describe_error(error, logged_in=self._login is not None)
-            raise kind(f"etcd at {endpoint.address} did not answer: {words}") from error
+            description = _describe_error(error, logged_in=self._login is not None)
+            raise kind(f"etcd at {endpoint.address} did not answer: {description}") from error
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
@@ -398,8 +400,8 @@ KNOWN_ERRORS = {
 def _describe_error(error: BaseException, *, logged_in: bool) -> str:
     """Describe an error to an operator. gRPC's own text is left out where its meaning is known."""
     reason = _reason(error)
-    words = next((words for part, words in KNOWN_ERRORS.items() if part in reason), reason)
-    return words + _advice(reason.lower(), logged_in=logged_in)
+    description = next((description for part, description in KNOWN_ERRORS.items() if part in reason), reason)
+    return description + _advice(reason.lower(), logged_in=logged_in)
 
 
 def _advice(text: str, *, logged_in: bool) -> str:

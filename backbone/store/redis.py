@@ -148,8 +148,10 @@ class RedisStore:
         await self.connection.run(self._release, [keys.lease(job_id)], [token])
 
     async def record_service_time(self, capability: str, model: str, seconds: float) -> None:
-        kept = _ms(SERVICE_TIME_TTL_S)
-        await self.connection.run(self._served, [keys.service(capability, model)], [seconds, SERVICE_TIME_WEIGHT, kept])
+        ttl_ms = _ms(SERVICE_TIME_TTL_S)
+        await self.connection.run(
+            self._served, [keys.service(capability, model)], [seconds, SERVICE_TIME_WEIGHT, ttl_ms]
+        )
 
     async def mean_service_time_s(self, capability: str, model: str) -> float | None:
         key = keys.service(capability, model)

@@ -114,7 +114,7 @@ class RedisConnection:
         return answer
 
 
-class _Pool(BlockingConnectionPool):
+class _CheckedConnectionPool(BlockingConnectionPool):
     """A pool that never lends a connection which the server has closed meanwhile, as it does when it restarts."""
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
@@ -151,7 +151,7 @@ def _pool(access: RedisAccess, timeout_s: float) -> BlockingConnectionPool:
     more: dict[str, Any] = {"ssl_ca_certs": access.ca_file} if access.ca_file else {}
     if access.credentials is not None:
         more["credential_provider"] = access.credentials
-    return _Pool.from_url(
+    return _CheckedConnectionPool.from_url(
         access.url,
         **more,
         max_connections=CONNECTIONS,

@@ -13,7 +13,7 @@ end
 
 -- List an id for `ms` milliseconds, or for good ('') in a list that lives as long as the longest of its entries.
 local function list(key, id, ms)
-  local was = redis.call('PTTL', key)  -- -2: there is no list, -1: it lives for ever
+  local was = redis.call('PTTL', key)  -- -2: there is no list, -1: it never expires
   redis.call('ZADD', key, 0, id)
   if ms == '' then
     redis.call('PERSIST', key)
@@ -37,7 +37,7 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Count a job until its record expires, in `ms` milliseconds: a record that nobody ends blocks no key for ever.
+-- Count a job until its record expires, in `ms` milliseconds: a record that nobody ends blocks no key forever.
 local function count_in(key, member, ms, now)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
   redis.call('ZADD', key, now + ms, member)

@@ -13,8 +13,9 @@ from nats.aio.client import Client
 from nats.errors import BadSubjectError
 from nats.protocol.parser import Parser as TheirParser
 
-from backbone.bus.nats.connection import NatsConnection, ProtocolParser
+from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.headers import parse_ack_subject, parse_status
+from backbone.bus.nats.protocol_parser import ProtocolParser
 from backbone.bus.refusal_counter import RefusalCounter
 from backbone.bus.subjects import InvalidSubject
 from tests.conftest import Eventually

@@ -20,7 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from backbone.bus.nats.permissions import ANSWER_S
+from backbone.bus.nats.permissions import REPLY_ROUTE_S
 from schemas.control import Control, ControlOp
 from schemas.frames import STOP, FrameKind
 from schemas.job_events import GateRequest
@@ -275,7 +275,7 @@ async def _pull(client: Client, batch: int, seconds: float) -> Subscription:
 
 async def test_a_job_comes_at_the_end_of_a_long_pull(spy: Spy, third: Client) -> None:
     """nats-server keeps the way back for longer than a worker's pull lasts, and lets the worker acknowledge what came."""
-    assert LINGER_S < LONG_PULL_S < ANSWER_S
+    assert LINGER_S < LONG_PULL_S < REPLY_ROUTE_S
     inbox = await _pull(third, 2, LONG_PULL_S)
     await asyncio.sleep(LONG_PULL_S - 2)
     await spy.client.jetstream().publish(THIRD, b"late")
@@ -305,7 +305,7 @@ async def test_ways_back_are_forgotten(world: World, worker: Client) -> None:
         await worker.flush()
     most = _ways_back(world.nats)
     assert most >= before + 2000
-    for _ in range(4 * ANSWER_S):
+    for _ in range(4 * REPLY_ROUTE_S):
         if _ways_back(world.nats) < before + 1000:
             return
         await asyncio.sleep(1)

@@ -45,7 +45,7 @@ from schemas.errors import Unavailable
 from schemas.job_events import QUEUED, decode_durable_frame
 from schemas.jobs import JobRecord
 
-HOOKS_STREAM = work_queue_stream("hooks")
+WEBHOOKS_STREAM = work_queue_stream("hooks")
 BATCHES_STREAM = work_queue_stream("batches")
 STREAMS = (
     SEALS_STREAM,
@@ -54,7 +54,7 @@ STREAMS = (
     JOBS_STREAM,
     OUTCOMES_STREAM,
     DEAD_LETTERS_STREAM,
-    HOOKS_STREAM,
+    WEBHOOKS_STREAM,
     CLAIMS_STREAM,
     EVENTS_STREAM,
 )

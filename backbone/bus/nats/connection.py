@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import re
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats
 import structlog
 from nats.aio.client import Client
-from nats.errors import ProtocolError
 
 from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.connection_errors import describe_error, describe_permanent_error
 from backbone.bus.nats.liveness import LivenessMonitor
-from backbone.bus.refusal_counter import RefusalCounter
+from backbone.bus.nats.protocol_parser import MessageHandler, ProtocolParser
 from backbone.bus.subjects import InvalidSubject, require_pattern, require_subject
 from backbone.ids import new_token
 from backbone.secret_files import ConfigurationError
@@ -38,16 +36,11 @@ log = structlog.get_logger(__name__)
 
 _MESSAGE_ID = re.compile(rb"[!-~]+")
 
-MessageHandler = Callable[[bytes, bytes, bytes, bytes], None]
-"""(subject, reply subject or b"", raw headers or b"", payload)"""
-
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """Writing is refused beyond this number of unsent bytes, connected or not."""
 BUSY_MESSAGES_PER_S = 4000
 """Above this rate, writes are gathered for BUSY_FLUSH_INTERVAL_S instead of one turn of the loop."""
 BUSY_FLUSH_INTERVAL_S = 0.002
-MAX_LINE_BYTES = 8192
-"""Twice the limit of nats-server, whose line for a message may be longer than the one it received."""
 RECONNECT_DELAY_S = 0.2
 OUTAGE_AFTER_S = 2.0
 """NATS counts as away once each of its servers was tried, or no server has accepted the connection for this time."""
@@ -55,111 +48,6 @@ CLUSTER_CONNECT_TIMEOUT_S = 1.0
 """The time that one of several servers gets to accept a connection before the next one is tried."""
 REFUSED_RECONNECT_DELAY_S = 2.0
 """Between attempts to connect to a server that refuses this user: it will not change its mind soon."""
-
-
-class ProtocolParser:
-    """Parses NATS's protocol in place of nats-py's parser, and calls the handlers of this process's subscriptions directly."""
-
-    def __init__(self, client: Client, handlers: dict[int, MessageHandler], refusals: RefusalCounter) -> None:
-        self.client: Any = client
-        self.handlers = handlers
-        self.refusals = refusals
-        self.parts: list[bytes] = []
-        self.size = 0
-        self.needed = 0
-        self.received = False
-        """Data has arrived since `NatsConnection.take_received` was last called."""
-
-    def reset(self) -> None:
-        """Drop a half-read message, for a new connection."""
-        self.parts = []
-        self.size = self.needed = 0
-
-    async def parse(self, data: bytes = b"") -> None:  # noqa: PLR0915 - one flat loop: a call per message would show
-        """Handle every complete message in the data so far."""
-        self.received = True
-        if self.parts:
-            self.parts.append(data)
-            self.size += len(data)
-            if self.size < self.needed:
-                return
-            data = b"".join(self.parts)
-            self.parts = []
-        handlers = self.handlers
-        pos, end = 0, len(data)
-        self.needed = 0
-        while pos < end:
-            eol = data.find(b"\r\n", pos)
-            if eol < 0:
-                if end - pos > MAX_LINE_BYTES:
-                    raise ProtocolError
-                break
-            op = data[pos]
-            if op == 77:  # MSG
-                args = data[pos + 4 : eol].split(b" ")
-                start = eol + 2
-                stop = start + int(args[-1])
-                if stop + 2 > end:
-                    self.needed = stop + 2 - pos
-                    break
-                pos = stop + 2
-                reply = args[2] if len(args) == 4 else b""
-                handler = handlers.get(int(args[1]))
-                if handler is not None:
-                    try:
-                        handler(args[0], reply, b"", data[start:stop])
-                    except Exception as error:  # nats-py would stop reading, and still report a connection
-                        self.refusals.add("message", subject=repr(args[0][:100]), error=repr(error))
-                else:
-                    await self.client._process_msg(int(args[1]), args[0], reply, data[start:stop], None)
-            elif op == 72:  # HMSG
-                args = data[pos + 5 : eol].split(b" ")
-                start = eol + 2
-                body = start + int(args[-2])
-                stop = start + int(args[-1])
-                if stop + 2 > end:
-                    self.needed = stop + 2 - pos
-                    break
-                pos = stop + 2
-                reply = args[2] if len(args) == 5 else b""
-                handler = handlers.get(int(args[1]))
-                if handler is not None:
-                    try:
-                        handler(args[0], reply, data[start:body], data[body:stop])
-                    except Exception as error:
-                        self.refusals.add("message", subject=repr(args[0][:100]), error=repr(error))
-                else:
-                    await self.client._process_msg(int(args[1]), args[0], reply, data[body:stop], data[start:body])
-            else:
-                line = data[pos:eol]
-                pos = eol + 2
-                await self._control(line)
-        if pos < end:
-            rest = data[pos:]
-            self.parts = [rest]
-            self.size = len(rest)
-
-    async def _control(self, line: bytes) -> None:
-        if line.startswith(b"PING"):
-            await self.client._process_ping()
-        elif line.startswith(b"PONG"):
-            await self.client._process_pong()
-        elif line.startswith(b"-ERR"):
-            await self._on_server_error(line[4:].strip().decode().lower())
-        elif line.startswith(b"INFO"):
-            await self.client._process_info(json.loads(line[4:]))
-        elif not line.startswith(b"+OK"):
-            raise ProtocolError
-
-    async def _on_server_error(self, text: str) -> None:
-        """Handle an error of the server. nats-py would close forever, except for a missing permission; the server may accept
-        the next connection.
-        """
-        if "permissions violation" in text:
-            await self.client._process_err(text)
-        else:
-            await self.client._error_cb(nats.errors.Error(f"nats: {text}"))
-            await self.client._process_op_err(nats.errors.Error(f"nats: {text}"))
 
 
 class _NatsPyClient(Client):
@@ -295,7 +183,7 @@ class NatsConnection:
         return found
 
     def _password(self) -> str:
-        """Read the password, for each connection anew."""
+        """Read the password, again for each connection."""
         assert self.auth.password is not None
         try:
             return self.auth.password.read()
@@ -305,17 +193,17 @@ class NatsConnection:
     def _describe_failure(self, error: Exception) -> str:
         """Describe a failed connection to the operator, with advice where it is known."""
         last = self._last_error or error
-        hint = _permanent_failure(error) or _permanent_failure(last)
+        hint = describe_permanent_error(error) or describe_permanent_error(last)
         if hint is not None:
             return f"NATS at {self.auth.redacted_url} {hint}"
-        return f"NATS does not answer at {self.auth.redacted_url}: {_describe_error(error, last)}"
+        return f"NATS does not answer at {self.auth.redacted_url}: {describe_error(error, last)}"
 
     async def _error(self, error: Exception) -> None:
         if not isinstance(error, TimeoutError) or self._last_error is None:
             self._last_error = error
         if self.client.is_reconnecting:
             self._failed_servers += 1
-        hint = _permanent_failure(error)
+        hint = describe_permanent_error(error)
         if hint is None:
             log.debug("nats.error", connection=self.name, error=f"{type(error).__name__}: {error}")
             return
@@ -360,8 +248,8 @@ class NatsConnection:
         return self._failed_servers >= len(self._raw._server_pool) or self._loop.time() - self._lost_at > OUTAGE_AFTER_S
 
     def take_received(self) -> bool:
-        heard, self._parser.received = self._parser.received, False
-        return heard
+        received, self._parser.received = self._parser.received, False
+        return received
 
     def send_ping(self) -> None:
         """Send a ping; its pong counts as any other arrival."""
@@ -506,33 +394,3 @@ def id_headers(message_id: bytes) -> bytes:
     if _MESSAGE_ID.fullmatch(message_id) is None:
         raise InvalidSubject(f"not a message id: {message_id[:100]!r}")
     return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % message_id
-
-
-def _describe_error(error: Exception, last: Exception) -> str:
-    """Describe a failure that may pass, and what to look at."""
-    refused = next((one for one in (error, last) if isinstance(one, OSError) and one.strerror), None)
-    if refused is not None:
-        advice = "Is it running? NATS_URL (--nats-url) says where it is; `nexus up` starts a whole stack"
-        return f"{refused.strerror}. {advice}"
-    if isinstance(error, TimeoutError) and isinstance(last, TimeoutError):
-        return "no NATS server answers there; check NATS_URL (--nats-url)"
-    return str(error) or str(last) or type(error).__name__
-
-
-def _permanent_failure(error: Exception) -> str | None:
-    """Describe an error that will not pass by itself; None for one that may."""
-    text = str(error)
-    if isinstance(error.__cause__, ConfigurationError):
-        return f"cannot be used: {error.__cause__}"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"has an untrusted certificate ({error.verify_message}): check NATS_TLS_CA and the host name"
-    if isinstance(error, ssl.SSLError):
-        return f"fails the TLS handshake ({error.reason}): check NATS_TLS_CA, NATS_TLS_CERT and NATS_TLS_KEY"
-    lowered = text.lower()
-    if "offers no tls" in lowered:
-        return "offers no TLS, which these settings require; nothing was sent"
-    if "authorization violation" in lowered or "authentication" in lowered:
-        return "refuses this user or its password: check NATS_USER and NATS_PASSWORD, or NATS_CREDS_FILE"
-    if "permissions violation" in lowered:
-        return f"denies this user a permission ({text}): compare it with `nexus permissions`"
-    return None

@@ -233,16 +233,14 @@ class NatsGatewayBus:
         return listener is not None and listener.is_waiting
 
     async def _is_stored(self, seq: int, message_id: bytes) -> bool:
-        while True:
-            try:
-                if await holds_job(self._inbox, seq, message_id):
-                    return True
-                # Events that were sent before the job was deleted have arrived when this returns.
-                await self._listener.ping(5.0)
-            except Unavailable:
-                await asyncio.sleep(0.5)
-            else:
-                return False
+        async def check() -> bool:
+            if await holds_job(self._inbox, seq, message_id):
+                return True
+            # Events that were sent before the job was deleted have arrived when this returns.
+            await self._listener.ping(5.0)
+            return False
+
+        return await retry(check, on=Unavailable, backoff=SETUP_BACKOFF)
 
     async def open_queue(self, queue: Queue) -> None:
         await self._consumers.make(queue)

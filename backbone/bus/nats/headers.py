@@ -17,15 +17,15 @@ class StatusHeader(NamedTuple):
 def parse_status(headers: bytes) -> StatusHeader | None:
     """Return the status in raw headers; None when they hold none."""
     line, _, rest = headers.partition(b"\r\n")
-    words = line.split(b" ", 2)
-    if len(words) < 2 or not words[1].isdigit():
+    parts = line.split(b" ", 2)
+    if len(parts) < 2 or not parts[1].isdigit():
         return None
     unused = None
     for header in rest.split(b"\r\n"):
         name, _, value = header.partition(b":")
         if name.lower() == b"nats-pending-messages":
             unused = int(value)
-    return StatusHeader(int(words[1]), words[2].decode() if len(words) > 2 else "", unused)
+    return StatusHeader(int(parts[1]), parts[2].decode() if len(parts) > 2 else "", unused)
 
 
 class AckSubject(NamedTuple):

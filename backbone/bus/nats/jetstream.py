@@ -128,10 +128,10 @@ async def ensure(inbox: RequestInbox, config: dict[str, Any], needed: tuple[str,
             answer = await _update(inbox, config, error)
     except JetStreamError as error:
         raise Unavailable(f"NATS cannot create the stream {name}: {error}") from error
-    kept = answer["config"]
+    stored_config = answer["config"]
     # Older servers silently ignore unknown fields.
     for key in needed:
-        if kept.get(key) != config[key]:
+        if stored_config.get(key) != config[key]:
             raise Unavailable(f"this nats-server is too old: it ignored '{key}'. Upgrade it to {version} or newer")
     return answer
 
@@ -205,11 +205,11 @@ async def _depth(inbox: RequestInbox, queue: Queue, stored: int, on_missing: Cal
 
 async def read_storage(inbox: RequestInbox) -> StorageUsage:
     """Return the size of every stream that exists. Raises Unavailable."""
-    rooms = await asyncio.gather(*(_room(inbox, stream) for stream in STREAMS))
-    return StorageUsage(tuple(room for room in rooms if room is not None), await _unrecorded(inbox))
+    usages = await asyncio.gather(*(_stream_usage(inbox, stream) for stream in STREAMS))
+    return StorageUsage(tuple(usage for usage in usages if usage is not None), await _unrecorded(inbox))
 
 
-async def _room(inbox: RequestInbox, stream: str) -> StreamUsage | None:
+async def _stream_usage(inbox: RequestInbox, stream: str) -> StreamUsage | None:
     try:
         info = await call_api(inbox, f"STREAM.INFO.{stream}")
     except JetStreamError as error:

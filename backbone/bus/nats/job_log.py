@@ -20,8 +20,9 @@ from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.dead_letters import DeadLetterStream
 from backbone.bus.nats.event_reader import EventReader
 from backbone.bus.nats.jetstream import SETUP_BACKOFF, holds_job
-from backbone.bus.nats.outcomes import OutcomeRetention
+from backbone.bus.nats.outcome_retention import OutcomeRetention
 from backbone.bus.nats.pull_consumer import PullConsumer
+from backbone.bus.nats.queue_positions import QueuePositions
 from backbone.bus.nats.requests import (
     WRONG_LAST_SEQUENCE,
     JetStreamError,
@@ -32,7 +33,7 @@ from backbone.bus.nats.requests import (
 )
 from backbone.bus.nats.rpc_server import GateRequestHandler, RpcServer
 from backbone.bus.nats.stream_configs import ensure_job_streams, ensure_pull_consumer
-from backbone.bus.nats.stream_reader import QueuePositions, StreamReader
+from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.nats.work_queue import Make, NatsWorkQueue
 from backbone.bus.nats.write_probe import StorageHealth, WriteProbe
 from backbone.bus.seals import SECRET_BYTES, SealSecret
@@ -71,7 +72,7 @@ CLAIM_RETRY_DELAY_S = 0.01
 class _OutcomeWatch:
     """A wait for the outcome of one job."""
 
-    told: asyncio.Event = field(default_factory=asyncio.Event)
+    stored: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """The outcome may have been stored: read it."""
 
@@ -310,10 +311,10 @@ class NatsJobLog:
 
     async def list_jobs(self) -> list[str]:
         """List the subjects of both streams."""
-        words, events = await asyncio.gather(
+        outcome_subjects, events = await asyncio.gather(
             self._outcomes.subjects(f"{OUTCOMES}.>"), self._events.subjects(f"{EVENTS}.>")
         )
-        jobs = {subject.removeprefix(f"{OUTCOMES}.") for subject in words}
+        jobs = {subject.removeprefix(f"{OUTCOMES}.") for subject in outcome_subjects}
         return sorted(jobs | {subject.removeprefix(f"{EVENTS}.") for subject in events})
 
     async def delete_outcome(self, job: str, seq: int) -> None:
@@ -335,7 +336,7 @@ class NatsJobLog:
             watch.changed.clear()
             try:
                 if await self.read_outcome(job) is not None:
-                    watch.told.set()
+                    watch.stored.set()
             except BaseException as error:
                 watch.changed.set()  # the outcome was not read: read it again
                 if not isinstance(error, Unavailable):
@@ -344,12 +345,12 @@ class NatsJobLog:
         async def wait(seconds: float) -> bool:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    while not watch.told.is_set():
+                    while not watch.stored.is_set():
                         await watch.changed.wait()
                         self._require_open()
-                        if not watch.told.is_set():
+                        if not watch.stored.is_set():
                             await look()
-            return watch.told.is_set()
+            return watch.stored.is_set()
 
         try:
             yield wait
@@ -361,7 +362,7 @@ class NatsJobLog:
 
     def _on_ended(self, subject: bytes, _reply: bytes, _headers: bytes, _data: bytes) -> None:
         for watch in self._outcome_watches.get(subject, ()):
-            watch.told.set()
+            watch.stored.set()
             watch.changed.set()
 
     def _recheck_outcomes(self) -> None:

@@ -42,7 +42,7 @@ from backbone.bus.subjects import (
 )
 from schemas.jobs import LANES, Capability
 
-ANSWERS = "_R_"
+MAPPED_REPLIES = "_R_"
 """The prefix of the subjects under which nats-server hides a reply subject of another account."""
 BLOBS_BY_GATEWAYS = (f"$O.{BLOBS_BUCKET}.C.*.*", f"$O.{BLOBS_BUCKET}.M.*")
 OF_A_STREAM = ("CREATE", "UPDATE", "INFO", "PURGE", "MSG.GET", "MSG.DELETE")
@@ -51,7 +51,7 @@ OF_A_CONSUMER = ("CONSUMER.DURABLE.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT"
 
 PULL = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}."
 """The prefix of a pull request; the consumer follows. Only pulls have replies of several messages."""
-ANSWER_S = 15
+REPLY_ROUTE_S = 15
 """Seconds for which nats-server keeps the reply route after the request, or after the last message of the reply.
 
 It is longer than a worker's longest pull (`workers.demand.LINGER_S`; 10 s in earlier versions), or jobs would be lost on their
@@ -114,8 +114,8 @@ def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Q
     names = tuple(workers)
     if queues is None:
         taking: tuple[str, ...] = (f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.*", f"$JS.ACK.{JOBS_STREAM}.>")
-        letters: tuple[str, ...] = (f"{DEAD_LETTERS}.*.*",)
-        bells: tuple[str, ...] = (f"{WAKEUPS}.*.*.*",)
+        dead_letters: tuple[str, ...] = (f"{DEAD_LETTERS}.*.*",)
+        wakeups: tuple[str, ...] = (f"{WAKEUPS}.*.*.*",)
     else:
         # Jobs that manage a worker's models (pull, load, unload) have a queue of their own.
         own = queues_for((f"worker:{name}" for name in names if name != "*"), (Capability.MODELS,))
@@ -125,8 +125,8 @@ def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Q
             *(f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{consumer}" for consumer in consumers),
             *(f"$JS.ACK.{JOBS_STREAM}.{consumer}.>" for consumer in consumers),
         )
-        letters = _each(dead_letter_subject(queue.capability, queue.model) for queue in given)
-        bells = _each(f"{WAKEUPS}.{queue.capability}.*.{encode_model(queue.model)}" for queue in given)
+        dead_letters = _each(dead_letter_subject(queue.capability, queue.model) for queue in given)
+        wakeups = _each(f"{WAKEUPS}.{queue.capability}.*.{encode_model(queue.model)}" for queue in given)
     own_blobs = _each(subject for name in names for subject in blobs_by(name))
     return NatsPermissions(
         publish=(
@@ -135,11 +135,11 @@ def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Q
             f"{GATE_REQUESTS}.*",
             f"{EVENTS}.*",
             f"{OUTCOMES}.*",
-            *letters,
+            *dead_letters,
             *own_blobs,
             *(f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.{subject}" for subject in (*BLOBS_BY_GATEWAYS, *own_blobs)),
         ),
-        subscribe=(f"{inbox}.>", *(f"{WORKER_CONTROL}.{name}" for name in names), *bells),
+        subscribe=(f"{inbox}.>", *(f"{WORKER_CONTROL}.{name}" for name in names), *wakeups),
     )
 
 
@@ -161,7 +161,7 @@ def gateway_permissions(inbox: str) -> NatsPermissions:
             SEAL_SECRET_SUBJECT,
             *BLOBS_BY_GATEWAYS,
             f"{INBOX}.>",  # replies to workers in this account
-            f"{ANSWERS}.>",  # and in accounts of their own
+            f"{MAPPED_REPLIES}.>",  # and in accounts of their own
             f"{WAKEUPS}.*.*.*",  # a job is delivered again
             *streams,
             *reads,

@@ -24,18 +24,20 @@ from backbone.bus.subjects import (
 )
 from schemas.errors import Unavailable
 
-WINDOW_S = 120
+DUPLICATE_WINDOW_S = 120
 """A message id is stored once within this time."""
-EVENTS_WINDOW_S = 1
+EVENTS_DUPLICATE_WINDOW_S = 1
 """Events carry no message id: readers drop duplicates."""
-MAX_ITEMS = 1_000_000
+MAX_WORK_ITEMS = 1_000_000
 MAX_ACK_PENDING = 100_000
-DURABLES_NEED = "2.10"
+MIN_SERVER_VERSION = "2.10"
 
 Config = dict[str, Any]
 
 
-def _stream(name: str, subjects: str, retention: Retention, max_age_s: float, window_s: float = WINDOW_S) -> Config:
+def _stream(
+    name: str, subjects: str, retention: Retention, max_age_s: float, window_s: float = DUPLICATE_WINDOW_S
+) -> Config:
     window = min(window_s, max_age_s) if max_age_s else window_s
     return {
         "name": name,
@@ -57,7 +59,7 @@ def _stream(name: str, subjects: str, retention: Retention, max_age_s: float, wi
 
 def events_stream(retention: Retention) -> Config:
     """Configure the stream of events: the oldest make room for new ones, and each is republished to its readers."""
-    return _stream(EVENTS_STREAM, f"{EVENTS}.>", retention, retention.events_s, EVENTS_WINDOW_S) | {
+    return _stream(EVENTS_STREAM, f"{EVENTS}.>", retention, retention.events_s, EVENTS_DUPLICATE_WINDOW_S) | {
         "description": "Nexus: events of durable jobs",
         "max_bytes": retention.max_event_bytes,
         "republish": {"src": f"{EVENTS}.>", "dest": f"{STORED_EVENTS}.>"},
@@ -66,7 +68,7 @@ def events_stream(retention: Retention) -> Config:
 
 def outcomes_stream(retention: Retention) -> Config:
     """Configure the stream of outcomes: one message per subject, the first. A full stream refuses messages:
-    `backbone.bus.nats.outcomes` makes room before.
+    `outcome_retention` makes room before.
     """
     return _stream(OUTCOMES_STREAM, f"{OUTCOMES}.>", retention, retention.jobs_s) | {
         "description": "Nexus: how durable jobs ended",
@@ -114,7 +116,7 @@ def work_queue_config(name: str, retention: Retention) -> Config:
         "description": f"Nexus: work of the gateways: {name}",
         "retention": "workqueue",
         "discard": "new",
-        "max_msgs": MAX_ITEMS,
+        "max_msgs": MAX_WORK_ITEMS,
     }
 
 
@@ -122,13 +124,13 @@ async def ensure_job_streams(inbox: RequestInbox, retention: Retention) -> str:
     """Create all streams but the work queues, and return when the stream of events was first created, by NATS's clock. Raises
     Unavailable.
     """
-    told = await ensure(inbox, events_stream(retention), ("republish", "allow_direct"), DURABLES_NEED)
+    info = await ensure(inbox, events_stream(retention), ("republish", "allow_direct"), MIN_SERVER_VERSION)
     needed = ("republish", "discard_new_per_subject", "max_msgs_per_subject", "allow_direct")
-    await ensure(inbox, outcomes_stream(retention), needed, DURABLES_NEED)
-    await ensure(inbox, dead_letters_stream(retention), ("allow_direct",), DURABLES_NEED)
-    await ensure(inbox, claims_stream(retention), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
-    await ensure(inbox, seals_stream(retention), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
-    return str(told["created"])
+    await ensure(inbox, outcomes_stream(retention), needed, MIN_SERVER_VERSION)
+    await ensure(inbox, dead_letters_stream(retention), ("allow_direct",), MIN_SERVER_VERSION)
+    await ensure(inbox, claims_stream(retention), ("allow_direct", "max_msgs_per_subject"), MIN_SERVER_VERSION)
+    await ensure(inbox, seals_stream(retention), ("allow_direct", "max_msgs_per_subject"), MIN_SERVER_VERSION)
+    return str(info["created"])
 
 
 async def ensure_pull_consumer(inbox: RequestInbox, stream: str, consumer: str, hold_s: float) -> None:
@@ -154,4 +156,4 @@ async def ensure_pull_consumer(inbox: RequestInbox, stream: str, consumer: str, 
 
 async def ensure_work_queue(inbox: RequestInbox, name: str, retention: Retention) -> None:
     """Create the stream of a work queue. Raises Unavailable."""
-    await ensure(inbox, work_queue_config(name, retention), (), DURABLES_NEED)
+    await ensure(inbox, work_queue_config(name, retention), (), MIN_SERVER_VERSION)

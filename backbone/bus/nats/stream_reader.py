@@ -5,14 +5,12 @@ A replica may lag behind: in a replicated stream, the leader is asked for a mess
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
 
-from backbone.bus.bus import Queue
 from backbone.bus.nats.requests import (
     NO_MESSAGE,
     NOT_FOUND,
@@ -22,13 +20,12 @@ from backbone.bus.nats.requests import (
     call_api_until_answered,
     request_until_answered,
 )
-from backbone.bus.subjects import JOBS_STREAM, consumer_name, job_subject
 from schemas.errors import Unavailable
 
-BATCH = 256
+BATCH_SIZE = 256
 BATCH_BYTES = 1024 * 1024
 """One batch is limited to this size; its last message may exceed it."""
-NOTHING_DELETED = frozenset({10043, 10057, NO_MESSAGE})
+NOTHING_DELETED_CODES = frozenset({10043, 10057, NO_MESSAGE})
 
 
 class StoredMessage(NamedTuple):
@@ -64,7 +61,7 @@ class StreamReader:
         return await self.from_leader({"last_by_subj": subject}) if self._replicated else None
 
     async def batch(
-        self, seq: int, subject: str | None = None, count: int = BATCH
+        self, seq: int, subject: str | None = None, count: int = BATCH_SIZE
     ) -> tuple[list[StoredMessage], int | None]:
         """Return up to `count` messages from sequence `seq` on, of `subject` or of all, and how many follow them (None:
         unknown).
@@ -74,7 +71,7 @@ class StreamReader:
         where: dict[str, Any] = {"seq": max(seq, 1)}
         if subject is not None:
             where["next_by_subj"] = subject
-        body = orjson.dumps(where | {"batch": min(count, BATCH), "max_bytes": BATCH_BYTES})
+        body = orjson.dumps(where | {"batch": min(count, BATCH_SIZE), "max_bytes": BATCH_BYTES})
         answers = await request_until_answered(self._inbox, self._direct, body, many=True)
         found = [_message(one) for one in answers if one.status is None]
         if found:
@@ -119,7 +116,7 @@ class StreamReader:
         try:
             await call_api_until_answered(self._inbox, f"STREAM.MSG.DELETE.{self._stream}", body)
         except JetStreamError as error:
-            if error.code in NOTHING_DELETED:
+            if error.code in NOTHING_DELETED_CODES:
                 return False
             raise Unavailable(f"NATS cannot delete a message of the stream {self._stream}: {error}") from error
         return True
@@ -165,34 +162,3 @@ def _require_not_found(answer: ReplyMessage) -> None:
     status = answer.status
     if status is None or status.code not in NOT_FOUND:
         raise Unavailable(f"NATS cannot read from a stream: {status}")
-
-
-class QueuePositions:
-    """Counts the jobs before a job, by three parallel requests that read no other jobs."""
-
-    def __init__(self, inbox: RequestInbox, *, replicated: bool) -> None:
-        self._inbox = inbox
-        self._jobs = StreamReader(inbox, JOBS_STREAM, replicated=replicated)
-
-    async def before(self, queue: Queue, seq: int) -> int | None:
-        """Return the number of jobs stored before `seq`, less those that run: workers take the oldest. None: `seq` does not
-        exist.
-
-        Concurrent changes make it inexact, never negative. Raises Unavailable.
-        """
-        subject = job_subject(*queue)
-        after, state, running = await asyncio.gather(
-            self._jobs.count_after(seq, subject), self._jobs.state(subject), self._running(queue)
-        )
-        if after is None:
-            return None
-        stored: int = (state.get("subjects") or {}).get(subject, 0)
-        before: int = stored - after - 1 - running
-        return max(0, before)
-
-    async def _running(self, queue: Queue) -> int:
-        operation = f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}"
-        try:
-            return int((await call_api_until_answered(self._inbox, operation)).get("num_ack_pending", 0))
-        except JetStreamError:
-            return 0  # without its consumer, no job of the queue runs

@@ -290,7 +290,7 @@ class NatsWorkerBus:
 
     async def subscribe_control(self, worker: str, on_control: Callable[[bytes], None]) -> None:
 
-        def heard(_subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:
+        def on_message(_subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:
             on_control(data)
 
-        await self._connection.subscribe(f"{WORKER_CONTROL}.{worker}", heard)
+        await self._connection.subscribe(f"{WORKER_CONTROL}.{worker}", on_message)

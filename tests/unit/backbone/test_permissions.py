@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from backbone.bus.nats.permissions import (
-    ANSWER_S,
     PULL,
+    REPLY_ROUTE_S,
     NatsPermissions,
     account_exports,
     gateway_permissions,
@@ -78,7 +78,7 @@ def test_a_gateway_answers_into_other_accounts() -> None:
 
 def test_ways_back_outlive_a_pull() -> None:
     """A job that comes at the end of a worker's longest pull still finds its way."""
-    assert LINGER_S + 2 < ANSWER_S
+    assert LINGER_S + 2 < REPLY_ROUTE_S
     assert [one for one in account_exports().services if one.startswith(PULL)] == [f"{PULL}*"]
 
 
