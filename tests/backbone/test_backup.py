@@ -126,22 +126,22 @@ async def test_batches_before_files(store: RedisStore) -> None:
 async def test_etcd(etcd_url: str) -> None:
     """What has no lease comes back, under another prefix too; workers do not."""
     old, new = (f"/old-{uuid.uuid4().hex}/", f"/new-{uuid.uuid4().hex}/")
-    link = EtcdClient(etcd_url, probe_key=old)
-    await link.open()
+    client = EtcdClient(etcd_url, probe_key=old)
+    await client.open()
     try:
-        await link.put(f"{old}aliases/org/model:tag", b'["a"]')
-        await link.put(f"{old}services/tts", b"\xff")
-        await link.put(f"{old}models/m", b"{}")
-        await link.put(f"{old}workers/w", b"{}", lease=await link.grant_lease(60))
-        there = RegistryBackup(link, old)
+        await client.put(f"{old}aliases/org/model:tag", b'["a"]')
+        await client.put(f"{old}services/tts", b"\xff")
+        await client.put(f"{old}models/m", b"{}")
+        await client.put(f"{old}workers/w", b"{}", lease=await client.grant_lease(60))
+        there = RegistryBackup(client, old)
         assert await there.list_workers() == ["w"]
         values = await there.read()
         assert values == {"aliases/org/model:tag": b'["a"]', "services/tts": b"\xff", "models/m": b"{}"}
-        copy = RegistryBackup(link, new)
+        copy = RegistryBackup(client, new)
         assert await copy.operator_keys() == []
         await copy.write(values)
         assert await copy.read() == values
         await copy.clear()
         assert await copy.read() == {"models/m": b"{}"}
     finally:
-        await link.close()
+        await client.close()

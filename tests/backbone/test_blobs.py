@@ -389,8 +389,8 @@ async def test_what_is_stored_says_nothing_without_its_name(real: World) -> None
     for subject in (f"{direct}.C.*.*", f"{direct}.M.*", f"{direct}.>", f"{direct}.C.{path_of(name)}.0"):
         found = await client.request(subject, b"")
         assert found.data
-        for word in (b"SECRET", b"secret", b"alice"):
-            assert word not in found.data
+        for outcome in (b"SECRET", b"secret", b"alice"):
+            assert outcome not in found.data
     await client.close()
     # Not by its name without the key, nor with another's key.
     for other in (path_of(name), f"{path_of(name)}.{'A' * 43}"):

@@ -1,4 +1,4 @@
-"""Notices between gateways, in memory and on NATS."""
+"""Broadcasts between gateways, in memory and on NATS."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def pair(url: str | None) -> AsyncIterator[tuple[Broadcast, Broadcast]]:
 
 
 async def test_everybody_hears(pair: tuple[Broadcast, Broadcast], eventually: Eventually) -> None:
-    """Who told too; other topics are not heard."""
+    """The sender receives its own notification; other topics are not received."""
     one, other = pair
     heard: list[str] = []
     await one.subscribe("apples", lambda: heard.append("one"))
@@ -50,7 +50,7 @@ async def test_everybody_hears(pair: tuple[Broadcast, Broadcast], eventually: Ev
 
 
 async def test_without_nats_telling_does_not_fail(own_nats: Server, eventually: Eventually) -> None:
-    """After an outage every topic is heard: a notice may have been missed."""
+    """After an outage every subscriber is called: a notification may have been missed."""
     notices = NatsBroadcast(own_nats.url, "one")
     await notices.start()
     heard: list[str] = []

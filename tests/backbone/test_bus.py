@@ -381,7 +381,7 @@ async def test_a_dead_gateway_is_noticed(world: World, eventually: Eventually) -
     assert set(answers) == {None}
 
 
-async def test_the_bell_names_the_queue(world: World, eventually: Eventually) -> None:
+async def test_a_wakeup_names_the_queue(world: World, eventually: Eventually) -> None:
     """Workers that listen for it hear where a job was stored, and only about queues they serve."""
     gateway, hand = await world.gateway(), await world.worker(bell=True)
     other = world.queue._replace(model="another")
@@ -443,7 +443,7 @@ async def test_depths_tell_waiting_from_running(world: World, eventually: Eventu
 
 
 async def test_storage_tells_how_full_the_streams_are(world: World, eventually: Eventually) -> None:
-    """Jobs take room in their stream; a stream that does not exist is not told."""
+    """Jobs take room in their stream; a stream that does not exist is left out."""
     gateway = await world.gateway()
     before = {room.stream: room for room in (await gateway.storage_usage()).streams}["NEXUS_JOBS"]
     ears = [world.submit(gateway)[1] for _ in range(3)]

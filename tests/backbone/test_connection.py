@@ -23,7 +23,7 @@ from tests.servers import Server
 
 
 def test_private_names_are_where_we_use_them() -> None:
-    """Every private attribute and method of nats-py's client that Wire uses exists, with the form it is used in."""
+    """Every private attribute and method of nats-py's client that NatsConnection uses exists, with the form it is used in."""
     client = Client()
     for name, kind in {
         "_ps": TheirParser, "_subs": dict, "_pending": list, "_pending_data_size": int, "_max_pending_size": int,

@@ -150,7 +150,7 @@ async def test_a_mentioned_event_is_stored_soon(world: World) -> None:
 
 
 async def test_the_end_of_a_job_wakes_whoever_follows_it(world: World) -> None:
-    """A follower is told that the job was decided: it need not ask again and again."""
+    """A reader is notified of the outcome: it need not poll."""
     log, job = await world.gateway(), new_job()
     async with aclosing(log.follow_events(job)) as events:
         assert await next_of(events) is None
@@ -162,25 +162,25 @@ async def test_the_end_of_a_job_wakes_whoever_follows_it(world: World) -> None:
         assert await read(events, 1) == [b"late"]
 
 
-async def test_a_closed_log_lets_its_followers_and_takers_go(world: World) -> None:
+async def test_closing_a_log_ends_its_readers_and_consumers(world: World) -> None:
     """When a gateway stops, nobody waits for it for ever."""
     log, job = await world.gateway(), new_job()
     async with (
         aclosing(log.follow_events(job)) as events,
-        aclosing(log.consume_outcomes(max_unacked=1, ack_wait_s=30)) as words,
+        aclosing(log.consume_outcomes(max_unacked=1, ack_wait_s=30)) as outcomes,
     ):
         assert await next_of(events) is None
         waiting = [asyncio.create_task(anext(events))]
         # Words of other tests may come first.
-        taking = asyncio.create_task(_take_all(words))
+        consuming = asyncio.create_task(_consume_all(outcomes))
         await asyncio.sleep(0)
         await log.close()
-        for task in [*waiting, taking]:
+        for task in [*waiting, consuming]:
             with pytest.raises(Unavailable):
                 await asyncio.wait_for(task, 20)
 
 
-async def _take_all(items: Any) -> None:
+async def _consume_all(items: Any) -> None:
     async for item in items:
         await item.ack()
 
@@ -188,24 +188,24 @@ async def _take_all(items: Any) -> None:
 # Terminal words
 
 
-async def test_the_first_word_wins_a_race(world: World) -> None:
+async def test_the_first_outcome_wins_a_race(world: World) -> None:
     """However many end a job at once, it ends once, and everybody knows whether it was them."""
     gateways = [await world.gateway() for _ in range(2)]
     worker = await world.worker()
     job = new_job()
     assert await gateways[0].read_outcome(job) is None
-    words = [outcome_of(job, JobStatus.CANCELLED, worker=f"w{n}") for n in range(20)]
+    outcomes = [outcome_of(job, JobStatus.CANCELLED, worker=f"w{n}") for n in range(20)]
     sides: list[JobLog | WorkerLog] = [*gateways, worker]
-    calls = [sides[n % 3].store_outcome(word, b"%d" % n) for n, word in enumerate(words)]
+    calls = [sides[n % 3].store_outcome(outcome, b"%d" % n) for n, outcome in enumerate(outcomes)]
     won = await asyncio.gather(*calls)
     assert won.count(True) == 1
-    decision = await gateways[1].read_outcome(job)
-    assert decision is not None
-    assert decision.outcome == words[won.index(True)]
-    assert decision.payload == b"%d" % won.index(True)
+    stored_outcome = await gateways[1].read_outcome(job)
+    assert stored_outcome is not None
+    assert stored_outcome.outcome == outcomes[won.index(True)]
+    assert stored_outcome.payload == b"%d" % won.index(True)
 
 
-async def test_a_word_that_was_taken_back_makes_room_for_the_next_run(world: World) -> None:
+async def test_a_deleted_outcome_makes_room_for_the_next_run(world: World) -> None:
     """A failed job is tried again: it ends anew, and a late repetition of the retry changes nothing."""
     log, job = await world.gateway(), new_job()
     assert await log.store_outcome(outcome_of(job, JobStatus.FAILED), b"message")
@@ -238,29 +238,29 @@ async def test_a_watch_is_told_of_the_end(world: World) -> None:
         assert not await wait(0.05)
 
 
-async def test_each_word_goes_to_one_of_two_takers(world: World) -> None:
-    """Two gateways share in recording how jobs ended: each word once."""
+async def test_each_outcome_goes_to_one_of_two_consumers(world: World) -> None:
+    """Two gateways share in recording outcomes: each outcome once."""
     logs = [await world.gateway() for _ in range(2)]
     jobs = [new_job() for _ in range(60)]
     seen: list[str] = []
     enough = asyncio.Event()
 
     async def record(log: JobLog) -> None:
-        async with aclosing(log.consume_outcomes(max_unacked=4, ack_wait_s=30)) as words:
-            async for item in words:
-                word, payload = Outcome.decode(item.data)
-                assert word.job == item.id
+        async with aclosing(log.consume_outcomes(max_unacked=4, ack_wait_s=30)) as outcomes:
+            async for item in outcomes:
+                outcome, payload = Outcome.decode(item.data)
+                assert outcome.job == item.id
                 await item.ack()
-                if word.job in jobs:
+                if outcome.job in jobs:
                     assert payload == b"answer"
-                    seen.append(word.job)
+                    seen.append(outcome.job)
                 if len(seen) >= len(jobs):
                     enough.set()
 
-    takers = [asyncio.create_task(record(log)) for log in logs]
+    consumers = [asyncio.create_task(record(log)) for log in logs]
     await asyncio.gather(*(logs[0].store_outcome(outcome_of(job), b"answer") for job in jobs))
     await asyncio.wait_for(enough.wait(), 20)
-    await cancel(*takers)
+    await cancel(*consumers)
     assert sorted(seen) == sorted(jobs)
 
 
@@ -277,12 +277,12 @@ async def test_one_gateway_answers_what_a_worker_asks(world: World, eventually: 
         await eventually(lambda: answers == [None])
     heard: list[GateRequest] = []
 
-    async def referee(ask: GateRequest) -> GateReply | None:
+    async def gate(ask: GateRequest) -> GateReply | None:
         heard.append(ask)
         return None if ask.kind is FrameKind.RETURNED else GateReply(kind=GateVerdict.WAIT, delay_s=1.5)
 
     for _ in range(2):
-        await (await world.gateway()).serve_gate_requests(referee)
+        await (await world.gateway()).serve_gate_requests(gate)
     answers.clear()
     for _ in range(20):
         worker.request_gate(ask, answers.append)
@@ -298,12 +298,12 @@ async def test_one_gateway_answers_what_a_worker_asks(world: World, eventually: 
 async def test_dead_letters_are_listed_newest_first_and_found_by_job(world: World) -> None:
     """Whoever looks after the service sees what failed for good, page by page, and takes it out."""
     log, worker = await world.gateway(), await world.worker()
-    words = [outcome_of(new_job(), JobStatus.FAILED, dead=True) for _ in range(60)]
-    for n, word in enumerate(words):
-        await worker.store_dead_letter(word, b"message %d" % n)
-        await worker.store_dead_letter(word, b"again")
+    outcomes = [outcome_of(new_job(), JobStatus.FAILED, dead=True) for _ in range(60)]
+    for n, outcome in enumerate(outcomes):
+        await worker.store_dead_letter(outcome, b"message %d" % n)
+        await worker.store_dead_letter(outcome, b"again")
     newest = await log.list_dead_letters(limit=60)
-    assert [one.outcome for one in newest] == words[::-1]
+    assert [one.outcome for one in newest] == outcomes[::-1]
     assert newest[0].message == b"message 59"
     assert newest[0].stored_at > 1_600_000_000
     page = await log.list_dead_letters(before=newest[9].seq, limit=5)
@@ -312,10 +312,10 @@ async def test_dead_letters_are_listed_newest_first_and_found_by_job(world: Worl
         assert await log.delete_dead_letter(letter.seq)
     assert not await log.delete_dead_letter(newest[0].seq)
     assert (await log.list_dead_letters(limit=3)) == newest[45:48]
-    found = await log.find_dead_letter(words[2].job)
+    found = await log.find_dead_letter(outcomes[2].job)
     assert found is not None
     assert found.message == b"message 2"
-    assert await log.find_dead_letter(words[59].job) is None
+    assert await log.find_dead_letter(outcomes[59].job) is None
     assert await log.list_dead_letters(limit=0) == []
 
 
@@ -341,11 +341,11 @@ async def test_one_of_fifty_claims_wins(world: World) -> None:
 async def test_work_is_taken_once_and_comes_again_until_it_is_done(world: World) -> None:
     """A webhook's delivery that failed is tried again later; one that succeeded is forgotten."""
     log = await world.gateway()
-    backlog = log.work_queue("hooks")
+    work_queue = log.work_queue("hooks")
     item_id = secrets.token_hex(8)
-    await backlog.put(item_id, b"data")
-    await backlog.put(item_id, b"data")
-    async with aclosing(backlog.consume(max_unacked=3, ack_wait_s=20)) as items:
+    await work_queue.put(item_id, b"data")
+    await work_queue.put(item_id, b"data")
+    async with aclosing(work_queue.consume(max_unacked=3, ack_wait_s=20)) as items:
         item: WorkItem = await next_of(items)
         assert (item.id, item.data, item.delivery) == (item_id, b"data", 1)
         item.nak(0.05)
@@ -353,7 +353,7 @@ async def test_work_is_taken_once_and_comes_again_until_it_is_done(world: World)
         assert (item.id, item.delivery) == (item_id, 2)
         await item.ack()
         other = secrets.token_hex(8)
-        await backlog.put(other, b"more")
+        await work_queue.put(other, b"more")
         item = await next_of(items)
         assert item.id == other
         await item.ack()
@@ -377,14 +377,14 @@ async def test_work_of_a_dead_gateway_goes_to_another_one(world: World) -> None:
             await taken.ack()
 
 
-async def test_a_taker_has_no_more_than_it_asked_for(world: World) -> None:
+async def test_a_consumer_has_no_more_items_than_it_allows(world: World) -> None:
     """A gateway works on a bounded number of things at once; the rest is left to the others."""
     log, other = await world.gateway(), await world.gateway()
-    backlog = log.work_queue("hooks")
+    work_queue = log.work_queue("hooks")
     ids = {secrets.token_hex(8) for _ in range(6)}
     for item_id in ids:
-        await backlog.put(item_id, b"")
-    async with aclosing(backlog.consume(max_unacked=2, ack_wait_s=30)) as mine:
+        await work_queue.put(item_id, b"")
+    async with aclosing(work_queue.consume(max_unacked=2, ack_wait_s=30)) as mine:
         held: list[WorkItem] = [await next_of(mine) for _ in range(2)]
         more = asyncio.create_task(anext(mine))
         async with aclosing(other.work_queue("hooks").consume(max_unacked=10, ack_wait_s=30)) as theirs:
@@ -408,11 +408,11 @@ async def _soon(task: asyncio.Task[Any]) -> bool:
 async def test_what_was_not_given_out_goes_back_at_once(world: World) -> None:
     """A gateway that stops leaves nothing lying until its time is up."""
     log, other = await world.gateway(), await world.gateway()
-    backlog = log.work_queue("hooks")
+    work_queue = log.work_queue("hooks")
     ids = {secrets.token_hex(8) for _ in range(5)}
     for item_id in ids:
-        await backlog.put(item_id, b"")
-    async with aclosing(backlog.consume(max_unacked=5, ack_wait_s=120)) as mine:
+        await work_queue.put(item_id, b"")
+    async with aclosing(work_queue.consume(max_unacked=5, ack_wait_s=120)) as mine:
         item: WorkItem = await next_of(mine)
         item.nak(0)
     async with aclosing(other.work_queue("hooks").consume(max_unacked=5, ack_wait_s=120)) as theirs:
@@ -426,13 +426,13 @@ async def test_what_was_not_given_out_goes_back_at_once(world: World) -> None:
 
 
 async def test_memory_can_be_away_as_nats_can() -> None:
-    """Tests may take the broker away: calls fail, events and followers wait, and all goes on when it is back."""
+    """Tests may take the broker away: calls fail, events and readers wait, and all goes on when it is back."""
     world = World(None)
     log, worker, job = await world.gateway(), await world.worker(), new_job()
     writer = worker.event_writer(job)
     async with (
         aclosing(log.follow_events(job)) as events,
-        aclosing(log.consume_outcomes(max_unacked=1, ack_wait_s=30)) as words,
+        aclosing(log.consume_outcomes(max_unacked=1, ack_wait_s=30)) as outcomes,
     ):
         assert await next_of(events) is None
         world.broker.available = False
@@ -450,14 +450,14 @@ async def test_memory_can_be_away_as_nats_can() -> None:
         assert writer.is_full
         settling = asyncio.create_task(writer.flush())
         reading = asyncio.create_task(read(events, 1000))
-        taking = asyncio.create_task(anext(words))
-        await asyncio.wait((settling, reading, taking), timeout=0.05)
-        assert not (settling.done() or reading.done() or taking.done())
+        consuming = asyncio.create_task(anext(outcomes))
+        await asyncio.wait((settling, reading, consuming), timeout=0.05)
+        assert not (settling.done() or reading.done() or consuming.done())
         world.broker.available = True
         await settling
         assert await reading == frames(1000)
         assert await worker.store_outcome(outcome_of(job), b"")
-        assert (await taking).id == job
+        assert (await consuming).id == job
     writer.close()
     writer.append(b"too late")
     with pytest.raises(Unavailable):
@@ -465,8 +465,8 @@ async def test_memory_can_be_away_as_nats_can() -> None:
     await world.close()
 
 
-def test_a_backlog_cannot_be_called_anything() -> None:
-    """A backlog never takes the name of another stream."""
+def test_a_work_queue_cannot_have_any_name() -> None:
+    """A work queue never takes the name of another stream."""
     for name in ("jobs", "dlq", "a.b", "", "Hooks"):
         with pytest.raises(ValueError, match="backlog"):
             MemoryJobLog(MemoryBroker()).work_queue(name)

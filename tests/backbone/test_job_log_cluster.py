@@ -68,11 +68,11 @@ async def _gateway(world: World) -> JobLog:
 
 async def _decide_at_once(logs: list[JobLog]) -> None:
     job = new_job()
-    words = [outcome_of(job, JobStatus.FAILED, worker=f"w{n}") for n in range(9)]
-    won = await asyncio.gather(*(logs[n % 3].store_outcome(word) for n, word in enumerate(words)))
+    outcomes = [outcome_of(job, JobStatus.FAILED, worker=f"w{n}") for n in range(9)]
+    won = await asyncio.gather(*(logs[n % 3].store_outcome(outcome) for n, outcome in enumerate(outcomes)))
     assert won.count(True) == 1
     decisions = [await log.read_outcome(job) for log in logs]
-    assert [one and one.outcome for one in decisions] == [words[won.index(True)]] * 3
+    assert [one and one.outcome for one in decisions] == [outcomes[won.index(True)]] * 3
     assert decisions[0] is not None
     await logs[1].delete_outcome(job, decisions[0].seq)
     assert await logs[2].store_outcome(outcome_of(job, run=2))
@@ -94,7 +94,7 @@ async def _stream_while_one_dies(world: World, logs: list[JobLog], servers: list
 
 
 async def _follow(log: JobLog, job: str, count: int) -> list[int]:
-    """The events' own numbers, without copies. Who is told that NATS is away goes on where it was."""
+    """The events' own numbers, without copies. A reader that learns of an outage goes on where it was."""
     seqs: dict[int, None] = {}
     after = 0
     while len(seqs) < count:

@@ -232,12 +232,12 @@ async def test_a_reader_goes_on_where_nats_lost_everything(world: World, own_nat
     log, worker, job = await world.gateway(), await world.worker(), new_job()
     async with (
         aclosing(log.follow_events(job)) as events,
-        aclosing(log.consume_outcomes(max_unacked=2, ack_wait_s=30)) as words,
+        aclosing(log.consume_outcomes(max_unacked=2, ack_wait_s=30)) as outcomes,
     ):
         for frame in frames(20):
             await log.append_event(job, frame)
         assert await read(events, 20) == frames(20)
-        taking = asyncio.create_task(anext(words))
+        consuming = asyncio.create_task(anext(outcomes))
         async with log.watch_outcome(job) as wait:
             await forget_everything(own_nats, own_nats.url)
             writer = worker.event_writer(job)
@@ -246,11 +246,11 @@ async def test_a_reader_goes_on_where_nats_lost_everything(world: World, own_nat
             await writer.flush()
             assert await worker.store_outcome(outcome_of(job), b"")
             assert await wait(20)
-        item: WorkItem = await asyncio.wait_for(taking, 30)
+        item: WorkItem = await asyncio.wait_for(consuming, 30)
         assert item.id == job
         await item.ack()
-    backlog = log.work_queue("hooks")
-    await backlog.put("a", b"1")
+    work_queue = log.work_queue("hooks")
+    await work_queue.put("a", b"1")
 
 
 async def test_an_event_too_large_for_nats_is_refused_before_it_is_sent(world: World) -> None:
@@ -305,23 +305,25 @@ async def test_a_lost_confirmation_does_not_store_a_job_twice(world: World, line
     assert await log.queue_position(world.queue, await log.enqueue(envelope(world), b"{}")) == 1
 
 
-async def test_whose_confirmation_was_lost_has_still_decided(world: World, line: Line, eventually: Eventually) -> None:
-    """The line breaks after a word was stored: whoever said it learns that it was theirs, not that they came late."""
+async def test_an_outcome_without_its_confirmation_is_still_the_first(
+    world: World, line: Line, eventually: Eventually
+) -> None:
+    """The line breaks after an outcome was stored: its sender learns that it was the first, not that it came late."""
     log = await world.gateway()
     worker = NatsWorkerLog(await line.open(), "w")
     await worker.start()
     world.closing.append(worker)
     for job in (new_job(), new_job()):
         line.deaf, line.swallowed = True, 0
-        deciding = asyncio.create_task(worker.store_outcome(outcome_of(job), b"answer"))
+        storing = asyncio.create_task(worker.store_outcome(outcome_of(job), b"answer"))
         await eventually(lambda: line.swallowed)
         assert not await log.store_outcome(outcome_of(job, JobStatus.CANCELLED))
         line.deaf = False
         line.cut()
-        assert await asyncio.wait_for(deciding, 20)
-        decision = await log.read_outcome(job)
-        assert decision is not None
-        assert decision.payload == b"answer"
+        assert await asyncio.wait_for(storing, 20)
+        stored_outcome = await log.read_outcome(job)
+        assert stored_outcome is not None
+        assert stored_outcome.payload == b"answer"
 
 
 async def test_an_answer_that_never_comes_is_asked_for_again(world: World, line: Line, eventually: Eventually) -> None:
@@ -383,7 +385,7 @@ async def test_a_job_that_is_not_deleted_for_certain_is_an_error(
 
 
 async def test_a_long_outage_is_an_error(world: World, own_nats: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NATS stays away: every call ends, in the error that says so; questions are told at once that nobody hears."""
+    """NATS stays away: every call ends, in the error that says so; gate requests end at once."""
     monkeypatch.setattr("backbone.bus.nats.requests.RETRY_TIMEOUT_S", 1.0)
     log, worker, job = await world.gateway(), await world.worker(), new_job()
     own_nats.kill()
@@ -435,7 +437,7 @@ async def test_a_watch_is_told_of_an_end_during_an_outage(world: World, line: Li
         assert await next_of(events) is None
 
 
-async def test_work_and_words_come_again_after_a_crash(world: World, own_nats: Server) -> None:
+async def test_work_items_and_outcomes_are_delivered_again_after_a_crash(world: World, own_nats: Server) -> None:
     """NATS crashes under the gateways that take work: all of it is done in the end, and they go on taking."""
     logs = [await world.gateway() for _ in range(2)]
     jobs, ids = {new_job() for _ in range(300)}, {secrets.token_hex(8) for _ in range(300)}
@@ -451,32 +453,34 @@ async def test_work_and_words_come_again_after_a_crash(world: World, own_nats: S
                 if done >= jobs | ids:
                     all_done.set()
 
-    backlogs = [log.work_queue("hooks") for log in logs]
-    takers = [asyncio.create_task(work(backlog.consume(max_unacked=8, ack_wait_s=2))) for backlog in backlogs]
-    takers += [asyncio.create_task(work(log.consume_outcomes(max_unacked=8, ack_wait_s=2))) for log in logs]
+    work_queues = [log.work_queue("hooks") for log in logs]
+    consumers = [
+        asyncio.create_task(work(work_queue.consume(max_unacked=8, ack_wait_s=2))) for work_queue in work_queues
+    ]
+    consumers += [asyncio.create_task(work(log.consume_outcomes(max_unacked=8, ack_wait_s=2))) for log in logs]
     storage_health = [asyncio.create_task(logs[0].store_outcome(outcome_of(job))) for job in jobs]
-    storage_health += [asyncio.create_task(backlogs[1].put(item_id, b"")) for item_id in ids]
+    storage_health += [asyncio.create_task(work_queues[1].put(item_id, b"")) for item_id in ids]
     while len(done) < 50:
         await asyncio.sleep(0.005)
     await crash(own_nats)
     await asyncio.gather(*storage_health)
     await asyncio.wait_for(all_done.wait(), 60)
-    await cancel(*takers)
+    await cancel(*consumers)
 
 
 async def test_taking_begins_before_there_is_anything_to_take_from(
     world: World, own_nats: Server, eventually: Eventually
 ) -> None:
-    """Somebody deletes the consumer: it is made again, and taking goes on; an idle taker asks rarely."""
+    """Somebody deletes the consumer: it is created again, and consumption goes on; an idle consumer polls rarely."""
     log = await world.gateway()
     job = new_job()
-    async with aclosing(log.consume_outcomes(max_unacked=2, ack_wait_s=30)) as words:
-        taking = asyncio.create_task(anext(words))
+    async with aclosing(log.consume_outcomes(max_unacked=2, ack_wait_s=30)) as outcomes:
+        consuming = asyncio.create_task(anext(outcomes))
         admin = NatsConnection(own_nats.url, "admin")
         await admin.connect()
 
         async def there() -> bool:
-            """With a pull that waits there: one that is still on its way when the consumer goes may be lost without a word."""
+            """With a pull that waits there: one that is still on its way when the consumer goes may be lost silently."""
             try:
                 consumer = await request(admin, f"CONSUMER.INFO.{OUTCOMES_STREAM}.recorder")
             except JetStreamError:
@@ -487,7 +491,7 @@ async def test_taking_begins_before_there_is_anything_to_take_from(
         await request(admin, f"CONSUMER.DELETE.{OUTCOMES_STREAM}.recorder")
         await eventually(there)
         await log.store_outcome(outcome_of(job))
-        item: WorkItem = await asyncio.wait_for(taking, 20)
+        item: WorkItem = await asyncio.wait_for(consuming, 20)
         assert item.id == job
         await item.ack()
         await admin.close()
@@ -497,7 +501,7 @@ async def test_taking_begins_before_there_is_anything_to_take_from(
 
 
 async def test_streams_of_an_earlier_version_are_brought_up_to_date(world: World, own_nats: Server) -> None:
-    """A gateway with other settings changes what is kept and how long a taker may hold; it makes nothing anew."""
+    """A gateway with other settings changes retention and `ack_wait_s`; it creates nothing again."""
     log, job = await world.gateway(), new_job()
     await log.append_event(job, b"kept")
     async with aclosing(log.work_queue("hooks").consume(max_unacked=1, ack_wait_s=60)) as items:
@@ -532,7 +536,7 @@ async def test_claims_are_read_by_natss_own_clients(world: World, own_nats: Serv
     await client.close()
 
 
-async def test_a_full_stream_of_words_is_unavailable_and_not_decided(world: World) -> None:
+async def test_a_full_stream_of_outcomes_is_unavailable(world: World) -> None:
     """There is no room for how a job ended: that is an error to be seen to, not the news that it had ended before."""
     world.kept = Retention(max_event_bytes=MIB, max_outcome_bytes=64 * 1024, max_dead_letter_bytes=MIB)
     log, job = await world.gateway(), new_job()
@@ -544,7 +548,7 @@ async def test_a_full_stream_of_words_is_unavailable_and_not_decided(world: Worl
     assert not await log.store_outcome(outcome_of(job), b"x" * 50_000)
 
 
-async def test_the_oldest_recorded_words_make_room(world: World, eventually: Eventually) -> None:
+async def test_the_oldest_recorded_outcomes_make_room(world: World, eventually: Eventually) -> None:
     """Jobs go on ending, however large their answers are: those that ended long ago lose theirs, and none that nobody has
     recorded yet.
     """
@@ -560,20 +564,22 @@ async def test_the_oldest_recorded_words_make_room(world: World, eventually: Eve
 
     assert all([await log.store_outcome(outcome_of(job), payload) for job in jobs[:5]])
     assert not await decide(jobs[5])
-    async with aclosing(log.consume_outcomes(max_unacked=100, ack_wait_s=30)) as words:
+    async with aclosing(log.consume_outcomes(max_unacked=100, ack_wait_s=30)) as outcomes:
         for job in jobs[5:]:
-            await (await next_of(words)).ack()
+            await (await next_of(outcomes)).ack()
             await eventually(lambda job=job: decide(job), timeout_s=20)
         assert await log.read_outcome(jobs[-1]) is not None
         assert await log.read_outcome(jobs[0]) is None
 
 
-async def test_the_referee_answers_many_and_is_stopped_with_its_gateway(world: World, eventually: Eventually) -> None:
+async def test_the_rpc_server_answers_many_requests_and_ends_with_its_gateway(
+    world: World, eventually: Eventually
+) -> None:
     """A thousand questions at once are all answered, a bounded number at a time; a stopped gateway leaves none running."""
     log, worker = await world.gateway(), await world.worker()
     max_unacked, most, answers = 0, 0, list[GateReply | None]()
 
-    async def referee(_ask: GateRequest) -> GateReply | None:
+    async def gate(_ask: GateRequest) -> GateReply | None:
         nonlocal max_unacked, most
         max_unacked += 1
         most = max(most, max_unacked)
@@ -583,7 +589,7 @@ async def test_the_referee_answers_many_and_is_stopped_with_its_gateway(world: W
             max_unacked -= 1
         return GateReply(kind=GateVerdict.PROCEED)
 
-    await log.serve_gate_requests(referee)
+    await log.serve_gate_requests(gate)
     ask = GateRequest(kind=FrameKind.HEARTBEAT, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
     for _ in range(1000):
         worker.request_gate(ask, answers.append)
@@ -602,12 +608,12 @@ async def test_who_has_asked_is_answered_by_a_gateway_that_ends(world: World, ev
     asked, go = asyncio.Event(), asyncio.Event()
     answers: list[GateReply | None] = []
 
-    async def referee(_ask: GateRequest) -> GateReply | None:
+    async def gate(_ask: GateRequest) -> GateReply | None:
         asked.set()
         await go.wait()
         return GateReply(kind=GateVerdict.PROCEED)
 
-    await log.serve_gate_requests(referee)
+    await log.serve_gate_requests(gate)
     ask = GateRequest(kind=FrameKind.STARTED, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
     worker.request_gate(ask, answers.append)
     await asked.wait()

@@ -55,8 +55,8 @@ class Desk:
         jobs[0].ack()
         return Envelope.decode(jobs[0].message)[0], jobs[0].message
 
-    async def forge(self, word: Outcome, payload: bytes = b"") -> None:
-        assert await self.worker.store_outcome(word, payload)
+    async def forge(self, outcome: Outcome, payload: bytes = b"") -> None:
+        assert await self.worker.store_outcome(outcome, payload)
 
 
 @pytest.fixture(params=["memory", "nats"])
@@ -85,18 +85,18 @@ async def test_all_gateways_share_one_secret(desk: Desk) -> None:
 async def test_what_the_worker_of_a_job_says_ends_it(desk: Desk) -> None:
     env, _ = await desk.given()
     await desk.forge(outcome_of(env, COMPLETED, token="t"), b"answer")
-    decision = await desk.log.read_outcome(env.job)
-    assert decision is not None
-    assert (decision.outcome.status, decision.payload, desk.refused) == (COMPLETED, b"answer", [])
+    stored_outcome = await desk.log.read_outcome(env.job)
+    assert stored_outcome is not None
+    assert (stored_outcome.outcome.status, stored_outcome.payload, desk.refused) == (COMPLETED, b"answer", [])
 
 
 async def test_a_gateway_ends_a_job_past_a_forgery(desk: Desk) -> None:
     env, _ = await desk.given()
     await desk.forge(outcome_of(env, COMPLETED, owner="mallory"))
     assert await desk.log.store_outcome(outcome_of(env, CANCELLED))
-    decision = await desk.log.read_outcome(env.job)
-    assert decision is not None
-    assert decision.outcome.status is CANCELLED
+    stored_outcome = await desk.log.read_outcome(env.job)
+    assert stored_outcome is not None
+    assert stored_outcome.outcome.status is CANCELLED
     assert desk.refused == [("outcome", env.job)]
 
 
@@ -116,9 +116,9 @@ async def test_a_forged_outcome_ends_nothing_and_makes_room_for_the_true_one(
     assert await desk.log.read_outcome(env.job) is None
     assert desk.refused == [("outcome", env.job)]
     await desk.forge(outcome_of(env, COMPLETED, token="t"), b"answer")
-    decision = await desk.log.read_outcome(env.job)
-    assert decision is not None
-    assert decision.payload == b"answer"
+    stored_outcome = await desk.log.read_outcome(env.job)
+    assert stored_outcome is not None
+    assert stored_outcome.payload == b"answer"
 
 
 async def test_an_outcome_of_one_job_is_none_of_another(desk: Desk) -> None:
@@ -133,17 +133,17 @@ async def test_the_recorder_gets_true_outcomes_only(desk: Desk, eventually: Even
     """A forged one is taken out of the way by itself, though nobody asks for it."""
     forged, _ = await desk.given()
     true, _ = await desk.given()
-    async with aclosing(desk.log.consume_outcomes(max_unacked=8, ack_wait_s=30)) as words:
+    async with aclosing(desk.log.consume_outcomes(max_unacked=8, ack_wait_s=30)) as outcomes:
         await desk.forge(outcome_of(forged, COMPLETED, owner="mallory"))
         await desk.forge(outcome_of(true, COMPLETED))
-        item = await next_of(words)
+        item = await next_of(outcomes)
         while item.id != true.job:  # of other tests
             await item.ack()
-            item = await next_of(words)
+            item = await next_of(outcomes)
         await item.ack()
         assert ("outcome", forged.job) in desk.refused
         await desk.forge(outcome_of(forged, COMPLETED), b"answer")
-        item = await next_of(words)
+        item = await next_of(outcomes)
         assert (item.id, Outcome.decode(item.data)[1]) == (forged.job, b"answer")
 
 
@@ -171,13 +171,13 @@ async def test_a_question_is_answered_to_whoever_was_given_the_job(desk: Desk, e
     env, _ = await desk.given()
     heard: list[GateReply | None] = []
 
-    async def referee(_ask: GateRequest) -> GateReply:
+    async def gate(_ask: GateRequest) -> GateReply:
         return GateReply(kind=GateVerdict.PROCEED)
 
     def ask(token: str) -> GateRequest:
         return GateRequest(kind=FrameKind.HEARTBEAT, job=env.job, run=1, delivery=1, token=token, owner="o", worker="w")
 
-    await desk.log.serve_gate_requests(referee)
+    await desk.log.serve_gate_requests(gate)
     desk.worker.request_gate(ask("stranger"), heard.append)
     await eventually(lambda: ("question", env.job) in desk.refused)
     desk.worker.request_gate(ask(attempt_token(env.ticket)), heard.append)
@@ -188,26 +188,26 @@ async def test_a_failed_job_is_tried_again_from_what_was_stored(desk: Desk) -> N
     """Not from what its worker makes of it."""
     env, message = await desk.given()
     await desk.forge(outcome_of(env, FAILED, error={"message": "m", "type": "t", "status": 500}), message)
-    decision = await desk.log.read_outcome(env.job)
-    assert decision is not None
-    assert decision.payload == message
-    await desk.log.delete_outcome(env.job, decision.seq)
+    stored_outcome = await desk.log.read_outcome(env.job)
+    assert stored_outcome is not None
+    assert stored_outcome.payload == message
+    await desk.log.delete_outcome(env.job, stored_outcome.seq)
     changed = env.model_copy(update={"owner": "mallory"}).encode(b"{}")
     await desk.forge(outcome_of(env, FAILED, error={"message": "m", "type": "t", "status": 500}), changed)
-    decision = await desk.log.read_outcome(env.job)
-    assert decision is not None
-    assert decision.payload == b""
+    stored_outcome = await desk.log.read_outcome(env.job)
+    assert stored_outcome is not None
+    assert stored_outcome.payload == b""
     assert desk.refused == [("message", env.job)]
 
 
 async def test_a_dead_letter_is_of_a_job_that_was_given(desk: Desk) -> None:
     env, message = await desk.given()
-    word = outcome_of(env, FAILED, dead=True, error={"message": "m", "type": "t", "status": 500})
-    await desk.worker.store_dead_letter(word, message)
-    await desk.worker.store_dead_letter(word.model_copy(update={"owner": "mallory", "run": 2}), message)
+    outcome = outcome_of(env, FAILED, dead=True, error={"message": "m", "type": "t", "status": 500})
+    await desk.worker.store_dead_letter(outcome, message)
+    await desk.worker.store_dead_letter(outcome.model_copy(update={"owner": "mallory", "run": 2}), message)
     found = [letter.outcome.owner for letter in await desk.log.list_dead_letters() if letter.outcome.job == env.job]
     assert found == ["default"]
-    await desk.worker.store_dead_letter(word.model_copy(update={"owner": "mallory", "run": 3}), message)
+    await desk.worker.store_dead_letter(outcome.model_copy(update={"owner": "mallory", "run": 3}), message)
     letter = await desk.log.find_dead_letter(env.job)
     assert letter is not None
     assert (letter.outcome.owner, letter.message) == ("default", message)
@@ -254,9 +254,9 @@ async def test_a_job_that_was_queued_before_there_were_seals_ends(desk: Desk, mo
     await desk.forge(
         outcome_of(env, FAILED, seal="", token=token, error={"message": "m", "type": "t", "status": 500}), message
     )
-    decision = await desk.log.read_outcome(env.job)
-    assert decision is not None
-    assert decision.payload == message
+    stored_outcome = await desk.log.read_outcome(env.job)
+    assert stored_outcome is not None
+    assert stored_outcome.payload == message
     assert desk.refused == []
 
 
@@ -276,8 +276,8 @@ async def test_what_disagrees_with_the_first_event_is_refused(
     """Also of a job that is older than seals; and so is a cancel, which only gateways say."""
     env, _ = await desk.given()
     await submitted_before(desk, monkeypatch, env)
-    for word in (outcome_of(env, COMPLETED, seal="").model_copy(update=lie), outcome_of(env, CANCELLED, seal="")):
-        await desk.forge(word)
+    for outcome in (outcome_of(env, COMPLETED, seal="").model_copy(update=lie), outcome_of(env, CANCELLED, seal="")):
+        await desk.forge(outcome)
         assert await desk.log.read_outcome(env.job) is None
     assert [kind for kind, _ in desk.refused] == ["outcome"] * 2
 
@@ -300,6 +300,6 @@ async def test_what_is_older_than_the_secret_is_believed(desk: Desk, monkeypatch
     await desk.forge(outcome_of(env, COMPLETED, seal=""), b"old answer")
     later = SealSecret(secret.key, secret.made_at + 3600)
     monkeypatch.setattr(type(desk.log), "_secret", property(lambda _: later))
-    decision = await desk.log.read_outcome(env.job)
-    assert decision is not None
-    assert decision.payload == b"old answer"
+    stored_outcome = await desk.log.read_outcome(env.job)
+    assert stored_outcome is not None
+    assert stored_outcome.payload == b"old answer"

@@ -71,10 +71,10 @@ async def bring(url: str, found: dict[str, tuple[StreamSnapshot, list[bytes]]], 
 
 
 async def words_of(log: JobLog, count: int) -> set[str]:
-    """The jobs of so many words that the recorder gets, which it confirms."""
+    """Return the jobs of this many outcomes that the recorder gets, and acknowledge them."""
     found = set()
-    async with aclosing(log.consume_outcomes(max_unacked=64, ack_wait_s=10)) as words:
-        async for item in words:
+    async with aclosing(log.consume_outcomes(max_unacked=64, ack_wait_s=10)) as outcomes:
+        async for item in outcomes:
             found.add(item.id)
             await item.ack()
             if len(found) == count:
@@ -87,8 +87,8 @@ def test_every_stream_is_saved() -> None:
     assert sorted(STREAMS) == sorted(subjects.STREAMS)
 
 
-async def test_words_and_what_is_recorded_of_them(own_nats: Server, other_nats: Server) -> None:
-    """Words are the same, decided ones stay decided, and the recorder goes on where it was."""
+async def test_outcomes_and_their_recorder_survive_a_restore(own_nats: Server, other_nats: Server) -> None:
+    """Outcomes are the same and stay the first, and the recorder goes on where it was."""
     jobs = [new_job() for _ in range(300)]
     async with a_world(own_nats.url) as world:
         log = await world.gateway()
@@ -102,9 +102,9 @@ async def test_words_and_what_is_recorded_of_them(own_nats: Server, other_nats: 
     await bring(other_nats.url, found)
     async with a_world(other_nats.url) as world:
         log = await world.gateway()
-        decision = await log.read_outcome(jobs[250])
-        assert decision is not None
-        assert (decision.payload, decision.seq) == (jobs[250].encode(), 251)
+        stored_outcome = await log.read_outcome(jobs[250])
+        assert stored_outcome is not None
+        assert (stored_outcome.payload, stored_outcome.seq) == (jobs[250].encode(), 251)
         assert not await log.store_outcome(outcome_of(jobs[0], JobStatus.FAILED))
         assert await log.claim("name", b"second") == claim
         assert not await words_of(log, 100) & recorded
@@ -151,7 +151,7 @@ async def test_what_was_stored_meanwhile(own_nats: Server, other_nats: Server) -
 
 
 async def test_events_of_jobs_that_are_not_there(own_nats: Server) -> None:
-    """They are forgotten, unless there is a word; of a job whose retry was lost, the earlier run stays."""
+    """They are deleted, unless there is an outcome; of a job whose retry was lost, the earlier run stays."""
     async with a_world(own_nats.url) as world:
         log = await world.gateway()
         jobs = [new_job() for _ in range(4)]
@@ -207,7 +207,7 @@ async def test_a_snapshot_that_was_cut(own_nats: Server, other_nats: Server) -> 
 
 
 async def test_nats_dies_in_the_middle(own_nats: Server) -> None:
-    """Whoever takes a snapshot is told, soon."""
+    """The caller that takes a snapshot learns of it soon."""
     async with a_world(own_nats.url) as world:
         log = await world.gateway()
         await asyncio.gather(*(log.store_outcome(outcome_of(new_job()), os.urandom(400_000)) for _ in range(40)))

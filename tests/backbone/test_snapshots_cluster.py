@@ -56,9 +56,9 @@ async def test_one_replica_becomes_three_and_one_again(
     await three_nats[0].process.wait()
 
     fresh = World(urls, THREE)
-    decision = await (await gateway(fresh)).read_outcome(jobs[39])
-    assert decision is not None
-    assert decision.payload == jobs[39].encode()
+    stored_outcome = await (await gateway(fresh)).read_outcome(jobs[39])
+    assert stored_outcome is not None
+    assert stored_outcome.payload == jobs[39].encode()
     await fresh.close()
 
     async with snapshots(own_nats.url) as there:

@@ -207,7 +207,7 @@ class TestRuns:
 
     @pytest.mark.parametrize("origin", JobStatus)
     async def test_a_newer_run_goes_on_from_wherever_the_job_can_run_again(self, store, origin):
-        """The record may be behind: nobody has told it how the run before ended."""
+        """The record may be behind: the outcome of the previous run was not recorded."""
         for to in JobStatus:
             job = record(status=origin, attempts=3)
             await store.create(job, ttl_s=60)

@@ -333,7 +333,7 @@ ETCD_REFUSED = {
 async def test_etcd_refuses_and_the_error_says_what_to_do(
     shared_etcd: ProductionEtcd, secrets: Secrets, strangers: Secrets, why: str
 ) -> None:
-    """Without the password, and without asking again and again: each login costs etcd's processor."""
+    """Without the password, and without retrying at once: each login costs etcd's processor."""
     values, expected = ETCD_REFUSED[why]
     values = {name: strangers.file("ca/ca.crt") if value == "STRANGER" else value for name, value in values.items()}
     async with link(etcd_for(shared_etcd, worker_settings(secrets), **values)) as worker:

@@ -1,4 +1,4 @@
-"""A server that no longer answers is told from a process that stood still itself."""
+"""A server that no longer answers is distinguished from a process that stood still itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from backbone.bus.nats.liveness import MAX_SILENT_TICKS, MAX_TICK_DELAY_S, Liven
 
 
 class Connection:
-    """Says what it is told to say."""
+    """A connection whose state the test sets."""
 
     def __init__(self) -> None:
         self.connected = True

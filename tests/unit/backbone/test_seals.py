@@ -32,8 +32,8 @@ CHANGED = {
 }  # fmt: skip
 
 
-def travelled(word: Outcome) -> Outcome:
-    return Outcome.decode(word.encode())[0]
+def travelled(outcome: Outcome) -> Outcome:
+    return Outcome.decode(outcome.encode())[0]
 
 
 @pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED])
@@ -62,12 +62,12 @@ def test_every_field_of_an_outcome_is_the_jobs_or_the_attempts() -> None:
 
 
 def test_a_gateways_outcome_is_believed_as_it_is_and_no_other() -> None:
-    word = SEALS.outcome(
+    outcome = SEALS.outcome(
         ANSWERED.model_copy(
             update={"status": JobStatus.CANCELLED, "error": ErrorInfo(message="m", type="t", status=400)}
         )
     )
-    assert SEALS.is_outcome(travelled(word))
+    assert SEALS.is_outcome(travelled(outcome))
     for name, value in [
         *CHANGED.items(),
         ("status", JobStatus.COMPLETED),
@@ -75,7 +75,7 @@ def test_a_gateways_outcome_is_believed_as_it_is_and_no_other() -> None:
         ("error", None),
         ("dead", True),
     ]:
-        assert not SEALS.is_outcome(word.model_copy(update={name: value})), name
+        assert not SEALS.is_outcome(outcome.model_copy(update={name: value})), name
 
 
 @pytest.mark.parametrize("seal", ["", "g", "w", "gAAAA", "é", GIVEN.message_seal, GIVEN.ticket])

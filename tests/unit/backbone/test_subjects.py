@@ -1,4 +1,4 @@
-"""Names on the wire."""
+"""Names in NATS: subjects, streams, consumers."""
 
 from __future__ import annotations
 
