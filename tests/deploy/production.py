@@ -134,7 +134,7 @@ class ProductionEtcd(EtcdServer):
         config.write_text(text)
         return ["--config-file", str(config)]
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         reader, writer = await asyncio.open_connection(HOST, self.port, ssl=self.secrets.etcd_context())
         try:
             writer.write(b"GET /health HTTP/1.0\r\n\r\n")
@@ -169,7 +169,7 @@ class ProductionRedis(RedisServer):
         config.write_text(f"{text}\nport {self.port}\nbind {HOST}\n")
         return [str(config)]
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         reader, writer = await asyncio.open_connection(HOST, self.port)
         try:
             writer.write(b"PING\r\n")
