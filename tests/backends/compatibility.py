@@ -9,27 +9,27 @@ from tests.backends.shape_corpus import Shape, shapes
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "compatibility.md"
 INTRODUCTION = """\
-# Compatibility
+# Tested servers
 
-Servers of text, in which version, with which quirks, and what Nexus does with them. The lists below are made of the recorded shapes in
-`tests/backends/shapes`, and a test compares them: `python -m tests.backends.compatibility` writes this page.
+This page lists the tested text servers with their versions, their quirks, and what callers get. The lists are generated from the recorded answers
+in `tests/backends/shapes` by `python -m tests.backends.compatibility`, and a test compares them.
 
-## What is tested
+## Tests
 
-Each shape is a server's answer as people saw it in public, shortened: status, headers and body, byte by byte. `tests/backends/test_shapes.py`
-replays it over HTTP to the adapter that speaks its wire (`openai` and `service`, or `ollama`), to a caller who streams and one who does not; the
-bytes come at once, event by event, one by one, and cut within characters and line ends. `tests/flow/test_shapes.py` plays them
-through a whole Nexus: chat, text completions and responses. What must come is written by hand beside each: the text, thoughts, calls with ids, one final
+Each recorded answer is a server's answer from a public report, shortened: status, headers and body, byte by byte. `tests/backends/test_shapes.py`
+replays it over HTTP to the adapter for that API (`openai` and `service`, or `ollama`), for a caller with and without a stream; the
+bytes arrive at once, event by event, one by one, and cut within characters and line ends. `tests/flow/test_shapes.py` replays it
+through a whole Nexus: chat, text completions and responses. The expected answer is written by hand beside each: the text, reasoning, calls with ids, one final
 reason, usage, one id and time; or OpenAI's error.
 
-| run | servers |
+| test | servers |
 |---|---|
-| for real, by the test suite | llama.cpp's `llama-server` (the version that `nexus up` installs) |
-| for real, by hand, behind an earlier Nexus; versions were not written down | Ollama, vLLM, LiteLLM |
-| recorded: shapes from public reports, replayed | all in the lists below |
+| the real server, in the test suite | llama.cpp's `llama-server` (the version that `nexus up` installs) |
+| the real server, by hand, behind an earlier Nexus; versions were not recorded | Ollama, vLLM, LiteLLM |
+| recorded answers from public reports, replayed | all in the lists below |
 
-A version is that of the report; later ones may be better, and the same shape is still understood. How to add one: record the body, put it into a file of
-`tests/backends/shapes` with its source, write down what callers must get, run the test.
+A version is that of the report; later ones may be better, and the same answer is still understood. To add one, record the body, put it into a file of
+`tests/backends/shapes` with its source, write down what callers must get, and run the test.
 
 ## What callers get
 
