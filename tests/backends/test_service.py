@@ -347,7 +347,7 @@ async def test_redirects_are_not_followed(services: Services) -> None:
 
 async def test_one_bad_service_never_hides_the_others(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dead, hanging, broken, not ready or wrongly entered: the others are served, and each problem is named."""
-    monkeypatch.setattr("workers.backends.service.instance.LOOK_S", 0.3)
+    monkeypatch.setattr("workers.backends.service.instance.POLL_TIMEOUT_S", 0.3)
     await services.add("good")
     (await services.add("hangs")).silent = True
     (await services.add("broken")).documents["/v1/metadata"] = 500
@@ -414,7 +414,7 @@ async def test_slots_are_each_service_s_own_and_the_worker_has_their_sum(service
 
 async def test_no_service_gets_more_at_once_than_it_takes(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who wait say so, and come in their order."""
-    monkeypatch.setattr("workers.backends.service.adapter.QUEUED_S", 0.02)
+    monkeypatch.setattr("workers.backends.service.adapter.QUEUED_INTERVAL_S", 0.02)
     double = await services.add(concurrency=1)
     double.behave(words=("w",) * 4, token_delay_s=0.02)
     most, queued, order = 0, 0, []
@@ -500,7 +500,7 @@ async def test_a_service_that_goes_away_is_withdrawn_and_comes_back(services: Se
 
 async def test_a_ready_service_may_be_slow_to_say_so(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """At full load; three times in a row is too much."""
-    monkeypatch.setattr("workers.backends.service.instance.LOOK_S", 0.05)
+    monkeypatch.setattr("workers.backends.service.instance.POLL_TIMEOUT_S", 0.05)
     double = await services.add()
     await services.models()
     double.silent = True

@@ -1,11 +1,11 @@
-"""Anybody's HTTP services: those that the registry names under `services/`, all by one worker.
+"""HTTP services of any kind: those that the registry holds under `services/`, all by one worker.
 
-Each is asked whether it is ready (`/readyz`) and what it offers (`/v1/metadata`); docs/reference/service-api.md says what it must
-answer. Their models together are what this adapter serves. Of two services with one model, the first by name that is ready
-is asked; where it fails before anything has come, the other one is.
+Each service is asked whether it is ready (`/readyz`) and what it offers (`/v1/metadata`); docs/reference/service-api.md specifies its answers. Their
+models together are the models of this adapter. Of two services with one model, the first ready one by name serves it; where it fails before any
+output, the other one does.
 
-Each has as many slots as its metadata's `concurrency` says, or its record's, else `default_slots`. A record that changes
-moves its service: requests under way end where they began.
+Each service has as many slots as its metadata's `concurrency`, or its record's, else `default_slots`. A changed record makes a new instance of its
+service: running requests end where they began.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from workers.backends.base import (
 )
 from workers.backends.service.instance import ServiceInstance
 
-QUEUED_S = 5.0
-"""How often a request that waits for a slot says so."""
+QUEUED_INTERVAL_S = 5.0
+"""How often a request that waits for a slot yields progress."""
 
 
 class ServiceBackend(Backend):
-    """See the module's docstring."""
+    """Serve every registered service. See the module's docstring."""
 
     name = "service"
     option_names = frozenset()
@@ -44,157 +44,159 @@ class ServiceBackend(Backend):
     single_server = False
 
     def __init__(self, config: BackendConfig) -> None:
-        """Raises ValueError for what this adapter does not have."""
+        """Raise ValueError for a URL or an option: this adapter has none."""
         super().__init__(config)
         if config.url:
             raise ValueError("the service adapter takes no URL: services are entered by `nexus services add`")
-        self._places: dict[str, ServiceInstance] = {}
-        self._wrong: dict[str, str] = {}
-        """Records that cannot be used, and why."""
+        self._instances: dict[str, ServiceInstance] = {}
+        self._invalid: dict[str, str] = {}
+        """Records that cannot be used, with the reason."""
         self._records: Mapping[str, ServiceRecord] = {}
         self._retired: list[ServiceInstance] = []
         self._waiting: dict[asyncio.Event, None] = {}
         """Requests that wait for a slot, in their order."""
 
     async def close(self) -> None:
-        for place in (*self._places.values(), *self._retired):
-            await place.close()
+        for instance in (*self._instances.values(), *self._retired):
+            await instance.close()
 
     def limitations(self) -> tuple[Limitation, ...]:
-        """What probes have shown that models of any service lack."""
-        return tuple(one for place in self._places.values() for one in place.limitations)
+        """Return the features that probes found missing, over all services."""
+        return tuple(one for instance in self._instances.values() for one in instance.limitations)
 
-    # What there is
+    # Discovery
 
     def services_changed(self, services: Mapping[str, ServiceRecord]) -> None:
-        """Leave the places of changed records to the requests that they still have, and begin at the new ones."""
+        """Replace the instances of changed records. A replaced instance is closed when its requests have ended."""
         for name, record in self._records.items():
             if services.get(name) != record:
-                self._wrong.pop(name, None)
-                place = self._places.pop(name, None)
-                if place is not None:
-                    self._retired.append(place)
+                self._invalid.pop(name, None)
+                instance = self._instances.pop(name, None)
+                if instance is not None:
+                    self._retired.append(instance)
         for name, record in services.items():
-            if name in self._places or name in self._wrong:
+            if name in self._instances or name in self._invalid:
                 continue
             try:
-                self._places[name] = ServiceInstance(name, record, self.config.api_key)
+                self._instances[name] = ServiceInstance(name, record, self.config.api_key)
             except ValueError as error:
-                self._wrong[name] = f"its record is wrong: {error}"
+                self._invalid[name] = f"its record is wrong: {error}"
         self._records = dict(services)
         self._wake()
 
     def requirements(self) -> tuple[Requirement, ...]:
-        """The libraries that convert sounds and pictures, for services that make any."""
+        """Return the libraries that convert audio and images, for services that generate any."""
         return (AUDIO_CODECS, OPTIONAL_PILLOW)
 
     async def discover(self) -> Discovery:
-        """The models of every service that is ready. Raises BackendUnavailable when there are services and none is."""
-        await self._sweep()
-        await asyncio.gather(*(place.look() for place in self._places.values()))
+        """Return the models of all ready services. Raises BackendUnavailable when there are services and none is ready."""
+        await self._close_idle()
+        await asyncio.gather(*(instance.poll() for instance in self._instances.values()))
         self._wake()
-        self._require_any()
+        self._require_ready_service()
         ready = self._ready()
         offers: dict[str, ModelOffer] = {}
-        for offer in (one for place in ready if place.advert is not None for one in place.advert.models):
+        for offer in (one for instance in ready if instance.metadata is not None for one in instance.metadata.models):
             if not self.config.models or offer.name in self.config.models:
-                offers[offer.name] = _joined(offers.get(offer.name), offer)
+                offers[offer.name] = _merge_offers(offers.get(offer.name), offer)
         return Discovery(tuple(offers.values()), sum(map(self._slots, ready)) or None, self._problems())
 
     async def health(self) -> None:
-        """Raises BackendUnavailable when there are services and none is ready."""
+        """Poll all services. Raises BackendUnavailable when there are services and none is ready."""
         before = self._ready()
-        await asyncio.gather(*(place.check() for place in self._places.values()))
+        await asyncio.gather(*(instance.check() for instance in self._instances.values()))
         if self._ready() != before:
             self.notify_changed()
-        self._require_any()
+        self._require_ready_service()
 
     def _ready(self) -> list[ServiceInstance]:
-        return [place for _, place in sorted(self._places.items()) if place.ready]
+        return [instance for _, instance in sorted(self._instances.items()) if instance.ready]
 
     def _problems(self) -> tuple[str, ...]:
-        found = self._wrong | {name: place.problem for name, place in self._places.items() if not place.ready}
+        found = self._invalid | {
+            name: instance.problem for name, instance in self._instances.items() if not instance.ready
+        }
         return tuple(f"{name}: {problem}" for name, problem in sorted(found.items()))
 
-    def _require_any(self) -> None:
+    def _require_ready_service(self) -> None:
         if self._records and not self._ready():
             raise BackendUnavailable(f"no service is ready; {'; '.join(self._problems())}")
 
-    def _slots(self, place: ServiceInstance) -> int:
-        return place.slots or self.default_slots
+    def _slots(self, instance: ServiceInstance) -> int:
+        return instance.slots or self.default_slots
 
-    async def _sweep(self) -> None:
-        """Forget the places that nothing runs at any more."""
-        done = [place for place in self._retired if not place.running]
-        self._retired = [place for place in self._retired if place.running]
-        for place in done:
-            await place.close()
+    async def _close_idle(self) -> None:
+        """Close the retired instances without running requests."""
+        done = [instance for instance in self._retired if not instance.running]
+        self._retired = [instance for instance in self._retired if instance.running]
+        for instance in done:
+            await instance.close()
 
     # Work
 
     async def run(self, task: Task) -> AsyncIterator[Output]:
-        """By the first place that has the model, is ready and has a slot; by the next one where that fails at once."""
-        new = [place for place in self._places.values() if not place.looked]
-        await asyncio.gather(*(place.look() for place in new))
+        """Run a task on the first ready instance with the model and a free slot, or on the next one where that fails before any output."""
+        new = [instance for instance in self._instances.values() if not instance.polled]
+        await asyncio.gather(*(instance.poll() for instance in new))
         failed: set[ServiceInstance] = set()
         while True:
-            with self._turn() as turn:
-                while (place := self._free(task, failed)) is None:
-                    if not await _came(turn):
+            with self._wait_turn() as turn:
+                while (instance := self._free_instance(task, failed)) is None:
+                    if not await _wait_for_slot(turn):
                         yield Progress(phase="queued", message="waiting for a slot of the service")
-                place.running += 1
-            shown = False
+                instance.running += 1
+            has_output = False
             try:
-                async with aclosing(place.answer(task)) as outputs:
+                async with aclosing(instance.answer(task)) as outputs:
                     async for output in outputs:
-                        shown = shown or (isinstance(output, Chunk) and bool(output.data))
+                        has_output = has_output or (isinstance(output, Chunk) and bool(output.data))
                         yield output
                 return
             except BackendError as error:
                 if not error.transient:
                     raise
-                failed.add(place)
+                failed.add(instance)
                 if isinstance(error, BackendUnavailable) and error.pause_s is not None:
-                    place.pause(task.model, error.pause_s)
+                    instance.pause(task.model, error.pause_s)
                 else:
-                    self.notify_changed()  # it may be down: soon it is known
-                if shown or not any(one.ready and one not in failed for one in self._having(task)):
+                    self.notify_changed()  # it may be down: the discovery that follows shows it
+                if has_output or not any(one.ready and one not in failed for one in self._instances_with_model(task)):
                     raise
             finally:
-                place.running -= 1
+                instance.running -= 1
                 self._wake()
 
-    def _having(self, task: Task) -> list[ServiceInstance]:
-        """The places that have the model, in the order in which they are asked."""
+    def _instances_with_model(self, task: Task) -> list[ServiceInstance]:
+        """Return the instances with the model, in order of preference."""
         if self.config.models and task.model not in self.config.models:
             return []
-        return [place for _, place in sorted(self._places.items()) if place.offers(task.model)]
+        return [instance for _, instance in sorted(self._instances.items()) if instance.offers(task.model)]
 
-    def _free(self, task: Task, failed: set[ServiceInstance]) -> ServiceInstance | None:
-        """Where to ask now; None while every place is busy. Raises BackendError when there is no place to ask."""
-        having = self._having(task)
-        if not having:
-            unknown = [place for place in self._places.values() if place.advert is None]
+    def _free_instance(self, task: Task, failed: set[ServiceInstance]) -> ServiceInstance | None:
+        """Return the instance to use now; None while all are busy. Raises BackendError when there is no usable instance."""
+        owners = self._instances_with_model(task)
+        if not owners:
+            unknown = [instance for instance in self._instances.values() if instance.metadata is None]
             if unknown and not self.config.models:
                 message = f"no service that is ready has {task.model!r}; {'; '.join(self._problems())}"
                 raise BackendUnavailable(message, unsent=not failed)
             raise ModelNotServed(f"no service has the model {task.model!r}", param="model")
-        ready = [place for place in having if place.ready and place not in failed]
+        ready = [instance for instance in owners if instance.ready and instance not in failed]
         if not ready:
-            message = "; ".join(f"the service {one.name} is not ready: {one.problem}" for one in having)
+            message = "; ".join(f"the service {one.name} is not ready: {one.problem}" for one in owners)
             raise BackendUnavailable(message, unsent=not failed)
-        willing = [place for place in ready if not place.waits_s(task.model)]
-        if not willing:
-            left_s = min(filter(None, (place.waits_s(task.model) for place in having)))
+        available = [instance for instance in ready if not instance.waits_s(task.model)]
+        if not available:
+            left_s = min(filter(None, (instance.waits_s(task.model) for instance in owners)))
             message = f"every service that has {task.model!r} asked to wait"
             raise BackendUnavailable(message, retry_after_s=left_s, pause_s=left_s)
-        ready = willing
-        able = [place for place in ready if place.serves(task.endpoint)] or ready
-        return next((place for place in able if place.running < self._slots(place)), None)
+        ready = available
+        suitable = [instance for instance in ready if instance.serves(task.endpoint)] or ready
+        return next((instance for instance in suitable if instance.running < self._slots(instance)), None)
 
     @contextmanager
-    def _turn(self) -> Iterator[asyncio.Event]:
-        """Set when a slot may have become free, for those who wait in the order in which they came."""
+    def _wait_turn(self) -> Iterator[asyncio.Event]:
+        """Provide an event that is set when a slot may be free. Waiting requests keep their order."""
         turn = asyncio.Event()
         self._waiting[turn] = None
         try:
@@ -207,10 +209,10 @@ class ServiceBackend(Backend):
             turn.set()
 
 
-async def _came(turn: asyncio.Event) -> bool:
-    """Whether it came within `QUEUED_S`."""
+async def _wait_for_slot(turn: asyncio.Event) -> bool:
+    """Return whether a slot may be free, after at most `QUEUED_INTERVAL_S`."""
     try:
-        async with asyncio.timeout(QUEUED_S):
+        async with asyncio.timeout(QUEUED_INTERVAL_S):
             await turn.wait()
     except TimeoutError:
         return False
@@ -218,8 +220,8 @@ async def _came(turn: asyncio.Event) -> bool:
     return True
 
 
-def _joined(one: ModelOffer | None, other: ModelOffer) -> ModelOffer:
-    """A model that two services have."""
+def _merge_offers(one: ModelOffer | None, other: ModelOffer) -> ModelOffer:
+    """Return the offer of a model that two services have."""
     if one is None:
         return other
     return one.model_copy(update={"capabilities": tuple(dict.fromkeys((*one.capabilities, *other.capabilities)))})

@@ -1,6 +1,6 @@
-"""One registered HTTP service at one place: whether it is ready, what it offers, and calls to it.
+"""One instance of a registered HTTP service: whether it is ready, what it offers, and calls to it.
 
-Looking at it has its own short time limit, so that one that hangs never hides the others.
+A poll has a short time limit of its own, so that a service that hangs does not delay the others.
 """
 
 from __future__ import annotations
@@ -25,48 +25,48 @@ from workers.backends.service.metadata import (
     ENDPOINTS,
     ServiceMetadata,
     endpoints_in,
+    endpoints_in_openapi,
     names_models,
     parse_metadata,
-    paths_of,
 )
 
 JSON = dict[str, Any]
 
-API_END = re.compile(r"/v\d+[a-z0-9]*$")
-LOOK_S = 4.0
-"""How long a service may take to say how it is and what it offers."""
-SLOW_LOOKS = 3
-"""A ready service at full load may be slow to say so: this many times in a row."""
+VERSION_SUFFIX = re.compile(r"/v\d+[a-z0-9]*$")
+POLL_TIMEOUT_S = 4.0
+"""How long a service may take to answer a poll."""
+MAX_SLOW_POLLS = 3
+"""Slow polls in a row after which a ready service counts as not ready: at full load it may be slow."""
 DOCUMENT_LIMIT = 4 * 1024 * 1024
 OPENAPI_LIMIT = 64 * 1024 * 1024
-MISSING = frozenset({404, 405, 501})
+MISSING_STATUSES = frozenset({404, 405, 501})
 PROBES = ("/readyz", "/health")
 
 
 class ServiceInstance:
-    """Where a record says that its service is. Another record means another place."""
+    """A service at the address of its record. A changed record is another instance."""
 
     def __init__(self, name: str, record: ServiceRecord, api_key: str) -> None:
-        """Raises ValueError when a URL of the record makes no sense."""
+        """Raise ValueError when a URL of the record is invalid."""
         self.name = name
         self.record = record
         self.running = 0
         self.ready = False
-        self.advert: ServiceMetadata | None = None
-        """None as long as it has never been ready."""
-        self.problem = "not looked at yet"
-        """Why it is not ready."""
-        self.looked = False
-        self._slow = 0
+        self.metadata: ServiceMetadata | None = None
+        """What the service offers; None until it has been ready once."""
+        self.problem = "not polled yet"
+        """Why the service is not ready."""
+        self.polled = False
+        self._slow_polls = 0
         self._resumes: dict[str, float] = {}
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         url = record.base_url.rstrip("/")
-        end = API_END.search(urlsplit(url).path)
+        end = VERSION_SUFFIX.search(urlsplit(url).path)
         own = end.group() if end else ""
         self._client = HttpClient(url[: len(url) - len(own)], headers=headers)
-        self._api = OpenAIClient(self._client, own or "/v1", self._refusal)
+        self._server = OpenAIClient(self._client, own or "/v1", self._make_error)
         self._api_key = api_key
-        self._documents, self._metadata_path = self._client, f"{self._api.base_path}/metadata"
+        self._documents, self._metadata_path = self._client, f"{self._server.base_path}/metadata"
         if record.metadata_url:
             parts = urlsplit(record.metadata_url)
             self._documents = HttpClient(f"{parts.scheme}://{parts.netloc}", headers=headers)
@@ -74,123 +74,123 @@ class ServiceInstance:
 
     async def close(self) -> None:
         """End every connection."""
-        await self._api.limitations.close()
+        await self._server.limitations.close()
         await self._client.close()
         await self._documents.close()
 
     @property
     def limitations(self) -> tuple[Limitation, ...]:
-        """What probes have shown that its models lack."""
-        return self._api.limitations.confirmed_limitations()
+        """The features that probes found missing, by model."""
+        return self._server.limitations.confirmed_limitations()
 
     @property
     def slots(self) -> int | None:
-        """Requests at once: the operator's word, else the service's."""
+        """Concurrent requests: the operator's number, else the service's."""
         said = (self.record.model_extra or {}).get("concurrency")
         if isinstance(said, int) and said > 0:
             return said
-        return self.advert.concurrency if self.advert is not None else None
+        return self.metadata.concurrency if self.metadata is not None else None
 
     def pause(self, model: str, seconds: float) -> None:
-        """Leave it alone with this model for so long: it has asked to."""
+        """Send no requests for this model for so long, as the service asked."""
         self._resumes[model] = max(monotonic() + seconds, self._resumes.get(model, 0.0))
 
     def waits_s(self, model: str) -> float:
-        """How long it is to be left alone with this model yet; 0: not at all."""
+        """Return how long to send no requests for this model; 0: the model is not paused."""
         return max(0.0, self._resumes[model] - monotonic()) if model in self._resumes else 0.0
 
     def offers(self, model: str) -> bool:
-        """Whether it has this model, ready or not."""
-        return self.advert is not None and any(one.name == model for one in self.advert.models)
+        """Return whether the service has this model, ready or not."""
+        return self.metadata is not None and any(one.name == model for one in self.metadata.models)
 
     def serves(self, endpoint: str) -> bool:
-        """Whether it has this endpoint."""
-        return self.advert is not None and endpoint in self.advert.endpoints
+        """Return whether the service has this endpoint."""
+        return self.metadata is not None and endpoint in self.metadata.endpoints
 
-    # Looking
+    # Polls
 
     async def check(self) -> None:
-        """Learn whether it is ready. Never raises."""
-        await self._look(self._require_ready if self.advert is not None else self._learn)
+        """Poll whether the service is ready. Raises nothing."""
+        await self._poll(self._require_ready if self.metadata is not None else self._read_if_ready)
 
-    async def look(self) -> None:
-        """Learn whether it is ready, and what it offers. Never raises."""
-        await self._look(self._learn)
-        self.looked = True
+    async def poll(self) -> None:
+        """Poll whether the service is ready, and what it offers. Raises nothing."""
+        await self._poll(self._read_if_ready)
+        self.polled = True
 
-    async def _look(self, how: Callable[[], Awaitable[None]]) -> None:
+    async def _poll(self, step: Callable[[], Awaitable[None]]) -> None:
         try:
-            async with asyncio.timeout(LOOK_S):
-                await how()
+            async with asyncio.timeout(POLL_TIMEOUT_S):
+                await step()
         except TimeoutError:
-            self._slow += 1
-            if self.ready and self._slow < SLOW_LOOKS:
+            self._slow_polls += 1
+            if self.ready and self._slow_polls < MAX_SLOW_POLLS:
                 return
-            self.problem = f"no answer within {LOOK_S:g} s"
+            self.problem = f"no answer within {POLL_TIMEOUT_S:g} s"
         except BackendError as error:
             self.problem = error.info.message
         else:
-            self._slow = 0
-            self.ready = self.advert is not None
+            self._slow_polls = 0
+            self.ready = self.metadata is not None
             return
         self.ready = False
 
     async def _require_ready(self) -> None:
         for path in PROBES:
-            status, body = await self._get(self._client, path)
-            if status in MISSING:
+            status, body = await self._fetch(self._client, path)
+            if status in MISSING_STATUSES:
                 continue
             if not 200 <= status < 300:
                 said = body[:200].decode("utf-8", "replace")
                 raise BackendError(f"{path} answers {status}: {said}")
             return
 
-    async def _learn(self) -> None:
+    async def _read_if_ready(self) -> None:
         await self._require_ready()
         try:
-            self.advert = await self._read()
+            self.metadata = await self._read_metadata()
         except BackendError:
-            if self.advert is None:
+            if self.metadata is None:
                 raise
 
-    async def _read(self) -> ServiceMetadata:
-        """Metadata; where that lacks what is needed, the descriptor, OpenAPI's document, and the list of models."""
-        documents = await self._metadata()
+    async def _read_metadata(self) -> ServiceMetadata:
+        """Return the metadata, completed from the descriptor, the OpenAPI document and the list of models."""
+        documents = await self._fetch_metadata()
         endpoints = frozenset[str]().union(*map(endpoints_in, documents))
         if not endpoints:
-            descriptor = await self._document(self._client, f"{self._api.base_path}/descriptor")
+            descriptor = await self._fetch_document(self._client, f"{self._server.base_path}/descriptor")
             documents += [descriptor] if descriptor is not None else []
             endpoints = endpoints_in(descriptor or {})
         guessed = not endpoints and not any("endpoints" in one for one in documents)
         if guessed:
-            openapi = await self._document(self._client, "/openapi.json", OPENAPI_LIMIT)
-            endpoints = paths_of(openapi) if openapi is not None else frozenset(ENDPOINTS)
+            openapi = await self._fetch_document(self._client, "/openapi.json", OPENAPI_LIMIT)
+            endpoints = endpoints_in_openapi(openapi) if openapi is not None else frozenset(ENDPOINTS)
         listed = None
         if not any(names_models(one) for one in documents):
-            listed = await self._document(self._client, f"{self._api.base_path}/models")
+            listed = await self._fetch_document(self._client, f"{self._server.base_path}/models")
         if not endpoints or (guessed and not documents and listed is None):
             raise BackendError(
                 f"{self._metadata_path} names no endpoint that Nexus knows; it must list some under 'endpoints'"
             )
-        advert = parse_metadata(self.name, endpoints, documents, listed, guessed=guessed)
-        self._api.limitations.declare(() if advert.streams else _streamless(advert))
-        self._api.voices = {model.name: model.voices[0] for model in advert.models if model.voices}
-        return advert
+        metadata = parse_metadata(self.name, endpoints, documents, listed, guessed=guessed)
+        self._server.limitations.declare(() if metadata.streams else _streaming_limitations(metadata))
+        self._server.voices = {model.name: model.voices[0] for model in metadata.models if model.voices}
+        return metadata
 
-    async def _metadata(self) -> list[JSON]:
-        """From where the record says; scripts write that address without looking, so also from where it belongs."""
-        document = await self._document(self._documents, self._metadata_path)
+    async def _fetch_metadata(self) -> list[JSON]:
+        """Return the metadata at the record's URL, else at the usual path: scripts write the URL without testing it."""
+        document = await self._fetch_document(self._documents, self._metadata_path)
         if document is None and self.record.metadata_url:
-            document = await self._document(self._client, f"{self._api.base_path}/metadata")
+            document = await self._fetch_document(self._client, f"{self._server.base_path}/metadata")
         return [] if document is None else [document]
 
-    async def _document(self, client: HttpClient, path: str, limit: int = DOCUMENT_LIMIT) -> JSON | None:
-        """A JSON object; None where there is none at this path. Raises BackendError for any other answer."""
-        status, body = await self._get(client, path, limit)
-        if status in MISSING:
+    async def _fetch_document(self, client: HttpClient, path: str, limit: int = DOCUMENT_LIMIT) -> JSON | None:
+        """Return the JSON object at a path; None where the path is missing. Raises BackendError for any other answer."""
+        status, body = await self._fetch(client, path, limit)
+        if status in MISSING_STATUSES:
             return None
         if status != 200:
-            raise self._refusal(status, {}, body)
+            raise self._make_error(status, {}, body)
         try:
             document = orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -199,30 +199,30 @@ class ServiceInstance:
             document = {"data": document}
         return document if isinstance(document, dict) else None
 
-    async def _get(self, client: HttpClient, path: str, limit: int = DOCUMENT_LIMIT) -> tuple[int, bytes]:
+    async def _fetch(self, client: HttpClient, path: str, limit: int = DOCUMENT_LIMIT) -> tuple[int, bytes]:
         response = await client.request("GET", path)
         try:
             return response.status, await response.read_all(limit)
         finally:
             response.close()
 
-    # Calling
+    # Calls
 
     def answer(self, task: Task) -> AsyncGenerator[Output]:
-        """What the service answers. Raises BackendRefused when it does not have the endpoint."""
+        """Run a task on the service. Raises BackendRefused when the service does not have the endpoint."""
         if not self.serves(task.endpoint):
-            has = ", ".join(sorted(self.advert.endpoints)) if self.advert is not None else "nothing yet"
+            has = ", ".join(sorted(self.metadata.endpoints)) if self.metadata is not None else "nothing yet"
             raise BackendRefused(f"the service {self.name} does not serve {task.endpoint}; it serves {has}")
-        return call_of(task)(self._api, task)
+        return call_of(task)(self._server, task)
 
-    def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
+    def _make_error(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         if self._api_key:
             body = body.replace(self._api_key.encode(), b"***")
         return error_from_response(status, headers, body)
 
 
-def _streamless(advert: ServiceMetadata) -> Iterator[tuple[str, str]]:
-    """The service streams no text and no transcript, by its own word."""
-    for model in advert.models:
+def _streaming_limitations(metadata: ServiceMetadata) -> Iterator[tuple[str, str]]:
+    """Yield the limitations of a service that declares that it does not stream."""
+    for model in metadata.models:
         for feature in STREAM_FEATURES:
             yield model.name, feature

@@ -1,7 +1,7 @@
-"""What an HTTP service says about itself: its metadata, its descriptor, its list of models. Pure, and tolerant.
+"""What an HTTP service reports about itself: its metadata, its descriptor, its list of models. Pure, and tolerant.
 
-Services write `endpoints` as a list of objects, as a list of paths, or as an object whose values are paths; their
-`capabilities` as an object with `domains`, or as a list of such words; their name in `service` or at the top.
+Services write `endpoints` as a list of objects, as a list of paths, or as an object whose values are paths; `capabilities` as an object with `domains`, or as
+a list of such names; their name in `service` or at the top.
 """
 
 from __future__ import annotations
@@ -21,101 +21,105 @@ JSON = dict[str, Any]
 
 ENDPOINTS: Mapping[str, Capability] = {spec.path: spec.capability for spec in SERVED}
 """The paths that callers of Nexus can reach."""
-WORDS: Mapping[str, str] = {word: spec.path for spec in SERVED for word in spec.service_words}
-"""What a service without a list of endpoints may call what it does."""
-KINDS = ("capabilities", "type", "task")
-"""Fields in which a model says what it serves."""
-LENGTHS = ("context_length", "max_model_len", "context_window")
-SIZES = ("embedding_length", "dimensions")
+ENDPOINT_BY_NAME: Mapping[str, str] = {word: spec.path for spec in SERVED for word in spec.service_words}
+"""The endpoints of the capability names that a service without a list of endpoints may use."""
+CAPABILITY_FIELDS = ("capabilities", "type", "task")
+"""Fields in which a model reports its capabilities."""
+CONTEXT_LENGTH_FIELDS = ("context_length", "max_model_len", "context_window")
+EMBEDDING_LENGTH_FIELDS = ("embedding_length", "dimensions")
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceMetadata:
-    """What a service offers."""
+    """The endpoints and models of a service."""
 
     endpoints: frozenset[str]
-    """Of `ENDPOINTS`."""
+    """Paths of `ENDPOINTS`."""
     models: tuple[ModelOffer, ...]
     concurrency: int | None = None
-    """Requests at once, where it says."""
+    """Concurrent requests; None where the service does not report them."""
     streams: bool = True
-    """False: it has said that it does not."""
+    """False for a service that reports that it does not stream."""
 
 
 def endpoints_in(document: JSON) -> frozenset[str]:
-    """The paths of `ENDPOINTS` that a document names, by its endpoints or else by its capabilities."""
-    found = frozenset(path for path in map(_known, _paths(document.get("endpoints"))) if path)
-    return found or frozenset(WORDS[word] for word in _words(document) if word in WORDS)
+    """Return the paths of `ENDPOINTS` that a document names, by its endpoints or else by its capabilities."""
+    found = frozenset(path for path in map(_known_path, _paths(document.get("endpoints"))) if path)
+    return found or frozenset(
+        ENDPOINT_BY_NAME[word] for word in _capability_names(document) if word in ENDPOINT_BY_NAME
+    )
 
 
-def paths_of(openapi: JSON) -> frozenset[str]:
-    """The paths of `ENDPOINTS` in an OpenAPI document, which FastAPI writes for every service."""
+def endpoints_in_openapi(openapi: JSON) -> frozenset[str]:
+    """Return the paths of `ENDPOINTS` in an OpenAPI document, which FastAPI writes for every service."""
     paths = openapi.get("paths")
     known = paths if isinstance(paths, dict) else {}
     return frozenset(path for path in ENDPOINTS if isinstance(known.get(path), dict) and "post" in known[path])
 
 
 def names_models(document: JSON) -> bool:
-    """Whether a document says which models there are."""
-    return bool(_objects(document.get("models")) or _choices(document))
+    """Return whether a document lists models."""
+    return bool(_parse_models(document.get("models")) or _models_of_form(document))
 
 
 def parse_metadata(
     service: str, endpoints: frozenset[str], documents: Iterable[JSON], listed: object, *, guessed: bool = False
 ) -> ServiceMetadata:
-    """Everything put together. Models: those of a document, else those `listed`, else one called as the service.
+    """Return the metadata of a service, from all of its documents.
 
-    A model serves what it says; what its name is well known for; else everything that the service does. `guessed`: what
-    the service does is not its own word (servers with one code for all models have all paths): then text, where a model
-    says nothing.
+    Models are those of a document, else those `listed`, else one with the name of the service. A model has the capabilities that it reports, else those that its name is
+    known for, else all of the service's. `guessed`: the service did not report its endpoints itself (servers with one code for all models have all
+    paths): then a model that reports nothing serves text.
     """
-    whole: JSON = {}
+    merged: JSON = {}
     for document in documents:
-        whole = document | whole
-    models = _objects(whole.get("models")) or _choices(whole) or _objects(listed)
+        merged = document | merged
+    models = _parse_models(merged.get("models")) or _models_of_form(merged) or _parse_models(listed)
     capabilities = tuple(dict.fromkeys(ENDPOINTS[path] for path in ENDPOINTS if path in endpoints))
-    said = whole.get("capabilities")
+    said = merged.get("capabilities")
     limits = said if isinstance(said, dict) else {}
-    concurrency = (source.get(key) for source in (whole, limits) for key in ("concurrency", "max_concurrency"))
+    concurrency = (source.get(key) for source in (merged, limits) for key in ("concurrency", "max_concurrency"))
     return ServiceMetadata(
         endpoints,
         tuple(
-            _offer(service, model, _served(model, capabilities, guessed=guessed), whole)
+            _make_offer(service, model, _model_capabilities(model, capabilities, guessed=guessed), merged)
             for model in models or [{"id": service, "capabilities": list(capabilities)}]
         ),
-        next(_positive(concurrency), None),
+        next(_positive_numbers(concurrency), None),
         limits.get("streaming") is not False,
     )
 
 
-def _served(model: JSON, capabilities: tuple[Capability, ...], *, guessed: bool) -> tuple[Capability, ...]:
+def _model_capabilities(model: JSON, capabilities: tuple[Capability, ...], *, guessed: bool) -> tuple[Capability, ...]:
     words = model.get("capabilities")
     own = (
-        frozenset(ENDPOINTS[WORDS[word]] for word in words if word in WORDS) if isinstance(words, list) else frozenset()
+        frozenset(ENDPOINTS[ENDPOINT_BY_NAME[word]] for word in words if word in ENDPOINT_BY_NAME)
+        if isinstance(words, list)
+        else frozenset()
     )
     if not own:
         known = CapabilitySelector({}).select(str(model["id"]), model)
-        silent = known == TEXT and not guessed and not any(model.get(field) for field in KINDS)
+        silent = known == TEXT and not guessed and not any(model.get(field) for field in CAPABILITY_FIELDS)
         own = frozenset() if silent else frozenset(known)
     return tuple(one for one in capabilities if one in own) or capabilities
 
 
-def _offer(service: str, model: JSON, capabilities: tuple[Capability, ...], whole: JSON) -> ModelOffer:
-    voices = parse_voice_list(model) or parse_voice_list({"voices": whole.get("voices")})
+def _make_offer(service: str, model: JSON, capabilities: tuple[Capability, ...], merged: JSON) -> ModelOffer:
+    voices = parse_voice_list(model) or parse_voice_list({"voices": merged.get("voices")})
     return ModelOffer(
         name=str(model["id"]),
         capabilities=capabilities,
         owned_by=service,
-        context_length=next(_positive(model.get(key) for key in LENGTHS), None),
+        context_length=next(_positive_numbers(model.get(key) for key in CONTEXT_LENGTH_FIELDS), None),
         voices=voices if Capability.SPEECH in capabilities else (),
-        embedding_length=next(_positive(model.get(key) for key in SIZES), None)
+        embedding_length=next(_positive_numbers(model.get(key) for key in EMBEDDING_LENGTH_FIELDS), None)
         if Capability.EMBEDDINGS in capabilities
         else None,
     )
 
 
-def _objects(models: Any) -> list[JSON]:
-    """A list of models, each an object with an `id`; the list may be in an object's `data`, as OpenAI writes it."""
+def _parse_models(models: Any) -> list[JSON]:
+    """Return a list of models, each an object with an `id`. The list may stand in an object's `data`, as in OpenAI's API."""
     if isinstance(models, dict):
         models = models.get("data")
     found: dict[str, JSON] = {}
@@ -126,13 +130,13 @@ def _objects(models: Any) -> list[JSON]:
     return list(found.values())
 
 
-def _choices(document: JSON) -> list[JSON]:
-    """The values of the form field `model`, where the document describes a form."""
+def _models_of_form(document: JSON) -> list[JSON]:
+    """Return the models in the values of the form field `model`, where the document describes a form."""
     ui = document.get("ui")
     options = ui.get("options") if isinstance(ui, dict) else None
     for option in options if isinstance(options, list) else ():
         if isinstance(option, dict) and option.get("key") == "model":
-            return _objects(option.get("values")) or _objects([option.get("default")])
+            return _parse_models(option.get("values")) or _parse_models([option.get("default")])
     return []
 
 
@@ -148,8 +152,8 @@ def _paths(endpoints: Any) -> Iterator[str]:
                 yield one["path"]
 
 
-def _known(path: str) -> str | None:
-    """The path as `ENDPOINTS` has it; it may be a whole URL, or lack the `/v1`."""
+def _known_path(path: str) -> str | None:
+    """Return the path in `ENDPOINTS` that a path or URL stands for; it may lack the `/v1`. None for any other path."""
     try:
         plain = "/" + urlsplit(path).path.strip("/")
     except ValueError:
@@ -157,12 +161,12 @@ def _known(path: str) -> str | None:
     return next((one for one in (plain, f"/v1{plain}") if one in ENDPOINTS), None)
 
 
-def _words(document: JSON) -> Iterator[str]:
+def _capability_names(document: JSON) -> Iterator[str]:
     said = document.get("capabilities")
     words = said.get("domains") if isinstance(said, dict) else said
     for word in words if isinstance(words, list) else ():
         yield str(word).lower()
 
 
-def _positive(values: Iterable[Any]) -> Iterator[int]:
+def _positive_numbers(values: Iterable[Any]) -> Iterator[int]:
     return (value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0)
