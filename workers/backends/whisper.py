@@ -366,7 +366,7 @@ def _common_fields(request: RecognitionRequest) -> list[tuple[str, str]]:
 
 
 def _form_fields(name: str, value: Any) -> list[tuple[str, str]]:
-    """A parameter as a form's fields."""
+    """Return a parameter as the fields of a form."""
     if isinstance(value, list):
         return [one for part in value for one in _form_fields(f"{name}[]", part)]
     if value is None:

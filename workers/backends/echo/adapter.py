@@ -1,12 +1,12 @@
-"""The reference adapter: answers with what it was told, in the way it was told to.
+"""The reference adapter, without a server: it answers with the request's own text, with delays and failures on request.
 
-It needs no server, so it is what tests, benchmarks and `nexus up --no-local-models` run on. Chat answers with the text
-of the last user message, completions with the prompt, word by word; echo_media.py says what all else is answered with.
+Tests, benchmarks and `nexus up --no-local-models` use it. Chat answers with the text of the last user message, completions with the prompt, word
+by word; media.py describes the answers of all other endpoints.
 
-Behaviour, as options of the worker (`NAME=value`) or, for one request, as an object in the body's field `echo`
+Behavior, as options of the worker (`NAME=value`) or, for one request, as an object in the body's field `echo`
 (`{"echo": {"delay_ms": 20, "fail": "mid"}}`; the body's wins):
 
-| name | default | means |
+| name | default | meaning |
 |---|---|---|
 | `first_delay_ms` | `delay_ms` | wait before the first token |
 | `delay_ms` | 0 | wait before each further token |
@@ -15,22 +15,22 @@ Behaviour, as options of the worker (`NAME=value`) or, for one request, as an ob
 | `batch` | 1 | tokens that come in one Chunk |
 | `fail` | | see below |
 | `fail_times` | 0: always | only a job's first N attempts on this worker fail |
-| `slots` | 4 | options only: how many requests it runs at once |
-| `down` | false | options only: `discover` and `health` say that the server does not answer |
+| `slots` | 4 | options only: requests that run at once |
+| `down` | false | options only: `discover` and `health` report that the server does not answer |
 
 | `fail` | what happens |
 |---|---|
 | `before` | a transient BackendError before any output |
 | `mid` | a transient BackendError after half of the tokens |
-| `refuse` | BackendRefused: the request is wrong |
+| `refuse` | BackendRefused: the request is invalid |
 | `unavailable` | BackendUnavailable |
 | `error` | a permanent BackendError |
-| `crash` | an exception that is none of ours, after half of the tokens |
+| `crash` | an exception that is not a NexusError, after half of the tokens |
 | `drop` | the answer ends after half of the tokens, without Finish |
-| `hang` | nothing ever comes |
-| `hang_mid` | nothing comes any more after half of the tokens |
+| `hang` | no output |
+| `hang_mid` | no output after half of the tokens |
 
-`max_tokens` and `max_completion_tokens` cut the answer (`finish_reason: length`); `n` is honoured. A form's field `echo` holds
+`max_tokens` and `max_completion_tokens` cut the answer (`finish_reason: length`); `n` is honored. A form's field `echo` holds
 the object as JSON.
 """
 
@@ -72,14 +72,14 @@ JSON = dict[str, Any]
 CHAT = "/v1/chat/completions"
 TEXT = (Capability.CHAT, Capability.COMPLETIONS)
 REMEMBERED_JOBS = 4096
-BREATH = 64
-"""Tokens without a delay after which others get their turn."""
+TOKENS_PER_TURN = 64
+"""Tokens without a delay after which other tasks get their turn."""
 
 Fail = Literal["", "before", "mid", "refuse", "unavailable", "error", "crash", "drop", "hang", "hang_mid"]
 
 
 class EchoOptions(BaseModel):
-    """How to behave. See the module's docstring."""
+    """The behavior of one request. See the module's docstring."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,27 +93,27 @@ class EchoOptions(BaseModel):
 
 
 class EchoServerOptions(EchoOptions):
-    """What can be said only of the whole worker."""
+    """The behavior of the whole worker."""
 
     slots: int = Field(4, ge=1)
     down: bool = False
 
 
 class EchoBackend(Backend):
-    """See the module's docstring."""
+    """Answer requests without a server. See the module's docstring."""
 
     name = "echo"
 
     def __init__(self, config: BackendConfig) -> None:
-        """Raises ValueError when an option is unknown or makes no sense."""
+        """Raise ValueError when an option is unknown or invalid."""
         super().__init__(config)
-        self.script = EchoServerOptions.model_validate(config.options)
-        self._plain = EchoOptions.model_validate(self.script.model_dump(exclude={"slots", "down"}))
+        self.server_options = EchoServerOptions.model_validate(config.options)
+        self._default_options = EchoOptions.model_validate(self.server_options.model_dump(exclude={"slots", "down"}))
         self._models = config.models or ("echo",)
         self._attempts: OrderedDict[str, int] = OrderedDict()
 
     def requirements(self) -> tuple[Requirement, ...]:
-        """The libraries that convert its sounds and pictures."""
+        """Return the libraries that convert its audio and images."""
         return (AUDIO_CODECS, OPTIONAL_PILLOW)
 
     async def discover(self) -> Discovery:
@@ -129,128 +129,130 @@ class EchoBackend(Backend):
             )
             for name in self._models
         )
-        return Discovery(offers, self.script.slots)
+        return Discovery(offers, self.server_options.slots)
 
     async def health(self) -> None:
-        if self.script.down:
-            raise BackendUnavailable("the echo backend was told to be down")
+        if self.server_options.down:
+            raise BackendUnavailable("the echo backend is down, as its option says")
 
     async def run(self, task: Task) -> AsyncIterator[Output]:
-        """Whatever is asked for."""
+        """Answer a request to any endpoint."""
         if task.model not in self._models:
             raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
         body = parse_json_object(task.body)
-        script = self._script(body)
-        fail = self._fail(task.job, script)
+        options = self._request_options(body)
+        fail = self._failure_of(task.job, options)
         if fail in ("before", "refuse", "unavailable", "error", "hang"):
-            await _fail_now(fail)
-        output = _said_again(task, body, script, fail) if task.capability in TEXT else _made(task, script, fail)
+            await _raise_failure(fail)
+        output = (
+            _answer_text(task, body, options, fail) if task.capability in TEXT else _answer_media(task, options, fail)
+        )
         async with aclosing(output):
             async for piece in output:
                 yield piece
 
-    def _script(self, body: JSON) -> EchoOptions:
+    def _request_options(self, body: JSON) -> EchoOptions:
         wanted = body.get("echo")
         if isinstance(wanted, str) and wanted.startswith("{"):
             wanted = parse_json_object(wanted.encode())
         if not isinstance(wanted, dict):
-            return self._plain  # OpenAI's own `echo` is a boolean
+            return self._default_options  # OpenAI's own `echo` is a boolean
         try:
-            return EchoOptions.model_validate(self._plain.model_dump(exclude_unset=True) | wanted)
+            return EchoOptions.model_validate(self._default_options.model_dump(exclude_unset=True) | wanted)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
             place = ".".join(str(part) for part in ("echo", *first["loc"]))
             raise BackendRefused(f"{place}: {first['msg']}", param=place) from error
 
-    def _fail(self, job: str, script: EchoOptions) -> Fail:
-        """How this attempt fails, if it does."""
-        if not script.fail or not script.fail_times:
-            return script.fail
+    def _failure_of(self, job: str, options: EchoOptions) -> Fail:
+        """Return how this attempt fails; "" where it does not."""
+        if not options.fail or not options.fail_times:
+            return options.fail
         attempt = self._attempts[job] = self._attempts.pop(job, 0) + 1
         if len(self._attempts) > REMEMBERED_JOBS:
             self._attempts.popitem(last=False)
-        return script.fail if attempt <= script.fail_times else ""
+        return options.fail if attempt <= options.fail_times else ""
 
 
-async def _fail_now(fail: Fail) -> None:
+async def _raise_failure(fail: Fail) -> None:
     if fail in ("before", "mid"):
-        raise BackendError(f"echo was told to fail ({fail})", transient=True)
+        raise BackendError(f"echo fails as requested ({fail})", transient=True)
     if fail == "refuse":
-        raise BackendRefused("echo was told to refuse")
+        raise BackendRefused("echo refuses as requested")
     if fail == "unavailable":
-        raise BackendUnavailable("echo was told to be unavailable")
+        raise BackendUnavailable("echo is unavailable as requested")
     if fail == "crash":
-        raise RuntimeError("echo was told to crash")
+        raise RuntimeError("echo crashes as requested")
     if fail in ("hang", "hang_mid"):
         await asyncio.get_running_loop().create_future()
-    raise BackendError("echo was told to fail (error)")
+    raise BackendError("echo fails as requested (error)")
 
 
-async def _said_again(task: Task, body: JSON, script: EchoOptions, fail: Fail) -> AsyncGenerator[Output]:
-    """Chat and text completions."""
-    told = _EchoAnswer(task, body, script)
-    cut = max(1, told.total // 2) if fail else None
-    async for chunk in _paced(told.stream() if task.stream else told.whole(), script, cut):
+async def _answer_text(task: Task, body: JSON, options: EchoOptions, fail: Fail) -> AsyncGenerator[Output]:
+    """Answer chat and text completions."""
+    answer_text = _EchoAnswer(task, body, options)
+    cut = max(1, answer_text.total // 2) if fail else None
+    async for chunk in _pace_chunks(answer_text.stream() if task.stream else answer_text.whole(), options, cut):
         yield chunk
     if fail == "drop":
         return
     if fail:
-        await _fail_now(fail)
-    tail = told.tail()
+        await _raise_failure(fail)
+    tail = answer_text.tail()
     if tail:
-        yield Chunk(tail, 0 if task.stream else told.uncounted)
-    yield Finish(told.usage, "text/event-stream" if task.stream else "application/json")
+        yield Chunk(tail, 0 if task.stream else answer_text.uncounted)
+    yield Finish(answer_text.usage, "text/event-stream" if task.stream else "application/json")
 
 
 class _CutShort(Exception):
-    """Half of the answer is enough."""
+    """The answer ends after half of its tokens."""
 
 
 class _EchoPacer:
-    """The script's pace, for what is no text."""
+    """The pace that the options set, for answers that are not text."""
 
-    def __init__(self, script: EchoOptions, fail: Fail) -> None:
-        self.tokens = script.tokens
-        self.size = script.size
-        self._delay = script.delay_ms / 1000
-        self._wait = self._delay if script.first_delay_ms is None else script.first_delay_ms / 1000
-        self._fail = fail
+    def __init__(self, options: EchoOptions, fail: Fail) -> None:
+        self.tokens = options.tokens
+        self.size = options.size
+        self._delay = options.delay_ms / 1000
+        self._wait = self._delay if options.first_delay_ms is None else options.first_delay_ms / 1000
+        self._failure_of = fail
         self._steps = 0
 
     async def step(self, total: int) -> None:
-        """Wait before the next of `total` tokens. Raises _CutShort, or what the script says, after half of them."""
-        if self._fail and self._steps >= max(1, total // 2):
-            if self._fail == "drop":
+        """Wait before the next of `total` tokens. Raises _CutShort, or the requested failure, after half of them."""
+        if self._failure_of and self._steps >= max(1, total // 2):
+            if self._failure_of == "drop":
                 raise _CutShort
-            await _fail_now(self._fail)
+            await _raise_failure(self._failure_of)
         self._steps += 1
         if self._wait:
             await asyncio.sleep(self._wait)
         self._wait = self._delay
 
 
-async def _made(task: Task, script: EchoOptions, fail: Fail) -> AsyncGenerator[Output]:
+async def _answer_media(task: Task, options: EchoOptions, fail: Fail) -> AsyncGenerator[Output]:
     with suppress(_CutShort):
-        async with aclosing(answer(task, _EchoPacer(script, fail))) as outputs:
+        async with aclosing(answer(task, _EchoPacer(options, fail))) as outputs:
             async for output in outputs:
-                if fail and isinstance(output, Finish):  # there was but one token
+                if fail and isinstance(output, Finish):  # the answer had a single token
                     if fail == "drop":
                         return
-                    await _fail_now(fail)
+                    await _raise_failure(fail)
                 yield output
 
 
-async def _paced(pieces: Iterator[Chunk], script: EchoOptions, cut: int | None) -> AsyncIterator[Chunk]:
-    """`pieces` at the script's pace, no more than `cut` tokens of them."""
-    delay = script.delay_ms / 1000
-    wait = delay if script.first_delay_ms is None else script.first_delay_ms / 1000
+async def _pace_chunks(pieces: Iterator[Chunk], options: EchoOptions, cut: int | None) -> AsyncIterator[Chunk]:
+    """Yield `pieces` at the requested pace, at most `cut` tokens of them."""
+    delay = options.delay_ms / 1000
+    wait = delay if options.first_delay_ms is None else options.first_delay_ms / 1000
     sent = 0
     for number, piece in enumerate(pieces, 1):
         if cut is not None and sent >= cut:
             return
         if wait:
             await asyncio.sleep(wait)
-        elif number % BREATH == 0:
+        elif number % TOKENS_PER_TURN == 0:
             await asyncio.sleep(0)
         wait = delay * piece.tokens
         sent += piece.tokens
@@ -258,20 +260,20 @@ async def _paced(pieces: Iterator[Chunk], script: EchoOptions, cut: int | None) 
 
 
 class _EchoAnswer:
-    """The answer to one request, as frames or as one body. What is constant is encoded once."""
+    """The answer to one request, as frames or as one body. Constant fields are encoded once."""
 
-    def __init__(self, task: Task, body: JSON, script: EchoOptions) -> None:
+    def __init__(self, task: Task, body: JSON, options: EchoOptions) -> None:
         self._chat = task.endpoint == CHAT
         self._stream = task.stream
-        self._batch = script.batch
-        self._quiet = not (script.delay_ms or script.first_delay_ms)
-        texts, prompt_tokens = _said(body, self._chat)
+        self._batch = options.batch
+        self._quiet = not (options.delay_ms or options.first_delay_ms)
+        texts, prompt_tokens = _texts_to_echo(body, self._chat)
         limit = _limit(body)
-        choices = [_words(text, script, limit) for text in texts for _ in range(requested_choices(body))]
+        choices = [_words(text, options, limit) for text in texts for _ in range(requested_choices(body))]
         self._choices = choices
         self.total = sum(len(words) for words, _ in choices)
         self.uncounted = self.total
-        """Tokens that no Chunk has counted yet."""
+        """Tokens that no Chunk has counted."""
         self.usage = Usage(
             prompt_tokens=prompt_tokens, completion_tokens=self.total, total_tokens=prompt_tokens + self.total
         )
@@ -284,7 +286,7 @@ class _EchoAnswer:
         }
 
     def stream(self) -> Iterator[Chunk]:
-        """A frame for each token, `batch` of them in a Chunk; the first of each choice has its role."""
+        """Yield a frame for each token, `batch` of them in a Chunk; the first of each choice has its role."""
         constant = self._constant | ({"usage": None} if self._include_usage else {})
         start = b"data: " + orjson.dumps(constant)[:-1] + b',"choices":[{"index":'
         for index, (words, reason) in enumerate(self._choices):
@@ -304,7 +306,7 @@ class _EchoAnswer:
             yield Chunk(b"".join((head, empty, tail, orjson.dumps(reason), b"}]}\n\n")), 0)
 
     def whole(self) -> Iterator[Chunk]:
-        """Nothing to see until the end; with delays, a sign of life for each token."""
+        """Yield no data; with delays, an empty Chunk for each token."""
         if self._quiet:
             return
         for at in range(0, self.total, self._batch):
@@ -313,7 +315,7 @@ class _EchoAnswer:
             yield Chunk(b"", count)
 
     def tail(self) -> bytes:
-        """What comes after the tokens."""
+        """Return the bytes after the tokens."""
         if self._stream:
             if not self._include_usage:
                 return b""
@@ -343,8 +345,8 @@ def _limit(body: JSON) -> int | None:
     return None
 
 
-def _said(body: JSON, chat: bool) -> tuple[list[str], int]:
-    """The texts to echo, one per prompt, and the number of words in all that was said."""
+def _texts_to_echo(body: JSON, chat: bool) -> tuple[list[str], int]:
+    """Return the texts to echo, one for each prompt, and the number of words in the request."""
     if not chat:
         prompts = _prompts(body.get("prompt"))
         return prompts, sum(len(prompt.split()) for prompt in prompts)
@@ -373,20 +375,20 @@ def _text(content: Any) -> str:
     return "".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
 
 
-def _words(text: str, script: EchoOptions, limit: int | None) -> tuple[list[str], str]:
-    """The tokens of the answer, and why it ends. Each but the last ends in the space that follows it."""
+def _words(text: str, options: EchoOptions, limit: int | None) -> tuple[list[str], str]:
+    """Return the tokens of the answer, and its finish reason. Each token except the last ends in a space."""
     words = text.split(" ")
-    wanted = len(words) if script.tokens is None else script.tokens
+    wanted = len(words) if options.tokens is None else options.tokens
     count = wanted if limit is None else min(wanted, limit)
     tokens = [f"{word} " for word in islice(cycle(words), count)]
     if tokens:
         tokens[-1] = tokens[-1][:-1]
-        if script.size is not None:
-            tokens = _sized(tokens, script.size)
+        if options.size is not None:
+            tokens = _words_of_size(tokens, options.size)
     return tokens, "stop" if count == wanted else "length"
 
 
-def _sized(tokens: list[str], size: int) -> list[str]:
-    """As many tokens, `size` bytes of text altogether."""
+def _words_of_size(tokens: list[str], size: int) -> list[str]:
+    """Return as many tokens with `size` bytes of text in total."""
     each, more = divmod(size, len(tokens))
     return ["x" * (each + (number < more)) for number in range(len(tokens))]

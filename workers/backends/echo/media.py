@@ -1,12 +1,12 @@
-"""What the echo adapter answers where no chat is asked for. The same request always has the same answer.
+"""The answers of the echo adapter to all requests that are not text. The same request always has the same answer.
 
 | endpoint | answer | a token is |
 |---|---|---|
 | embeddings | a vector of length 1 made of the text's hash; 64 numbers, or `dimensions` | a text |
-| images | a PNG of one colour in the size asked for; the script's `size` makes the file that large | a step, with its progress and a preview |
-| speech | a tone of 50 ms for each character; the script's `size` is its bytes of samples | a word |
-| transcriptions | a sentence with the size and the SHA-256 of the file that came | a word |
-| rerank | how many words document and query have in common | a document |
+| images | a PNG of one color in the requested size; the option `size` sets the bytes of the file | a step, with its progress and a preview |
+| speech | a tone of 50 ms for each character; the option `size` sets its bytes of samples | a word |
+| transcriptions | a sentence with the size and the SHA-256 of the uploaded file | a word |
+| rerank | the share of words that document and query have in common | a document |
 | score | how many words the texts of a pair have in common | a pair |
 | moderations | flags the categories whose names the text holds (`self-harm`, `hate threatening`) | a text |
 """
@@ -84,17 +84,17 @@ IMAGE_FIELDS = (
 
 
 class Pacer(Protocol):
-    """How the script wants it."""
+    """The requested pace of an answer."""
 
     tokens: int | None
     size: int | None
 
     async def step(self, total: int) -> None:
-        """Wait before the next of `total` tokens; or end it here, by an exception."""
+        """Wait before the next of `total` tokens, or end the answer by an exception."""
 
 
 async def answer(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
-    """The output for a task that is no chat."""
+    """Answer a task that is not text."""
     make = _ANSWERS.get(task.endpoint)
     if make is None:
         raise BackendRefused(f"this backend does not serve {task.endpoint}")
@@ -166,12 +166,12 @@ async def _pictures(request: ImageRequest, pace: Pacer) -> AsyncIterator[Progres
 
 @lru_cache(maxsize=8)
 def _png(width: int, height: int, say: str, size: int | None = None) -> bytes:
-    """A picture in a colour that `say` chooses; `size` bytes of file, if it is not larger anyway."""
-    colour = hashlib.sha256(say.encode()).digest()[:3]
+    """Return a PNG in a color that `say` selects; of `size` bytes, if it is not larger anyway."""
+    color = hashlib.sha256(say.encode()).digest()[:3]
     rows = zlib.compress(bytes(height * (1 + (width + 7) // 8)))
     parts = [
         _part(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0)),
-        _part(b"PLTE", colour),
+        _part(b"PLTE", color),
         _part(b"IDAT", rows),
         _part(b"IEND", b""),
     ]

@@ -336,7 +336,7 @@ def _digest(entry: JSON) -> str:
 
 
 def _parse_vectors(answer: JSON, request: JSON) -> list[list[float]]:
-    """The embeddings of a batch. Raises BackendError when they are not what was asked for."""
+    """Return the embeddings of a batch. Raises BackendError when there is not one for each text."""
     vectors = answer.get("embeddings")
     if not isinstance(vectors, list) or len(vectors) != len(request["input"]):
         raise BackendError("the backend did not give one embedding for each input", transient=True)
