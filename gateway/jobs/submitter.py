@@ -15,7 +15,6 @@ from backbone.bus.job_log import JobLog
 from backbone.ids import new_job_id
 from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.dispatcher import Dispatcher
-from gateway.endpoints import target_model
 from gateway.jobs.api import Submission
 from gateway.jobs.records import (
     gateway_outcome,
@@ -27,6 +26,7 @@ from gateway.jobs.records import (
 )
 from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
+from gateway.target_model import target_model
 from schemas.errors import NexusError, RateLimited, Unavailable
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
 from schemas.jobs import LANE_BY_TIER, Envelope, JobRecord, JobStatus, Lane

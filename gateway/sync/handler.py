@@ -17,7 +17,6 @@ import structlog
 from backbone.bus.blobs import BlobStore
 from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
 from gateway.durable_request import DurableAnswerer, DurableRequest
-from gateway.endpoints import target_model
 from gateway.http.asgi import (
     EXCHANGE,
     HOPS,
@@ -41,6 +40,7 @@ from gateway.signed_urls import UrlSigner, base_url
 from gateway.sse_frames import DONE, adapted_frame, comment_frame, error_frame, progress_frame
 from gateway.sync.request_state import RequestState, SyncRequest
 from gateway.sync.submitter import SyncSubmitter
+from gateway.target_model import target_model
 from schemas.endpoints import SSE, EndpointSpec
 from schemas.errors import ErrorInfo, NexusError
 from schemas.frames import AttemptDone, BlobRef

@@ -1,4 +1,4 @@
-"""Errors: one class for each status, OpenAI's object for callers, unharmed by the way there."""
+"""Errors have one class for each status, and reach callers unchanged as OpenAI's object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = subclasses(NexusError)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_is_openais_object(kind: type[NexusError]) -> None:
-    """Every error has a message of its own, and the four fields that SDKs read."""
+    """Every error has a default message and the four fields that SDKs read."""
     error = kind()
     body = error.info.body()
     assert set(body) == {"error"}
@@ -34,7 +34,7 @@ def test_every_error_is_openais_object(kind: type[NexusError]) -> None:
 
 
 def test_the_drawn_tree_is_the_real_one() -> None:
-    """The picture at the top of the module names every direct kind, with its status."""
+    """The drawing in the module's docstring names every direct subclass with its status."""
     drawn = [line.split()[1:3] for line in (errors.__doc__ or "").splitlines() if line.startswith(("├", "└"))]
     assert drawn == [
         [kind.__name__, str(kind.status)]
@@ -55,19 +55,19 @@ def test_the_drawn_tree_is_the_real_one() -> None:
     ],
 )
 def test_headers(error: NexusError, headers: dict[str, str]) -> None:
-    """`Retry-After` is whole seconds, at least one; `x-should-retry` is there where Nexus knows."""
+    """`Retry-After` is in whole seconds, at least one. `x-should-retry` is sent if Nexus knows the answer."""
     assert error.info.headers() == headers
 
 
 def test_what_is_given_comes_before_what_the_class_says() -> None:
-    """Code, param and the rest can be given for one error."""
+    """Arguments of an error take precedence over the defaults of its class."""
     info = errors.InvalidRequest("no", code="bad_size", param="size", should_retry=False).info
     assert (info.status, info.type, info.code, info.param) == (400, "invalid_request_error", "bad_size", "size")
     assert info.should_retry is False
 
 
 def test_an_empty_message_is_the_classs() -> None:
-    """Nobody gets an error without words."""
+    """An empty message is replaced by the default message."""
     assert str(errors.QueueFull("")) == "The queue for this model is full. Retry shortly."
 
 
@@ -85,6 +85,6 @@ INFOS = st.builds(
 
 @given(INFOS, st.booleans())
 def test_errors_travel(info: ErrorInfo, exclude_none: bool) -> None:
-    """An error arrives as it left, also where the sender leaves out what is null, as workers do."""
+    """An error is unchanged after a round trip, also if the sender omits null fields, as workers do."""
     assert ErrorInfo.model_validate_json(info.model_dump_json(exclude_none=exclude_none)) == info
     assert NexusError.from_info(info).info == info

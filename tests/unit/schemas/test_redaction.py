@@ -1,4 +1,4 @@
-"""What is inside stays inside: addresses, hosts and paths leave errors, and everything else of them stays."""
+"""Redaction removes internal addresses, hosts and paths from errors, and keeps the rest of the text."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ KEPT = [
 @pytest.mark.parametrize("inside", INSIDES)
 @pytest.mark.parametrize("sentence", SENTENCES)
 def test_what_is_inside_is_hidden(inside: str, sentence: str) -> None:
-    """Addresses, hosts and paths of the inside vanish wherever they stand; the words around them stay."""
+    """Internal addresses, hosts and paths are removed anywhere in a sentence; the other words stay."""
     hidden = Redactor().redact(sentence.format(inside))
     assert hidden in {sentence.format(REDACTED_ADDRESS), sentence.format(REDACTED_PATH)}
 
@@ -112,12 +112,12 @@ def test_hosts_after_words_that_name_one(text: str) -> None:
 
 @pytest.mark.parametrize("text", KEPT)
 def test_words_about_the_request_stay(text: str) -> None:
-    """What a server says of the request reaches its caller untouched."""
+    """A server's message about the request reaches the caller unchanged."""
     assert Redactor().redact(text) == text
 
 
 def test_configured_names_are_hidden() -> None:
-    """A public host that the process was configured with is inside too; a plain word counts only with a port."""
+    """A public host of the process's configuration is removed too. A plain word counts only with a port."""
     rules = Redactor(
         [
             "https://models.example.com:8443/v1",
@@ -134,7 +134,7 @@ def test_configured_names_are_hidden() -> None:
 
 @given(st.text(max_size=300))
 def test_any_text(text: str) -> None:
-    """Hiding takes any text, and hides nothing more the second time."""
+    """Redaction accepts any text and is idempotent."""
     once = Redactor().redact(text)
     assert Redactor().redact(once) == once
 
@@ -149,7 +149,7 @@ def test_any_mixture(words: list[str]) -> None:
 
 
 def test_errors_hide_it_at_the_edge() -> None:
-    """Whatever made an error, its body is fit to be shown; the error itself keeps all of it for logs."""
+    """The body of any error is redacted. The error itself keeps the full message for logs."""
     info = ErrorInfo(status=503, type="server_error", message="no connection to http://10.1.2.3:8000/v1")
     assert info.body()["error"]["message"] == f"no connection to {REDACTED_ADDRESS}"
     assert "10.1.2.3" in info.message
@@ -164,7 +164,7 @@ WITH_SERVER = sorted(set(load_adapters()) - {"echo", "command", "service"})
 @pytest.mark.parametrize("kind", WITH_SERVER)
 @pytest.mark.parametrize("trouble", ["refused", "dns", "tls", "garbage"])
 async def test_no_adapter_tells_where_its_server_is(kind: str, trouble: str) -> None:
-    """Whatever keeps an adapter from its server, callers do not learn where that is."""
+    """Callers do not learn the address of a server that an adapter cannot reach."""
 
     async def garbage(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"\x00\x01 nonsense\r\n\r\n")

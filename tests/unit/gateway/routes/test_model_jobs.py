@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.endpoints import choose_worker
 from gateway.http.request_body import validate_body
 from gateway.model_catalog import ModelCatalog
+from gateway.target_model import choose_worker
 from schemas.endpoints import ENDPOINTS
 from schemas.errors import InvalidRequest, NexusError, NotFound
 from schemas.jobs import Capability

@@ -1,4 +1,4 @@
-"""Choose the queue that a request for an endpoint of `schemas.endpoints` joins."""
+"""Choose the model whose queue a request joins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.jobs import Capability
 from schemas.model_jobs import ModelJobRequest
 
 WORKER_PREFIX = "worker:"
-"""Under this and its id, a worker that manages models offers to do so."""
+"""A worker that manages models offers the model `worker:<id>` for these jobs."""
 
 
 def target_model(endpoint: EndpointSpec, request: Any, catalog: ModelCatalog) -> str:
@@ -44,7 +44,9 @@ def choose_worker(request: ModelJobRequest, catalog: ModelCatalog) -> str:
             code="worker_not_found",
         )
     if request.worker is None:
-        raise InvalidRequest(f"say which worker is to do it; these can: {choices}", param="worker")
+        raise InvalidRequest(f"Several workers manage models. Set 'worker' to one of: {choices}.", param="worker")
     raise NotFound(
-        f"no live worker of that name manages models; these do: {choices}", param="worker", code="worker_not_found"
+        f"No live worker of this name manages models. Set 'worker' to one of: {choices}.",
+        param="worker",
+        code="worker_not_found",
     )
