@@ -71,11 +71,14 @@ def events() -> dict[str, Event]:
 def logger_calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
     """Yield each call of a logger's method, with its level."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS:
-            logger = node.func.value
-            name = logger.id if isinstance(logger, ast.Name) else getattr(logger, "attr", "")
-            if name in LOGGERS:
-                yield node, LEVELS[node.func.attr]
+        if not isinstance(node, ast.Call):
+            continue
+        for method in [node.func.body, node.func.orelse] if isinstance(node.func, ast.IfExp) else [node.func]:
+            if isinstance(method, ast.Attribute) and method.attr in LEVELS:
+                logger = method.value
+                name = logger.id if isinstance(logger, ast.Name) else getattr(logger, "attr", "")
+                if name in LOGGERS:
+                    yield node, LEVELS[method.attr]
 
 
 def keys(call: ast.Call) -> Iterator[str]:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from backbone.settings import GatewaySettings, WorkerSettings
 from cli.app import app
+from docs.generator.log_events import events
 from gateway.app import ROUTERS
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.metrics import GatewayMetrics
@@ -122,6 +123,15 @@ def test_every_flag_that_a_page_names_exists() -> None:
             seen += len(named)
             assert named <= known[command] | {"--help"}, line
     assert seen > 10
+
+
+def test_every_log_event_that_operations_explains_exists() -> None:
+    """An operator who searches the logs for it finds it."""
+    lines = section((ROOT / "docs" / "how-to" / "operations.md").read_text(), "Logs").splitlines()
+    rows = [line.split("|")[1] for line in lines if line.startswith("| `")]
+    explained = {key for row in rows for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", row)}
+    assert len(explained) > 20
+    assert explained <= set(events())
 
 
 def test_every_command_is_in_the_reference() -> None:
