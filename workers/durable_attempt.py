@@ -23,6 +23,7 @@ from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore
 from backbone.bus.bus import JobDelivery, WorkerBus
 from backbone.bus.job_log import WorkerLog
 from backbone.bus.seals import attempt_token
+from backbone.retry import Backoff, retry
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
 from schemas.frames import BlobRef, FrameKind, Progress
 from schemas.job_events import GateReply, GateRequest, GateVerdict, encode_durable_frame
@@ -397,14 +398,13 @@ class DurableAttempt(Attempt):
 
     async def _retry_until_stored(self, call: Any) -> Any:
         """Repeat a call that NATS does not confirm, as long as the job belongs to this worker. Raises _JobLost."""
-        while True:
-            try:
-                return await call()
-            except Unavailable as error:
-                self._log.warning("attempt.outcome_not_stored", error=error.info.message)
+
+        def on_error(error: Exception) -> None:
+            self._log.warning("attempt.outcome_not_stored", error=str(error))
             if not self.job.owned:
                 raise _JobLost
-            await asyncio.sleep(STORE_RETRY_S)
+
+        return await retry(call, on=Unavailable, backoff=Backoff(STORE_RETRY_S), on_error=on_error)
 
 
 class _JobLost(Exception):

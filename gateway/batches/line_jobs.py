@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from backbone.bus.blobs import BlobStore
 from backbone.bus.job_log import JobLog
+from backbone.retry import Backoff, retry
 from gateway import clock
 from gateway.auth.authenticator import Principal
 from gateway.batches.input_file import InputLine, Request, job_id, parse_line, request_ids
@@ -22,6 +23,8 @@ from schemas.batches import Batch
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobStatus, Lane
 from schemas.outcome import Outcome
+
+T = TypeVar("T")
 
 RETRY_DELAY_S = 2.0
 """The delay before a retry after an outage or a full queue."""
@@ -90,13 +93,8 @@ class LineJobRunner:
 
     async def read_status(self, job: str) -> JobStatus | None:
         """Return the final status of a job, or None if it has not ended."""
-        while True:
-            try:
-                stored = await self._dependencies.log.read_outcome(job)
-            except Unavailable:
-                await asyncio.sleep(RETRY_DELAY_S)
-            else:
-                return stored.outcome.status if stored is not None else None
+        stored = await _retry(lambda: self._dependencies.log.read_outcome(job))
+        return stored.outcome.status if stored is not None else None
 
     async def submit(self, line: InputLine) -> bool:
         """Submit a line's job. An invalid request fails its job immediately. Return False if the batch stopped before."""
@@ -137,20 +135,21 @@ class LineJobRunner:
     async def wait(self, job: str) -> JobStatus:
         """Wait until the job has ended and return its status. Cancel it when the batch stops."""
         looked = False
-        while True:
-            try:
-                async with self._dependencies.log.watch_outcome(job) as has_outcome:
-                    while (stored := await self._dependencies.log.read_outcome(job)) is None:
-                        if looked and (status := await self._recorded_status(job)) is not None:
-                            return status
-                        looked = True
-                        if self._signals.stopped:
-                            await self.cancel(job)
-                        else:
-                            await self._signals.run_until_stopped(asyncio.ensure_future(has_outcome(OUTCOME_WAIT_S)))
-                    return stored.outcome.status
-            except Unavailable:
-                await asyncio.sleep(RETRY_DELAY_S)
+
+        async def wait() -> JobStatus:
+            nonlocal looked
+            async with self._dependencies.log.watch_outcome(job) as has_outcome:
+                while (stored := await self._dependencies.log.read_outcome(job)) is None:
+                    if looked and (status := await self._recorded_status(job)) is not None:
+                        return status
+                    looked = True
+                    if self._signals.stopped:
+                        await self.cancel(job)
+                    else:
+                        await self._signals.run_until_stopped(asyncio.ensure_future(has_outcome(OUTCOME_WAIT_S)))
+                return stored.outcome.status
+
+        return await _retry(wait)
 
     async def _recorded_status(self, job: str) -> JobStatus | None:
         """Return the status of an ended job whose outcome is no longer stored."""
@@ -176,13 +175,7 @@ class LineJobRunner:
                 "public_model": model[:256] if isinstance(model, str) else "",
             }
         )
-        while True:
-            try:
-                await self._dependencies.log.store_outcome(outcome)
-            except Unavailable:
-                await asyncio.sleep(RETRY_DELAY_S)
-            else:
-                return
+        await _retry(lambda: self._dependencies.log.store_outcome(outcome))
 
     def _gateway_outcome(self, job: str, status: JobStatus) -> Outcome:
         """Return the outcome of a job that was never queued. It has no model and counts against no key."""
@@ -216,3 +209,8 @@ class BatchDependencies:
     """The maximum number of unfinished jobs of one batch."""
     large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Lets only one large line at a time into memory."""
+
+
+async def _retry(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call until NATS and the store are available."""
+    return await retry(call, on=Unavailable, backoff=Backoff(RETRY_DELAY_S))
