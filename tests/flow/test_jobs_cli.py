@@ -152,7 +152,7 @@ async def test_failure_and_retry(shell: Shell, served: Crew, cluster: Cluster) -
     assert "failed: " in ran.err
     assert (await shell.run("jobs", "retry", job)).out == f"{job}: queued\n"
     assert (await shell.run("watch", job)).out == "hello there\n"
-    assert "only a failed job" in (await shell.run("jobs", "retry", job, ends=1)).err
+    assert "Only a failed job" in (await shell.run("jobs", "retry", job, ends=1)).err
 
 
 async def test_cancel(shell: Shell, served: Crew, cluster: Cluster, eventually: Eventually) -> None:
@@ -233,7 +233,7 @@ async def test_tokens_on_a_terminal_and_ctrl_c(
         await eventually(lambda: "one two three" in screen.text)
         process.send_signal(signal.SIGINT)
         ran = await shell.end(process, 130)
-    assert "the job goes on" in ran.err
+    assert "the job continues" in ran.err
     [job] = (await shell.run("jobs", "list", "-m", served.model, "--json")).json["data"]
     assert job["status"] == "in_progress"
     assert (await shell.run("watch", job["id"])).out.split() == (["one", "two", "three", "four"] * 8)[:30]
