@@ -132,7 +132,7 @@ embedded_folder() {
   export NEXUS_DATA_DIR="${NEXUS_DATA_DIR:-.nexus}"
 }
 
-# Whether a `nexus up` runs there, whoever started it; its address in `url`, its key in `key`.
+# Whether a `nexus up` runs there, no matter who started it; its address in `url`, its key in `key`.
 runs_embedded() {
   local said
   [[ -x .venv/bin/nexus ]] || return 1

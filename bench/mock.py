@@ -8,7 +8,7 @@ each after `mock_delay_us`, the pieces of sound as far apart. A request's `max_t
 requests that do not say. Without a delay a stream gets one token per turn of the loop, as fast as it is read.
 
 The text of a token is `T<ns>.<index> `: its time on CLOCK_MONOTONIC, which is the same in every process of a machine,
-and its place in the stream. Whoever receives it can tell how long it was under way, and whether one is missing.
+and its place in the stream. Anyone who receives it can tell how long it was under way, and whether one is missing.
 """
 
 from __future__ import annotations

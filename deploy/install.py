@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def say(text: str) -> None:
-    """Write a line at once, whoever reads it."""
+    """Write a line at once, whether anybody reads it or not."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -134,7 +134,7 @@ class ExternalSource:
         return local_part(kind, name, folder, servers, settings, ready)
 
     async def release(self, *parts: Server | Process) -> None:
-        """Whoever is next empties the servers."""
+        """The next user empties the servers."""
         await asyncio.gather(*(part.stop() for part in parts if not isinstance(part, ExternalServer)))
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ Debian, Ubuntu, Fedora, and macOS (with Homebrew). What is there stays as it is;
   --embedded      Python, make in the place of Docker: for `make up`
   --nvidia        also the NVIDIA Container Toolkit (the driver itself comes from your distribution or NVIDIA)
   --docker-group  let this user use Docker without sudo. Members of that group are root on this host
-  --docker-desktop  macOS: Docker Desktop in the place of Colima (mind its licence in companies)
+  --docker-desktop  macOS: Docker Desktop in the place of Colima (mind its license in companies)
   --help          this text
 
 Commands that need root are run with sudo. Exit: 0 everything is there · 1 a command failed · 2 wrong use ·

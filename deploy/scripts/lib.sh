@@ -217,7 +217,7 @@ nx_wait_http() {
 nx_prod_identity() {
   NX_IDENTITY=()
   docker compose ${@+"$@"} config --services 2>/dev/null | grep -x etcd-users >/dev/null || return 0
-  # shellcheck disable=SC2034  # for whoever calls this
+  # shellcheck disable=SC2034  # for anyone who calls this
   NX_IDENTITY=(
     -e NATS_USER=admin -e NATS_PASSWORD_FILE=/etc/nexus/admin/nats-password
     -e ETCD_USER=root -e ETCD_PASSWORD_FILE=/etc/nexus/admin/etcd-password

@@ -16,7 +16,7 @@ nothing else: `worker` goes to the hosts of workers, `admin` is for people. Run 
                     that the certificates lack makes new ones
   --worker NAME     a NATS user and a folder `worker-NAME` of its own, for one worker. Its rights: those that
                     `nexus permissions worker NAME …` printed into secrets/nats/workers/NAME.conf, as an account of its own
-  --rotate WHAT     make anew: `passwords`, `certificates` (by the same authority), or one user's password, such as
+  --rotate WHAT     make again: `passwords`, `certificates` (by the same authority), or one user's password, such as
                     `nats-worker`, `etcd-gateway`, `redis-gateway`. What to restart then: docs/how-to/operations.md
   --days N          how long certificates hold (default: 825; the authority ten years)
   --dir DIR         where (default: .runtime/secrets at the repository's root)
@@ -69,7 +69,7 @@ mkdir -p "$dir"
 chmod 700 "$dir"
 nx_temp_dir
 
-# wants WHAT…: one of these is to be made anew.
+# wants WHAT…: one of these is to be made again.
 wants() {
   local one asked
   for asked in ${rotate[@]+"${rotate[@]}"}; do
@@ -140,7 +140,7 @@ certificate() {
   nx_ok "certificate of $service: $text"
 }
 
-# client_certificate FOLDER: what etcd asks of whoever connects. It names nobody: etcd takes a common name for the name of a user.
+# client_certificate FOLDER: what etcd asks of anyone who connects. It names nobody: etcd takes a common name for the name of a user.
 client_certificate() {
   local file="$dir/$1/etcd-client"
   if [[ -s "$file.crt" && -s "$file.key" ]] && ! wants certificates && openssl verify -CAfile "$dir/ca/ca.crt" "$file.crt" >/dev/null 2>&1 &&

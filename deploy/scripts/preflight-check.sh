@@ -43,17 +43,17 @@ bad=0 warned=0 rows=''
 
 # row ok|warn|fail NAME DETAIL [WHAT TO DO]
 row() {
-  local colour="$NX_GREEN"
+  local color="$NX_GREEN"
   case "$1" in
-    warn) warned=$((warned + 1)) colour="$NX_YELLOW" ;;
-    fail) bad=$((bad + 1)) colour="$NX_RED" ;;
+    warn) warned=$((warned + 1)) color="$NX_YELLOW" ;;
+    fail) bad=$((bad + 1)) color="$NX_RED" ;;
   esac
   if [[ "$as_json" == true ]]; then
     rows="$rows${rows:+, }{\"name\": $(nx_json_string "$2"), \"status\": \"$1\", \"detail\": $(nx_json_string "$3"), \"hint\": $(nx_json_string "${4:-}")}"
     return 0
   fi
-  [[ -t 1 ]] || colour=''
-  printf '%s%-5s%s %-12s %s\n' "$colour" "$1" "${colour:+$NX_PLAIN}" "$2" "$3"
+  [[ -t 1 ]] || color=''
+  printf '%s%-5s%s %-12s %s\n' "$color" "$1" "${color:+$NX_PLAIN}" "$2" "$3"
   [[ "$1" == ok || -z "${4:-}" ]] || printf '%-18s %s\n' '' "$4"
 }
 
@@ -240,7 +240,7 @@ check_env() {
       ;;
     *)
       if [[ ${#key} -lt 20 ]]; then
-        row warn key "GATEWAY_BEARER_TOKEN has only ${#key} characters" 'Whoever guesses it may do everything. Take a random one: openssl rand -hex 24'
+        row warn key "GATEWAY_BEARER_TOKEN has only ${#key} characters" 'Anyone who guesses it may do everything. Take a random one: openssl rand -hex 24'
       elif [[ -n "$(find "$env_file" -prune -perm -004 2>/dev/null)" ]]; then
         row warn key "every user of this host can read it in $env_file" "chmod 600 $env_file"
       else

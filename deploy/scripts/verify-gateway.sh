@@ -111,11 +111,11 @@ row() {
     rows="$rows${rows:+, }{\"name\": $(nx_json_string "$2"), \"status\": \"$1\", \"model\": $(nx_json_string "$model"), \"seconds\": ${took:-0}, \"detail\": $(nx_json_string "$detail")}"
     return 0
   fi
-  local colour="$NX_GREEN"
-  [[ "$1" != fail ]] || colour="$NX_RED"
-  [[ "$1" != skip ]] || colour="$NX_YELLOW"
-  [[ -t 1 ]] || colour=''
-  printf '%s%-5s%s %-15s %8s  %-28s %s\n' "$colour" "$1" "${colour:+$NX_PLAIN}" "$2" "${took:+$(LC_ALL=C printf '%.2f' "$took")}" "${model:--}" "${detail:0:160}"
+  local color="$NX_GREEN"
+  [[ "$1" != fail ]] || color="$NX_RED"
+  [[ "$1" != skip ]] || color="$NX_YELLOW"
+  [[ -t 1 ]] || color=''
+  printf '%s%-5s%s %-15s %8s  %-28s %s\n' "$color" "$1" "${color:+$NX_PLAIN}" "$2" "${took:+$(LC_ALL=C printf '%.2f' "$took")}" "${model:--}" "${detail:0:160}"
 }
 
 named() {

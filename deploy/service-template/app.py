@@ -36,11 +36,11 @@ class Model:
     ready = False
 
     async def load(self) -> None:
-        """Weights, connections: whatever must be there before the first request. `/readyz` is 503 until it is."""
+        """Load the weights and open the connections that the first request needs. `/readyz` answers 503 until then."""
         self.ready = True
 
     async def words(self, messages: list[Message]) -> AsyncGenerator[str]:
-        """The answer, piece by piece. When the caller is gone this is closed: stop working then.
+        """Yield the answer, piece by piece. The generator is closed when the caller disconnects: stop the work then.
 
         Work that keeps a processor busy belongs into a thread: `await asyncio.to_thread(…)`.
         """
@@ -103,20 +103,20 @@ app = FastAPI(title=SERVICE, version=VERSION, lifespan=lifespan)
 
 @app.get("/health")
 async def health() -> dict[str, str]:
-    """The process runs."""
+    """Answer that the process runs."""
     return {"status": "ok"}
 
 
 @app.get("/readyz")
 async def readyz() -> JSONResponse:
-    """It can take requests. While this is not 200, Nexus sends none."""
+    """Say whether the service takes requests. Nexus sends none while the status is not 200."""
     status = "ready" if model.ready else "loading"
     return JSONResponse({"status": status}, status_code=200 if model.ready else 503)
 
 
 @app.get("/v1/metadata")
 async def metadata() -> dict[str, Any]:
-    """What it serves."""
+    """Describe what the service serves."""
     return {
         "schema_version": "v1",
         "service": {"name": SERVICE, "version": VERSION, "description": "Says every word backwards."},
@@ -133,7 +133,7 @@ async def metadata() -> dict[str, Any]:
 
 @app.get("/v1/descriptor")
 async def descriptor() -> dict[str, Any]:
-    """The same, with hints for user interfaces. Nexus reads it where the metadata lacks something."""
+    """Return the metadata with hints for user interfaces. Nexus reads it where the metadata lacks something."""
     types = {"default": "application/json", "streaming": "text/event-stream"}
     return await metadata() | {"response_types": types, "ui": {"options": []}}
 

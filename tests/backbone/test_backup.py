@@ -40,7 +40,7 @@ async def store(own_redis: Server) -> AsyncIterator[RedisStore]:
     await store.close()
 
 
-async def anew(store: RedisStore, client: Redis) -> None:
+async def again(store: RedisStore, client: Redis) -> None:
     """Read everything, delete it, and write it again."""
     dump = RedisBackup(store)
     lines = [line async for line in dump.read_lines()]
@@ -48,7 +48,7 @@ async def anew(store: RedisStore, client: Redis) -> None:
     assert await client.keys("nexus:*") == []
     assert not await dump.has_data()
     await dump.write_lines(lines)
-    await dump.write_lines(lines)  # whoever was interrupted does it again
+    await dump.write_lines(lines)  # anyone who was interrupted does it again
 
 
 async def test_documents_and_lists(store: RedisStore, own_redis: Server) -> None:
@@ -61,7 +61,7 @@ async def test_documents_and_lists(store: RedisStore, own_redis: Server) -> None
     async with Redis.from_url(own_redis.url) as client:
         await client.set("another:key", "stays")
         ends = await client.pexpiretime("nexus:doc:file:an%3Aowner:d7")
-        await anew(store, client)
+        await again(store, client)
         assert await client.pexpiretime("nexus:doc:file:an%3Aowner:d7") == ends
         assert await client.pexpiretime("nexus:doc:key::kept") == -1
         assert await client.pexpiretime("nexus:docs:key:") == -1
@@ -82,7 +82,7 @@ async def test_what_follows_from_records(store: RedisStore, own_redis: Server) -
     await store.acquire_lease("runs", "token", 500)
     async with Redis.from_url(own_redis.url) as client:
         await client.zadd("nexus:queued:k", {"an%3Aowner:ended": time.time() * 1000 + 9000})  # read between two steps
-        await anew(store, client)
+        await again(store, client)
     assert (await store.count_queued("k"), await store.count_running("k")) == (1, 1)
     assert sorted(due.job for due in await store.claim_due(10)) == ["runs", "waits"]
     assert await store.acquire_lease("runs", "another", 1)
@@ -107,12 +107,12 @@ async def test_types_that_nexus_does_not_use_yet(store: RedisStore, own_redis: S
     """They come back too, on a server of the same make."""
     async with Redis.from_url(own_redis.url) as client:
         await client.hset("nexus:later", mapping={"a": "b"})
-        await anew(store, client)
+        await again(store, client)
         assert await client.hgetall("nexus:later") == {b"a": b"b"}
 
 
 async def test_batches_before_files(store: RedisStore) -> None:
-    """Whoever names others is read before them, and lists come last."""
+    """Anyone who names others is read before them, and lists come last."""
     documents = RedisDocumentStore(store)
     await documents.put("file", "o", "f", b"{}")
     await documents.put("batch", "o", "b", b"{}")

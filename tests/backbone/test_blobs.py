@@ -378,7 +378,7 @@ async def test_natss_own_client_lists_a_blob(real: World) -> None:
 
 
 async def test_what_is_stored_says_nothing_without_its_name(real: World) -> None:
-    """Whoever reads the store, by whatever subject, learns neither bytes nor whose they are; the name alone opens nothing."""
+    """Anyone who reads the store, by whatever subject, learns neither bytes nor whose they are; the name alone opens nothing."""
     blobs = await real.side()
     secret = b"TOP-SECRET-" * 30_000
     writer = blobs.writer(ttl_s=60, content_type="text/secret", owner="alice")
@@ -540,7 +540,7 @@ async def test_a_store_that_is_not_there_yet_is_unavailable(real: World) -> None
 
 
 async def test_a_server_that_ignores_lifetimes_is_refused() -> None:
-    """A nats-server before 2.11 would keep blobs for ever: it is not used."""
+    """A nats-server before 2.11 would keep blobs forever: it is not used."""
 
     def answer(_subject: bytes, body: bytes) -> asyncio.Future[list[ReplyMessage] | None]:
         config = json.loads(body)

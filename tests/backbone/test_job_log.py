@@ -118,7 +118,7 @@ async def test_a_place_counts_those_that_wait_before(world: World, eventually: E
 
 
 async def test_events_are_read_from_the_start_and_then_as_they_come(world: World) -> None:
-    """Whoever follows a job gets what happened so far, hears that this is all for now, and then what comes."""
+    """Anyone who follows a job gets what happened so far, hears that this is all for now, and then what comes."""
     log, job = await world.gateway(), new_job()
     writer = (await world.worker()).event_writer(job)
     await log.append_event(job, b"queued")
@@ -139,7 +139,7 @@ async def test_events_are_read_from_the_start_and_then_as_they_come(world: World
 
 
 async def test_a_mentioned_event_is_stored_soon(world: World) -> None:
-    """What a gateway mentions reaches whoever follows the job; one that is too large does no harm."""
+    """What a gateway mentions reaches anyone who follows the job; one that is too large does no harm."""
     log, job = await world.gateway(), new_job()
     async with aclosing(log.follow_events(job)) as events:
         assert await next_of(events) is None
@@ -163,7 +163,7 @@ async def test_the_end_of_a_job_wakes_whoever_follows_it(world: World) -> None:
 
 
 async def test_closing_a_log_ends_its_readers_and_consumers(world: World) -> None:
-    """When a gateway stops, nobody waits for it for ever."""
+    """When a gateway stops, nobody waits for it forever."""
     log, job = await world.gateway(), new_job()
     async with (
         aclosing(log.follow_events(job)) as events,
@@ -206,7 +206,7 @@ async def test_the_first_outcome_wins_a_race(world: World) -> None:
 
 
 async def test_a_deleted_outcome_makes_room_for_the_next_run(world: World) -> None:
-    """A failed job is tried again: it ends anew, and a late repetition of the retry changes nothing."""
+    """A failed job is tried again: it ends again, and a late repetition of the retry changes nothing."""
     log, job = await world.gateway(), new_job()
     assert await log.store_outcome(outcome_of(job, JobStatus.FAILED), b"message")
     first = await log.read_outcome(job)
@@ -296,7 +296,7 @@ async def test_one_gateway_answers_what_a_worker_asks(world: World, eventually: 
 
 
 async def test_dead_letters_are_listed_newest_first_and_found_by_job(world: World) -> None:
-    """Whoever looks after the service sees what failed for good, page by page, and takes it out."""
+    """Anyone who looks after the service sees what failed for good, page by page, and takes it out."""
     log, worker = await world.gateway(), await world.worker()
     outcomes = [outcome_of(new_job(), JobStatus.FAILED, dead=True) for _ in range(60)]
     for n, outcome in enumerate(outcomes):

@@ -126,7 +126,7 @@ async def test_nothing_is_refused_while_one_of_three_dies(world: World, three_na
                 await log.store_outcome(outcome_of(job))
                 await log.read_outcome(job)
             except QueueFull:
-                pass  # whoever withdrew while there was no leader has left its job there
+                pass  # anyone who withdrew while there was no leader has left its job there
             except Unavailable as error:
                 refused.append(error)
             done[index] += 1

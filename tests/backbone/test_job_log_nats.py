@@ -241,8 +241,8 @@ async def test_a_reader_goes_on_where_nats_lost_everything(world: World, own_nat
         async with log.watch_outcome(job) as wait:
             await forget_everything(own_nats, own_nats.url)
             writer = worker.event_writer(job)
-            writer.append(b"anew")
-            assert await read(events, 1, 30) == [b"anew"]
+            writer.append(b"again")
+            assert await read(events, 1, 30) == [b"again"]
             await writer.flush()
             assert await worker.store_outcome(outcome_of(job), b"")
             assert await wait(20)
@@ -522,7 +522,7 @@ async def test_streams_of_an_earlier_version_are_brought_up_to_date(world: World
 
 
 async def test_claims_are_read_by_natss_own_clients(world: World, own_nats: Server) -> None:
-    """`nats kv get nexus-idempotency` shows claims, and one that was deleted there can be made anew."""
+    """`nats kv get nexus-idempotency` shows claims, and one that was deleted there can be made again."""
     log = await world.gateway()
     assert await log.claim("key", b"job_1") == b"job_1"
     client = await nats.connect(own_nats.url)

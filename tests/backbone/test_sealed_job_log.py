@@ -38,7 +38,7 @@ def seal_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Desk:
-    """A gateway with seals, a worker, and whoever has a worker's rights and was given nothing."""
+    """A gateway with seals, a worker, and anyone who has a worker's rights and was given nothing."""
 
     def __init__(self, world: World, log: SealedJobLog, worker: WorkerLog, refused: list[tuple[str, str]]) -> None:
         self.world, self.log, self.worker, self.refused = world, log, worker, refused
@@ -74,7 +74,7 @@ async def desk(seal_url: str | None) -> AsyncIterator[Desk]:
 
 
 async def test_all_gateways_share_one_secret(desk: Desk) -> None:
-    """Whoever of them sealed something, all the others know it."""
+    """Whichever of them sealed something, all the others know it."""
     others = await asyncio.gather(*(desk.world.gateway() for _ in range(5)))
     secrets = [other.seal_secret for other in others]
     assert secrets == [desk.log.seal_secret] * 5
@@ -122,7 +122,7 @@ async def test_a_forged_outcome_ends_nothing_and_makes_room_for_the_true_one(
 
 
 async def test_an_outcome_of_one_job_is_none_of_another(desk: Desk) -> None:
-    """Also where whoever forges it was given a job of his own."""
+    """Also where anyone who forges it was given a job of his own."""
     env, _ = await desk.given()
     mine, _ = await desk.given()
     await desk.forge(outcome_of(mine, COMPLETED).model_copy(update={"job": env.job}))

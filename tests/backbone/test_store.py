@@ -432,7 +432,7 @@ class TestTimers:
         assert await self.due(store, owner) == []
 
     async def test_no_timer_outlives_its_record(self, store, owner, eventually):
-        """A job that is recorded anew, under the same id, has the timer that it is given now, or none."""
+        """A job that is recorded again, under the same id, has the timer that it is given now, or none."""
         job = record(owner)
         await store.create(job, ttl_s=0.3, due_s=0)
 

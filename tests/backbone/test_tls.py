@@ -257,7 +257,7 @@ async def test_what_is_as_it_should_be_costs_nobody_a_login(secure_etcd: Product
 
 
 async def test_a_login_that_nobody_used_is_renewed(tmp_path: Path, secrets: Secrets) -> None:
-    """A token expires by itself; whoever meets that logs in again."""
+    """A token expires by itself; anyone who meets that logs in again."""
     server = ProductionEtcd(tmp_path / "etcd", secrets, token_ttl_s=1)
     await server.start()
     try:
@@ -285,7 +285,7 @@ async def test_a_login_that_nobody_used_is_renewed(tmp_path: Path, secrets: Secr
 async def test_what_a_worker_may_do_in_etcd(
     shared_etcd: ProductionEtcd, secrets: Secrets, key: str, writes: bool, reads: bool
 ) -> None:
-    """It writes presence and the catalogue, reads services, and sees nothing else."""
+    """It writes presence and the catalog, reads services, and sees nothing else."""
     async with link(etcd_for(shared_etcd, worker_settings(secrets))) as worker:
         await _expect(writes, worker.put(key, b"x"))
         await _expect(writes, worker.delete(key))

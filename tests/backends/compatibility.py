@@ -1,4 +1,4 @@
-"""docs/reference/compatibility.md, of what the recorded shapes say: `python -m tests.backends.compatibility` writes it anew."""
+"""docs/reference/compatibility.md, of what the recorded shapes say: `python -m tests.backends.compatibility` writes it again."""
 
 from __future__ import annotations
 

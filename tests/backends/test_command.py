@@ -384,9 +384,9 @@ async def test_instructions_reach_a_program_that_takes_them_and_are_refused_else
 
 
 async def test_a_program_that_reads_the_request_may_know_voices_of_its_own() -> None:
-    task = say("x", voice="whoever")
+    task = say("x", voice="anyone who")
     chunks, _ = await collect(command("cat", output="pcm:16000", input="json"), task)
-    assert b'"voice":"whoever"' in b"".join(chunk.data for chunk in chunks)
+    assert b'"voice":"anyone who"' in b"".join(chunk.data for chunk in chunks)
     with pytest.raises(BackendRefused, match="one voice only"):
         await collect(command("cat", output="pcm:16000"), task)
 

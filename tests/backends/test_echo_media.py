@@ -141,8 +141,8 @@ async def test_pictures_have_the_size_asked_for() -> None:
     pictures = [Image.open(BytesIO(base64.b64decode(item["b64_json"]))) for item in answer["data"]]
     assert [picture.size for picture in pictures] == [(1000, 30)] * 2
     assert [item["seed"] for item in answer["data"]] == [4, 5]
-    colours = {picture.convert("RGB").getpixel((999, 29)) for picture in pictures}
-    assert len(colours) == 2
+    colors = {picture.convert("RGB").getpixel((999, 29)) for picture in pictures}
+    assert len(colors) == 2
 
 
 async def test_a_picture_can_be_as_large_as_a_benchmark_wants() -> None:

@@ -254,7 +254,7 @@ async def test_strength_says_how_much_changes(invoke: InvokeAIDouble, backend: I
 
 
 async def test_kontext_looks_at_the_picture(invoke: InvokeAIDouble, backend: InvokeAIBackend) -> None:
-    """It begins with noise, so it can honour neither strength nor mask."""
+    """It begins with noise, so it can honor neither strength nor mask."""
     invoke.models[2]["name"] = "FLUX.1 Kontext dev"
     await backend.discover()
     await made_by(backend, task("FLUX.1 Kontext dev", files=(image(),)))

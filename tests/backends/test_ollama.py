@@ -410,7 +410,7 @@ async def test_a_limit_of_tokens_is_kept(backend: Backend) -> None:
 async def test_logprobs(ollama: OllamaDouble, backend: Backend) -> None:
     body, _ = await body_of(backend, chat(CHAT, logprobs=True, top_logprobs=1))
     tokens = body["choices"][0]["logprobs"]["content"]
-    assert [token["token"] for token in tokens] == list(ollama.behaviour.words)
+    assert [token["token"] for token in tokens] == list(ollama.behavior.words)
     assert tokens[0]["top_logprobs"] == [{"token": "Hello", "logprob": -0.5, "bytes": [1]}]
 
 

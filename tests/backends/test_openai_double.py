@@ -75,7 +75,7 @@ class TestOpenAI(Contract):
 
 
 @pytest.mark.parametrize(
-    "behaviour",
+    "behavior",
     [
         {"role": False},
         {"newline": "\r\n"},
@@ -95,14 +95,14 @@ class TestOpenAI(Contract):
     ids=str,
 )
 async def test_what_servers_get_wrong_is_made_right(
-    double: OpenAIDouble, backend: Backend, behaviour: dict[str, Any]
+    double: OpenAIDouble, backend: Backend, behavior: dict[str, Any]
 ) -> None:
-    double.behave(**behaviour)
+    double.behave(**behavior)
     assert await text_of(backend) == TEXT
     assert await whole_text_of(backend) == TEXT
     chunks, _ = await collect(backend, completion("double", stream=True))
     assert check_stream(events(chunks), "double", is_chat=False) == TEXT
-    if behaviour.get("usage") != "no":
+    if behavior.get("usage") != "no":
         chunks, finish = await collect(backend, stream(stream_options={"include_usage": True}))
         assert check_stream(events(chunks), "alias", is_chat=True, include_usage=True) == TEXT
         assert finish.usage is not None
@@ -223,7 +223,7 @@ async def test_an_endpoint_of_another_kind_is_refused(backend: Backend) -> None:
 
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
 @pytest.mark.parametrize(
-    "behaviour",
+    "behavior",
     [
         {"drop": "before"},
         {"drop": "mid"},
@@ -233,9 +233,9 @@ async def test_an_endpoint_of_another_kind_is_refused(backend: Backend) -> None:
     ids=str,
 )
 async def test_an_answer_that_does_not_end_properly_failed(
-    double: OpenAIDouble, backend: Backend, behaviour: dict[str, Any], whole: bool
+    double: OpenAIDouble, backend: Backend, behavior: dict[str, Any], whole: bool
 ) -> None:
-    double.behave(**behaviour)
+    double.behave(**behavior)
     with pytest.raises(BackendError) as caught:
         await collect(backend, chat("double", stream=not whole))
     assert caught.value.transient
@@ -243,12 +243,12 @@ async def test_an_answer_that_does_not_end_properly_failed(
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
-@pytest.mark.parametrize("behaviour", [{"done": False}, {"finish": None}, {"done": False, "drop": "end"}], ids=str)
+@pytest.mark.parametrize("behavior", [{"done": False}, {"finish": None}, {"done": False, "drop": "end"}], ids=str)
 async def test_one_sign_of_the_end_is_enough(
-    double: OpenAIDouble, backend: Backend, behaviour: dict[str, Any], whole: bool
+    double: OpenAIDouble, backend: Backend, behavior: dict[str, Any], whole: bool
 ) -> None:
     """Some servers never write `[DONE]`, others no finish_reason, or close without an end: the answer is complete, and was paid for."""
-    double.behave(**behaviour)
+    double.behave(**behavior)
     chunks, finish = await collect(backend, chat("double", stream=not whole))
     assert b'"finish_reason":"stop"' in b"".join(chunk.data for chunk in chunks)
     assert finish is not None

@@ -93,7 +93,7 @@ async def test_callers_get_what_openai_sends(server: ShapeServer, shape: Shape, 
 
 
 def test_the_page_lists_every_shape() -> None:
-    """`python -m tests.backends.compatibility` writes it anew."""
+    """`python -m tests.backends.compatibility` writes it again."""
     assert PAGE.read_text() == page()
 
 

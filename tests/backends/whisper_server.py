@@ -22,7 +22,7 @@ PARAGRAPH = (
     "A small boat left the harbour before sunrise. Nobody on the pier knew where it was going. "
     "The captain had promised to return with fresh oranges and three letters from his brother. "
     "By noon the wind had turned, and heavy clouds came down from the northern mountains. "
-    "Children counted the waves and argued about the colour of the sea."
+    "Children counted the waves and argued about the color of the sea."
 )
 """Some twenty seconds, without repetition: Whisper tries again and again on sound that repeats itself."""
 START_S = 60.0

@@ -329,7 +329,7 @@ class TestSize:
         before = 0
         if measured:
             with contextlib.suppress(OSError):
-                Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew
+                Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins again
             before = self._memory(pid, "VmRSS")
         piece = b"x" * 65536
         framed = b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece

@@ -1,4 +1,4 @@
-"""Whoever reads the OpenAPI document meets the gateway that it describes."""
+"""Anyone who reads the OpenAPI document meets the gateway that it describes."""
 
 from __future__ import annotations
 

@@ -706,7 +706,7 @@ class TestErrors:
         ],
     )
     async def test_what_is_not_understood(self, cluster: Cluster, wrong: Any, param: str) -> None:
-        """What cannot be honoured is refused by name, and never left out in silence."""
+        """What cannot be honored is refused by name, and never left out in silence."""
         answer = await cluster.post("/v1/responses", {"model": "echo", "input": "hi"} | wrong)
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
@@ -741,7 +741,7 @@ class TestErrors:
         assert [event.to_dict() for event in again] == [event.to_dict() for event in events]
 
     async def test_another_attempt_after_a_passing_failure(self, client: AsyncOpenAI) -> None:
-        """Who has seen half of an answer that is begun anew is told so; who retrieves it gets the new one alone."""
+        """Who has seen half of an answer that is begun again is told so; who retrieves it gets the new one alone."""
         events = await collect(
             await client.responses.create(
                 model="echo",

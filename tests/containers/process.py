@@ -145,7 +145,7 @@ class ContainerProcess:
         self._engine.connect(self.container, self.alias)
 
     def remove(self) -> None:
-        """Let go of it and of all that it holds. It can be started anew."""
+        """Let go of it and of all that it holds. It can be started again."""
         if self._made is not None:
             with suppress(NotFound):
                 self.container.remove(force=True, v=True)

@@ -35,7 +35,7 @@ async def desk(cluster: Cluster, crew: Crew) -> AsyncIterator[Desk]:
     yield desk
     await desk.close()
     for gateway in cluster.gateways:
-        await gateway.start()  # whoever was killed
+        await gateway.start()  # the one that was killed
 
 
 def container(part: Process | Server) -> ContainerProcess:
@@ -146,7 +146,7 @@ async def test_etcd_cut_off_for_longer_than_its_leases(cluster: Cluster, crew: C
 async def test_a_gateway_killed_while_a_stream_is_followed(
     cluster: Cluster, crew: Crew, desk: Desk, eventually: Eventually
 ) -> None:
-    """Whoever follows goes on at the other one after the last event seen: nothing twice, nothing missing."""
+    """Anyone who follows goes on at the other one after the last event seen: nothing twice, nothing missing."""
     await crew.start(options="delay_ms=400")
     first, second = cluster.urls[:2]
     job = await desk.stream(TEXT, on=[second, first])  # a follower's first try is at the second of these

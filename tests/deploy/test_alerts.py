@@ -218,6 +218,6 @@ async def test_alarms_and_dashboards_are_made_of_metrics_that_exist(tmp_path: Pa
 
 def test_what_is_checked_here_can_be_wrong() -> None:
     """A metric that nothing exports, and a label that none has, would be found."""
-    [selector] = selectors(promql_parser.parse('sum(rate(nexus_nothing_total{colour="red"}[5m]))'))
+    [selector] = selectors(promql_parser.parse('sum(rate(nexus_nothing_total{color="red"}[5m]))'))
     assert selector.name == "nexus_nothing_total"
-    assert {matcher.name for matcher in selector.matchers.matchers} == {"colour"}
+    assert {matcher.name for matcher in selector.matchers.matchers} == {"color"}

@@ -97,7 +97,7 @@ def test_a_host_of_workers_serves_from_elsewhere(home: Production, tmp_path: Pat
 
 
 def test_a_rotated_password_needs_no_restart(home: Production) -> None:
-    """Made anew, copied, and the server told: gateway and worker come back by themselves."""
+    """Made again, copied, and the server told: gateway and worker come back by themselves."""
     before = home.inspected("gateway")["State"]["StartedAt"]
     home.secrets.make("--rotate", "nats-gateway", "--rotate", "nats-worker")
     home.compose("up", "--detach", "--no-build", "credentials")

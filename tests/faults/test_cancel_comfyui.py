@@ -85,7 +85,7 @@ async def test_cancelled(
 ) -> None:
     """`busy`: the server takes seconds to say how its queue is. `between`: it loads a model. `deaf`: without a websocket."""
     double.checkpoints, double.version = [crew.model], version
-    behaviour: dict[str, dict[str, Any]] = {
+    behavior: dict[str, dict[str, Any]] = {
         "executing": {"step_s": 0.05},
         "busy": {"step_s": 0.05, "answer_s": 4.0},
         "between": {"load_s": 3.0},
@@ -94,7 +94,7 @@ async def test_cancelled(
         "taking": {"step_s": 0.05, "never_takes": True},
         "showing": {"never_shows": True},
     }
-    double.behave(**behaviour[state])
+    double.behave(**behavior[state])
     await crew.start(backend="comfyui", WORKER_BACKEND_URL=double.url)
     work = Picture(crew, cluster)
     if state == "queued":

@@ -32,7 +32,7 @@ async def desk(cluster: Cluster, crew: Crew, second: Process) -> AsyncIterator[D
     yield desk
     await desk.close()
     for gateway in cluster.gateways:
-        await gateway.start()  # whoever was killed
+        await gateway.start()  # the one that was killed
 
 
 async def check_whole(job: Watched, *, attempts: int = 1) -> None:
@@ -67,7 +67,7 @@ async def test_worker_killed_after_its_start(crew: Crew, desk: Desk, eventually:
 
 
 async def test_worker_killed_in_the_middle_of_a_stream(crew: Crew, desk: Desk, eventually: Eventually) -> None:
-    """A worker is killed halfway: whoever watches is told to begin anew, and gets the next worker's stream whole."""
+    """A worker is killed halfway: anyone who watches is told to begin again, and gets the next worker's stream whole."""
     old = await crew.start(options="fail=hang_mid")
     job = await desk.stream()
     await eventually(lambda: job.kinds.count("chunk") == 3)

@@ -118,7 +118,7 @@ async def test_backend_down_and_back(crew: Crew, cluster: Cluster, eventually: E
         double.behave(models=({"id": crew.model, "object": "model", "created": 7, "owned_by": "tests"},))
         worker = await crew.start(backend="openai", WORKER_BACKEND_URL=double.url)
         assert (await crew.ask().end()).status == 200
-        double.behave(models=double.behaviour.models, token_delay_s=0.2, words=("word",) * 100)
+        double.behave(models=double.behavior.models, token_delay_s=0.2, words=("word",) * 100)
         midway = crew.stream()
         await eventually(lambda: midway.texts)
         await double.kill()
@@ -133,7 +133,7 @@ async def test_backend_down_and_back(crew: Crew, cluster: Cluster, eventually: E
         assert code(refused) == (503, "server_error", "unavailable")
         assert refused.headers is not None
         assert "retry-after" in refused.headers
-        double.behave(models=double.behaviour.models)
+        double.behave(models=double.behavior.models)
         await double.start()
         await cluster.wait_for_worker(worker, "ready")
         assert (await crew.ask().end()).status == 200

@@ -120,7 +120,7 @@ async def test_too_many_connections(cluster: Cluster, eventually: Eventually) ->
 
 
 async def test_guessed_keys(cluster: Cluster) -> None:
-    """Who tries out keys gets 429 after some; whoever has one goes on at the same address."""
+    """Who tries out keys gets 429 after some; anyone who has one goes on at the same address."""
     made = (await cluster.post("/v1/keys", {"name": "honest", "scopes": ["inference"]})).json()["key"]
     answers = []
     async with httpx.AsyncClient(base_url=cluster.url) as client:

@@ -153,7 +153,7 @@ async def test_a_job_is_accepted_answered_and_kept(shared: Jobs) -> None:
 
 
 async def test_a_model_without_a_worker_waits_for_one(jobs: Jobs, eventually: Eventually) -> None:
-    """A job for a model of the catalogue is accepted while no worker serves it, and runs when one comes; synchronous requests are 503."""
+    """A job for a model of the catalog is accepted while no worker serves it, and runs when one comes; synchronous requests are 503."""
     name = await jobs.crew.start()
     assert (await jobs.crew.ask().end()).status == 200
     await jobs.crew.cluster.post(f"/v1/workers/{name}/drain", None)
@@ -484,7 +484,7 @@ async def test_events_past_their_retention(shared: Jobs, cluster: Cluster) -> No
 
 
 async def test_a_synchronous_stream_that_can_be_resumed(shared: Jobs) -> None:
-    """`x-nexus-resume: true`: the job's id comes first, each frame has an id, and whoever hangs up goes on elsewhere."""
+    """`x-nexus-resume: true`: the job's id comes first, each frame has an id, and anyone who hangs up goes on elsewhere."""
     words = " ".join(str(n) for n in range(20))
     headers = {"x-nexus-resume": "true"}
     body = shared.chat(words, stream=True, echo={"delay_ms": 30})
@@ -511,7 +511,7 @@ async def test_a_synchronous_stream_that_can_be_resumed(shared: Jobs) -> None:
 
 
 async def test_a_queued_job_that_is_cancelled_never_runs(jobs: Jobs, eventually: Eventually) -> None:
-    """Whoever cancels, and how often: one cancelled record, and no attempt."""
+    """No matter who cancels, and how often: one cancelled record, and no attempt."""
     name = await jobs.crew.start(WORKER_CONCURRENCY="1")
     blocking = await jobs.submit(echo=FOREVER)
     await eventually(lambda: jobs.crew.runs(1))
@@ -701,7 +701,7 @@ async def test_the_same_key_joins_a_stream(shared: Jobs, eventually: Eventually)
 
 
 async def test_the_same_key_gets_its_stream_when_events_are_gone(shared: Jobs, cluster: Cluster) -> None:
-    """An answer is kept longer than the events that it came in: whoever comes again gets all of it."""
+    """An answer is kept longer than the events that it came in: anyone who comes again gets all of it."""
     key: dict[str, Any] = {"idempotency-key": "events-gone-" + shared.crew.model}
     body = shared.chat("one two three", stream=True)
     first = await shared.http.post(shared.urls[0] + CHAT, json=body, headers=key)
@@ -823,7 +823,7 @@ async def test_a_transient_failure_in_the_middle_begins_anew(shared: Jobs) -> No
 
 
 async def test_a_drained_worker_hands_its_job_over(jobs: Jobs, cluster: Cluster, eventually: Eventually) -> None:
-    """It is no failed attempt; the next worker begins anew."""
+    """It is no failed attempt; the next worker begins again."""
     name = await jobs.crew.start(WORKER_DRAIN_S="0.2")
     job = await jobs.submit("a b c", stream=True, echo={"delay_ms": 300, "first_delay_ms": 0, "tokens": 20})
 

@@ -156,7 +156,7 @@ async def test_failure_and_retry(shell: Shell, served: Crew, cluster: Cluster) -
 
 
 async def test_cancel(shell: Shell, served: Crew, cluster: Cluster, eventually: Eventually) -> None:
-    """Whoever watches sees it."""
+    """Anyone who watches sees it."""
     job = await submitted(shell, served, echo={"fail": "hang"})
     watching = await shell.start("watch", job)
     await eventually(lambda: is_now(cluster, job, "in_progress"))

@@ -83,7 +83,7 @@ async def test_two_workers_with_a_server_each(
     cluster: Cluster, crew: Crew, ollama: OllamaDouble, eventually: Eventually
 ) -> None:
     async with OllamaDouble(max_loaded=1) as other:
-        other.models, other.behaviour = ollama.models, ollama.behaviour
+        other.models, other.behavior = ollama.models, ollama.behavior
         for server in (ollama, other):
             await serving(crew, cluster, server, eventually)
         answers = await asyncio.gather(*(cluster.post("/v1/chat/completions", body) for body in alternating(ollama)))

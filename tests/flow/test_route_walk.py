@@ -93,7 +93,7 @@ ROUTES = {
     "GET /v1/services": ADMIN,
     "PUT /v1/services/{name:path}": ADMIN,
     "DELETE /v1/services/{name:path}": ADMIN,
-    # Dead letters are operators', whoever owns their jobs.
+    # Dead letters are operators', no matter who owns their jobs.
     "GET /v1/dlq": ADMIN,
     "GET /v1/dlq/{job_id}": ADMIN,
     "POST /v1/dlq/{job_id}/replay": ADMIN,
@@ -222,7 +222,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
 
 
 async def test_every_route_is_named_here() -> None:
-    """Whoever adds a route says who may use it, and what it shows of whom."""
+    """Anyone who adds a route says who may use it, and what it shows of whom."""
     assert set(served()) == set(ROUTES)
     assert {need.owned for need in ROUTES.values()} - {""} == set(MAKERS)
     ids = re.compile(r"\{(job|file|batch|response)_id\}")

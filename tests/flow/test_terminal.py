@@ -430,7 +430,7 @@ async def test_without_a_terminal_it_is_one_json_object(module: str, settings: d
 
 
 async def test_log_format_json_holds_on_a_terminal_too(tmp_path: Path, open_servers: dict[str, str]) -> None:
-    """Whoever sets it wants it."""
+    """Anyone who sets it wants it."""
     seen = await on_terminal(
         "-m", "workers", folder=tmp_path, env={**open_servers, "LOG_FORMAT": "json"}, until='"event":"worker.serving"'
     )

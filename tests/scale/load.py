@@ -229,8 +229,8 @@ class Load:
             if not job:
                 raise
         self.resumed += 1
-        rest, anew = await self._rest(job, last)
-        self._compare(job, rest if anew else said + rest, text)
+        rest, again = await self._rest(job, last)
+        self._compare(job, rest if again else said + rest, text)
 
     def _compare(self, job: str, said: str, text: str) -> None:
         words = text.split()
@@ -239,8 +239,8 @@ class Load:
             raise Wrong(f"{job}: a resumed stream of {text!r} said {said!r}")
 
     async def _rest(self, job: str, last: str) -> tuple[str, bool]:
-        """What comes behind the event `last`, over any number of lost connections, and whether an attempt began anew."""
-        said, name, anew = "", "", False
+        """What comes behind the event `last`, over any number of lost connections, and whether an attempt began again."""
+        said, name, again = "", "", False
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 try:
@@ -258,9 +258,9 @@ class Load:
                             elif key == "data" and name == "job.chunk" and value != "[DONE]":
                                 said += "".join(texts([value]))
                             elif key == "data" and name == "job.completed":
-                                return said, anew
+                                return said, again
                             elif key == "data" and name in {"job.started", "job.restarted"}:
-                                said, anew = "", True
+                                said, again = "", True
                             elif key == "data" and name in {"job.failed", "job.expired", "job.cancelled"}:
                                 raise Wrong(f"{job}: {name} {value[:300]}")
                 except httpx.HTTPError:

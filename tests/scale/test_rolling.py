@@ -47,7 +47,7 @@ async def restart_workers(cluster: Cluster, balancer: LoadBalancer) -> None:
 
 
 async def restart(process: Process) -> None:
-    """As whoever supervises it does: SIGTERM, time to end, and the next one."""
+    """As anyone who supervises it does: SIGTERM, time to end, and the next one."""
     assert await process.stop(grace_s=40) == 0
     await mended(process.start)
 

@@ -209,7 +209,7 @@ async def test_previews_steps_and_seeds(backend: ComfyUIBackend) -> None:
 
 
 async def test_a_picture_and_its_mask(backend: ComfyUIBackend) -> None:
-    """What is transparent in the mask is white for ComfyUI: that is what is painted anew."""
+    """What is transparent in the mask is white for ComfyUI: that is what is painted again."""
     mask = picture_bytes((40, 30), mode="RGBA", color=(0, 0, 0, 0))
     files = (file_of("image", picture_bytes((40, 30))), file_of("mask", mask))
     chunks, _, _ = await outputs_of(backend, image_task("picture", files=files))

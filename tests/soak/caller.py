@@ -325,7 +325,7 @@ class Caller:
             if status != "failed" or (self.record["error"]["code"] != "worker_lost" and starts > 3):
                 self.fault(f"told to fail for good, but {status} after {starts} starts")
         elif status == "failed":
-            # Three starts are what a job has, whoever ended them.
+            # Three starts are what a job has, anyone who ended them.
             if starts < 3:
                 self.fault(f"failed after {starts} starts: {self.record['error']}")
         elif status != "completed":

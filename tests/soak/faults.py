@@ -131,7 +131,7 @@ async def flush(cluster: Cluster) -> None:
 
 
 async def mended(start: object) -> None:
-    """Start a process that may have to wait for another part, as whoever supervises it does."""
+    """Start a process that may have to wait for another part, as anyone who supervises it does."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + MEND_S
     while True:

@@ -166,7 +166,7 @@ class Rounds:
 
 
 def _began_too_late(line: dict[str, Any], word: Ended | None) -> bool:
-    """Whether an attempt began when the job was cancelled already, and its leave to begin was not on its way."""
+    """Whether an attempt began when the job was cancelled already, and its start grant was not on its way."""
     if word is None or word.status != "cancelled":
         return False
     began = datetime.fromisoformat(line["timestamp"]).timestamp() - line["seconds"]

@@ -18,7 +18,7 @@ from tests.cluster import chat, data_lines, texts
 
 MODEL = "chaos"
 PARKED = "parked"
-"""A model in the catalogue that no live worker serves."""
+"""A model in the catalog that no live worker serves."""
 CHAT = "/v1/chat/completions"
 WORDS = ("amber", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath", "inlet", "knoll", "larch", "moor")
 LARGE = 700_000
@@ -159,11 +159,11 @@ def _is_of(vector: list[float], text: str) -> bool:
 def _image(rng: random.Random, label: str) -> tuple[str, dict[str, Any], Whole]:
     prompt, seed = _text(rng, label, 2, 6), rng.randrange(1_000_000)
     size = rng.choice([None, LARGE])
-    colour = hashlib.sha256(f"{prompt}{seed}".encode()).digest()[:3]
+    color = hashlib.sha256(f"{prompt}{seed}".encode()).digest()[:3]
 
     def whole(_job: str, data: bytes) -> bool:
         png = base64.b64decode(json.loads(data)["data"][0]["b64_json"])
-        return b"PLTE" + colour in png and png.endswith(b"IEND\xaeB`\x82") and (size is None or len(png) == size)
+        return b"PLTE" + color in png and png.endswith(b"IEND\xaeB`\x82") and (size is None or len(png) == size)
 
     script = {"delay_ms": rng.choice([0, 250]), **({"size": size} if size else {})}
     body = {"model": MODEL, "prompt": prompt, "seed": seed, "echo": script, "response_format": "b64_json"}

@@ -37,7 +37,7 @@ OTHERS = {
 
 
 @dataclass
-class Behaviour:
+class Behavior:
     """How the server is from now on."""
 
     step_s: float = 0.0
@@ -95,7 +95,7 @@ class ComfyDouble:
         self.asked_classes: list[str] = []
         self.version = "0.3.75"
         """Before 0.3.60 an interrupt ends whatever runs."""
-        self.behaviour = Behaviour()
+        self.behavior = Behavior()
         self.port = 0
         self.submitted: list[Graph] = []
         self.extras: list[dict[str, Any]] = []
@@ -138,7 +138,7 @@ class ComfyDouble:
         return self.running is None and not self.queue
 
     def behave(self, **changes: Any) -> None:
-        self.behaviour = replace(Behaviour(), **changes)
+        self.behavior = replace(Behavior(), **changes)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -211,7 +211,7 @@ class ComfyDouble:
     # Routes
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
-        if self.behaviour.no_sockets:
+        if self.behavior.no_sockets:
             return web.Response(status=403)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
@@ -242,7 +242,7 @@ class ComfyDouble:
     async def _get_class(self, request: web.Request) -> web.Response:
         kind = request.match_info["kind"]
         self.asked_classes.append(kind)
-        if not self.behaviour.tells_classes:
+        if not self.behavior.tells_classes:
             return web.Response(status=404)
         if kind not in REQUIRED and kind not in OTHERS and kind not in self.custom_classes:
             return web.json_response({})
@@ -250,7 +250,7 @@ class ComfyDouble:
         if "ckpt_name" in required:
             # The two forms in which ComfyUI lists values, by whether a node is of its newer kind.
             new = ["COMBO", {"multiselect": False, "options": self.checkpoints}]
-            required["ckpt_name"] = new if self.behaviour.new_nodes else [self.checkpoints, {"tooltip": "a model"}]
+            required["ckpt_name"] = new if self.behavior.new_nodes else [self.checkpoints, {"tooltip": "a model"}]
         if kind == "LoadImage":
             required["image"] = [sorted(self.uploads), {"image_upload": True}]
         info = {"input": {"required": required}, "name": kind, "output_node": kind in OUTPUTS}
@@ -258,7 +258,7 @@ class ComfyDouble:
 
     async def _post_prompt(self, request: web.Request) -> web.Response:
         body = await request.json()
-        if self.behaviour.never_takes:
+        if self.behavior.never_takes:
             self.taking.set()
             await self.hold.wait()
         error, node_errors = self._faults(body["prompt"])
@@ -273,7 +273,7 @@ class ComfyDouble:
         return web.json_response({"prompt_id": prompt.id, "number": prompt.number, "node_errors": {}})
 
     async def _get_queue(self, _: web.Request) -> web.Response:
-        await asyncio.sleep(self.behaviour.answer_s)
+        await asyncio.sleep(self.behavior.answer_s)
         running = [self.running.item()] if self.running else []
         return web.json_response({"queue_running": running, "queue_pending": [one.item() for one in self.queue]})
 
@@ -296,7 +296,7 @@ class ComfyDouble:
         prompt_id = (await request.json()).get("prompt_id")
         self.interrupts.append(prompt_id)
         self.stopped.set()
-        if len(self.interrupts) <= self.behaviour.forgets:
+        if len(self.interrupts) <= self.behavior.forgets:
             return web.Response()
         targeted = self.version and tuple(map(int, self.version.split("."))) >= (0, 3, 60)
         if self.running is not None and (not targeted or prompt_id in (None, self.running.id)):
@@ -309,7 +309,7 @@ class ComfyDouble:
         return web.json_response({prompt_id: self.history[prompt_id]} if prompt_id in self.history else {})
 
     async def _view(self, request: web.Request) -> web.Response:
-        if self.behaviour.never_shows:
+        if self.behavior.never_shows:
             await self._never(self.showing)
         data = self.files.get(request.query["filename"])
         return web.Response(body=data, content_type="image/png") if data else web.Response(status=404)
@@ -321,7 +321,7 @@ class ComfyDouble:
         subfolder, kind = str(form.get("subfolder", "")), str(form.get("type", "input"))
         name = f"{subfolder}/{file.filename}" + (" [temp]" if kind == "temp" else "")
         self.uploads[name] = file.file.read()
-        if self.behaviour.never_uploads:
+        if self.behavior.never_uploads:
             await self._never(self.uploading)
         return web.json_response({"name": file.filename, "subfolder": subfolder, "type": kind})
 
@@ -378,7 +378,7 @@ class ComfyDouble:
             failed = any(kind in ("execution_error", "execution_interrupted") for kind, _ in prompt.messages)
             status = {"status_str": "error" if failed else "success", "completed": not failed}
             self.history[prompt.id] = {"prompt": prompt.item(), "outputs": outputs, "meta": {}} | (
-                {"status": status | {"messages": prompt.messages}} if self.behaviour.status else {"status": None}
+                {"status": status | {"messages": prompt.messages}} if self.behavior.status else {"status": None}
             )
             self.running = None
             await self._moved()
@@ -394,7 +394,7 @@ class ComfyDouble:
                 await self._tell(prompt, "executing", {"node": node, "display_node": node})
                 kind = content["class_type"]
                 if kind == "CheckpointLoaderSimple":
-                    await self._pause(self.behaviour.load_s)
+                    await self._pause(self.behavior.load_s)
                 if kind in SAMPLERS:
                     await self._sample(prompt, node)
                 if kind in OUTPUTS:
@@ -405,26 +405,26 @@ class ComfyDouble:
             await self._note(prompt, "execution_interrupted", {"node_id": node, "executed": []})
         except RuntimeError:
             data = {"node_id": node, "node_type": prompt.graph[node]["class_type"], "traceback": [], "executed": []}
-            await self._note(prompt, "execution_error", data | (self.behaviour.error or {}))
+            await self._note(prompt, "execution_error", data | (self.behavior.error or {}))
         else:
             await self._note(prompt, "execution_success", {})
         return outputs
 
     async def _sample(self, prompt: Prompt, node: str) -> None:
-        behaviour = self.behaviour
+        behavior = self.behavior
         steps = _steps(prompt.graph, node)
         for step in range(1, steps + 1):
-            await self._pause(behaviour.step_s)
+            await self._pause(behavior.step_s)
             self.steps_made += 1
-            if step == behaviour.drop_socket_at:
+            if step == behavior.drop_socket_at:
                 for socket in list(self._sockets.values()):
                     self._cut(socket)
             state = {"value": step, "max": steps, "state": "running", "node_id": node, "prompt_id": prompt.id}
             await self._tell(prompt, "progress_state", {"nodes": {node: state}})
             await self._tell(prompt, "progress", {"value": step, "max": steps, "node": node})
-            if behaviour.previews or prompt.extra.get("preview_method") == "auto":
+            if behavior.previews or prompt.extra.get("preview_method") == "auto":
                 await self._preview(prompt, step)
-        if behaviour.error is not None:
+        if behavior.error is not None:
             raise RuntimeError
 
     async def _pause(self, seconds: float) -> None:
@@ -459,7 +459,7 @@ class ComfyDouble:
 
     async def _say(self, kind: str, data: dict[str, Any], client: str) -> None:
         socket = self._sockets.get(client)
-        if socket is not None and not self.behaviour.silent:
+        if socket is not None and not self.behavior.silent:
             with contextlib.suppress(ConnectionError, RuntimeError):
                 await socket.send_str(json.dumps({"type": kind, "data": data}))
 

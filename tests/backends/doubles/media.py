@@ -121,7 +121,7 @@ class MediaDouble(OpenAIDouble):
         return await super()._get(path, writer)
 
     async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        if self.behaviour.status != 200 or seen.path.endswith("completions"):
+        if self.behavior.status != 200 or seen.path.endswith("completions"):
             return await super()._post(seen, reader, writer)
         return await self._work(reader, self._media(seen, writer))
 

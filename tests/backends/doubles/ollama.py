@@ -52,7 +52,7 @@ LAYERS = {"sha256:aa11": 4000, "sha256:bb22": 600}
 
 
 @dataclass
-class Behaviour:
+class Behavior:
     """What the next answers look like."""
 
     words: tuple[str, ...] = ("Hello", " there", ",", " world", "!")
@@ -85,7 +85,7 @@ class OllamaDouble:
     def __init__(self, max_loaded: int | None = None) -> None:
         """`max_loaded`: `OLLAMA_MAX_LOADED_MODELS`; None: all that it has."""
         self.max_loaded = max_loaded
-        self.behaviour = Behaviour()
+        self.behavior = Behavior()
         self.models = dict(MODELS)
         self.loaded: dict[str, JSON] = {}
         """Loaded or loading, with the options that a change of needs another load."""
@@ -108,7 +108,7 @@ class OllamaDouble:
         return f"http://{here()}:{self.port}"
 
     def behave(self, **changes: Any) -> None:
-        self.behaviour = replace(Behaviour(), **changes)
+        self.behavior = replace(Behavior(), **changes)
 
     def bodies(self, path: str) -> list[JSON]:
         return [body for seen, body in self.seen if seen == path]
@@ -155,7 +155,7 @@ class OllamaDouble:
     # What it has
 
     async def _version(self, _: web.Request) -> web.Response:
-        return web.json_response({"version": self.behaviour.version})
+        return web.json_response({"version": self.behavior.version})
 
     async def _tags(self, _: web.Request) -> web.Response:
         return web.json_response({"models": [self._entry(name) for name in self.models]})
@@ -183,7 +183,7 @@ class OllamaDouble:
             f"{model.family}.context_length": model.context_length,
             f"{model.family}.embedding_length": model.embedding_length,
         }
-        told: dict[str, Any] = {} if self.behaviour.old else {"capabilities": list(model.capabilities)}
+        told: dict[str, Any] = {} if self.behavior.old else {"capabilities": list(model.capabilities)}
         if model.num_ctx:
             told |= {
                 "parameters": f'stop                           "<|eot_id|>"\nnum_ctx                        {model.num_ctx}'
@@ -202,7 +202,7 @@ class OllamaDouble:
                 return _error(400, "invalid character 'o' in literal null (expecting 'u')")
             self.seen.append((request.path, body))
             self.counts[request.path] += 1
-            refuse = self.behaviour.refuse
+            refuse = self.behavior.refuse
             if refuse is not None and request.path != "/api/show":
                 return _error(*refuse)
             try:
@@ -240,8 +240,8 @@ class OllamaDouble:
             if not body.get("prompt"):
                 return web.json_response(_line(body, response="", done=True, done_reason="load"))
             self._fit(name, body, body["prompt"])
-            pieces = [{"response": "", "thinking": thought} for thought in self.behaviour.thoughts]
-            return await self._stream(request, body, [*pieces, *({"response": word} for word in self.behaviour.words)])
+            pieces = [{"response": "", "thinking": thought} for thought in self.behavior.thoughts]
+            return await self._stream(request, body, [*pieces, *({"response": word} for word in self.behavior.words)])
 
     async def _chat(self, request: web.Request, body: JSON) -> web.StreamResponse:
         name = self._existing(body)
@@ -261,10 +261,10 @@ class OllamaDouble:
             return await self._answer(request, body)
 
     async def _answer(self, request: web.Request, body: JSON) -> web.StreamResponse:
-        behaviour = self.behaviour
-        messages: list[JSON] = [{"content": "", "thinking": thought} for thought in behaviour.thoughts]
-        messages += [{"content": "", "tool_calls": [call]} for call in behaviour.calls if body.get("tools")]
-        messages += [{"content": word} for word in behaviour.words]
+        behavior = self.behavior
+        messages: list[JSON] = [{"content": "", "thinking": thought} for thought in behavior.thoughts]
+        messages += [{"content": "", "tool_calls": [call]} for call in behavior.calls if body.get("tools")]
+        messages += [{"content": word} for word in behavior.words]
         pieces: list[JSON] = [{"message": {"role": "assistant"} | message} for message in messages]
         if body.get("logprobs"):
             for piece in pieces:
@@ -285,9 +285,9 @@ class OllamaDouble:
         for text in texts:
             self._fit(name, body, text, "the input length exceeds the context length")
         size = self.models[name].embedding_length
-        if body.get("dimensions") and not self.behaviour.old:
+        if body.get("dimensions") and not self.behavior.old:
             size = min(size, body["dimensions"])
-        await asyncio.sleep(self.behaviour.delay_s * len(texts))
+        await asyncio.sleep(self.behavior.delay_s * len(texts))
         vectors = [vector(text, size) for text in texts]
         tokens = {"prompt_eval_count": sum(len(text.split()) for text in texts)} if texts else {}
         return web.json_response({"model": body["model"], "embeddings": vectors, "total_duration": 9, **tokens})
@@ -302,13 +302,13 @@ class OllamaDouble:
                 return
             for digest, total in LAYERS.items():
                 for completed in range(0, total + 1, total // 4):
-                    await asyncio.sleep(self.behaviour.delay_s)
+                    await asyncio.sleep(self.behavior.delay_s)
                     line = {"status": f"pulling {digest[7:]}", "digest": digest, "total": total}
                     yield line | ({"completed": completed} if completed else {})
-                if self.behaviour.fault == "error_line":
+                if self.behavior.fault == "error_line":
                     yield {"error": "max retries exceeded: EOF"}
                     return
-            if self.behaviour.fault == "no_done":
+            if self.behavior.fault == "no_done":
                 return
             for status in ("verifying sha256 digest", "writing manifest"):
                 yield {"status": status}
@@ -352,7 +352,7 @@ class OllamaDouble:
             async with self._line:  # in the order in which they came
                 if self.loaded.get(name) == need:
                     continue
-                await asyncio.sleep(self.behaviour.discovery_s)
+                await asyncio.sleep(self.behavior.discovery_s)
                 await self._make_room(name)
                 self._begin_load(name, need)
             await self._load(name)
@@ -389,9 +389,9 @@ class OllamaDouble:
 
     async def _load(self, name: str) -> None:
         try:
-            if self.behaviour.loads is not None:
-                await self.behaviour.loads.wait()
-            await asyncio.sleep(self.behaviour.load_s)
+            if self.behavior.loads is not None:
+                await self.behavior.loads.wait()
+            await asyncio.sleep(self.behavior.load_s)
         except asyncio.CancelledError:
             self.loaded.pop(name, None)
             self._users[name] -= 1
@@ -418,23 +418,23 @@ class OllamaDouble:
         return await _send_lines(request, self._lines(body, pieces[:limit] if cut else pieces, cut))
 
     async def _lines(self, body: JSON, pieces: list[JSON], cut: bool) -> AsyncIterator[JSON | bytes | None]:
-        behaviour = self.behaviour
+        behavior = self.behavior
         for number, piece in enumerate(pieces):
-            await asyncio.sleep(behaviour.delay_s)
+            await asyncio.sleep(behavior.delay_s)
             if number == len(pieces) // 2:
-                if behaviour.fault == "hang":
+                if behavior.fault == "hang":
                     await asyncio.Event().wait()
-                if behaviour.fault == "die":
+                if behavior.fault == "die":
                     yield None
-                if behaviour.fault == "error_line":
-                    yield {"error": behaviour.error}
+                if behavior.fault == "error_line":
+                    yield {"error": behavior.error}
                     return
-                if behaviour.fault == "nonsense":
+                if behavior.fault == "nonsense":
                     yield b"{nonsense}\n"
             yield _line(body, **piece, done=False)
-        if behaviour.fault == "no_done":
+        if behavior.fault == "no_done":
             return
-        reason = behaviour.done_reason or ("length" if cut else "stop")
+        reason = behavior.done_reason or ("length" if cut else "stop")
         last = (
             {"message": {"role": "assistant", "content": ""}}
             if "messages" in body
@@ -442,7 +442,7 @@ class OllamaDouble:
         )
         counts = {"total_duration": 5, "load_duration": 1, "prompt_eval_count": 7, "eval_count": len(pieces)}
         line = _line(body, **last, done=True, done_reason=reason, **counts)
-        yield json.dumps(line).encode() if behaviour.fault == "no_newline" else line
+        yield json.dumps(line).encode() if behavior.fault == "no_newline" else line
 
 
 class _Refused(Exception):

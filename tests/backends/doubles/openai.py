@@ -13,7 +13,7 @@ from tests.servers import here
 
 
 @dataclass
-class Behaviour:
+class Behavior:
     """What the next answers look like."""
 
     words: tuple[str, ...] = ("Hello", " there", ",", " world", "!")
@@ -72,7 +72,7 @@ class OpenAIDouble:
     """`async with OpenAIDouble() as double`: `double.url`; `double.behave(...)` sets how it answers from now on."""
 
     def __init__(self) -> None:
-        self.behaviour = Behaviour()
+        self.behavior = Behavior()
         self.seen: list[Seen] = []
         self.connections = 0
         self.streaming = 0
@@ -93,7 +93,7 @@ class OpenAIDouble:
         return next(seen for seen in reversed(self.seen) if seen.method == "POST")
 
     def behave(self, **changes: Any) -> None:
-        self.behaviour = replace(Behaviour(), **changes)
+        self.behavior = replace(Behavior(), **changes)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -145,8 +145,8 @@ class OpenAIDouble:
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         self.seen.append(Seen(method, path, headers, body))
-        behaviour = self.behaviour
-        if behaviour.loading:
+        behavior = self.behavior
+        if behavior.loading:
             return await send_answer(
                 writer, 503, {"error": {"message": "Loading model", "code": 503}}, {"retry-after": "3"}
             )
@@ -155,26 +155,24 @@ class OpenAIDouble:
         return await self._post(self.seen[-1], reader, writer)
 
     async def _get(self, path: str, writer: asyncio.StreamWriter) -> bool:
-        behaviour = self.behaviour
+        behavior = self.behavior
         if path == "/health":
-            return await send_answer(writer, behaviour.health_status, {"status": "ok"})
+            return await send_answer(writer, behavior.health_status, {"status": "ok"})
         if path.endswith("/models"):
-            return await send_answer(
-                writer, behaviour.models_status, {"object": "list", "data": list(behaviour.models)}
-            )
-        if path == "/props" and behaviour.props is not None:
-            return await send_answer(writer, 200, behaviour.props)
+            return await send_answer(writer, behavior.models_status, {"object": "list", "data": list(behavior.models)})
+        if path == "/props" and behavior.props is not None:
+            return await send_answer(writer, 200, behavior.props)
         return await send_answer(writer, 404, {"error": {"message": "File Not Found", "code": 404}})
 
     async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        behaviour = self.behaviour
-        if behaviour.status != 200:
-            return await send_answer(writer, behaviour.status, behaviour.error, behaviour.headers)
+        behavior = self.behavior
+        if behavior.status != 200:
+            return await send_answer(writer, behavior.status, behavior.error, behavior.headers)
         try:
             body = seen.json
         except json.JSONDecodeError:
             return await send_answer(writer, 400, {"error": {"message": "bad JSON", "type": "invalid_request_error"}})
-        if behaviour.no_stream_options and "stream_options" in body:
+        if behavior.no_stream_options and "stream_options" in body:
             error = {"message": "unknown field: stream_options", "type": "invalid_request_error"}
             return await send_answer(writer, 400, {"error": error})
         if not isinstance(body.get("messages", []), list):
@@ -207,91 +205,91 @@ class OpenAIDouble:
             await asyncio.sleep(0.005)
 
     async def _produce(self, seen: Seen, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
-        behaviour = self.behaviour
-        if behaviour.hang == "before_head":
+        behavior = self.behavior
+        if behavior.hang == "before_head":
             await asyncio.Event().wait()
-        if behaviour.drop == "before":
+        if behavior.drop == "before":
             writer.transport.abort()
             return False
-        framing = "transfer-encoding: chunked" if behaviour.chunked else "connection: close"
+        framing = "transfer-encoding: chunked" if behavior.chunked else "connection: close"
         writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n{framing}\r\n\r\n".encode())
         async for piece in self._pieces(seen, body):
-            for part in [piece[at : at + 1] for at in range(len(piece))] if behaviour.dribble else [piece]:
-                writer.write(b"%x\r\n%b\r\n" % (len(part), part) if behaviour.chunked else part)
+            for part in [piece[at : at + 1] for at in range(len(piece))] if behavior.dribble else [piece]:
+                writer.write(b"%x\r\n%b\r\n" % (len(part), part) if behavior.chunked else part)
                 await writer.drain()
-                if behaviour.dribble:
+                if behavior.dribble:
                     await asyncio.sleep(0)
-        if behaviour.drop == "end":
+        if behavior.drop == "end":
             writer.close()
             return False
-        if behaviour.drop == "mid":
+        if behavior.drop == "mid":
             writer.transport.abort()
             return False
-        if behaviour.chunked:
+        if behavior.chunked:
             writer.write(b"0\r\n\r\n")
             await writer.drain()
-        return behaviour.chunked
+        return behavior.chunked
 
     async def _pieces(self, seen: Seen, body: dict[str, Any]) -> AsyncIterator[bytes]:
-        behaviour = self.behaviour
-        if behaviour.raw is not None:
-            yield behaviour.raw
+        behavior = self.behavior
+        if behavior.raw is not None:
+            yield behavior.raw
             return
-        if behaviour.pings:
-            yield f": waiting{behaviour.newline * 2}".encode()
-        if behaviour.hang == "before":
+        if behavior.pings:
+            yield f": waiting{behavior.newline * 2}".encode()
+        if behavior.hang == "before":
             await asyncio.Event().wait()
-        await asyncio.sleep(behaviour.first_delay_s)
-        if behaviour.hold is not None:
-            await behaviour.hold.wait()
+        await asyncio.sleep(behavior.first_delay_s)
+        if behavior.hold is not None:
+            await behavior.hold.wait()
         events = list(self._events(seen.path.endswith("/chat/completions"), body))
         for number, event in enumerate(events):
             if number == len(events) // 2:
-                if behaviour.hang == "mid":
+                if behavior.hang == "mid":
                     await asyncio.Event().wait()
-                if behaviour.drop == "mid":
+                if behavior.drop == "mid":
                     return
-                if behaviour.error_in_stream is not None:
-                    yield self._event({"error": behaviour.error_in_stream})
+                if behavior.error_in_stream is not None:
+                    yield self._event({"error": behavior.error_in_stream})
                     return
             yield self._event(event)
-            if behaviour.pings:
-                yield f": ping{behaviour.newline * 2}".encode()
-            await asyncio.sleep(behaviour.token_delay_s)
-        if behaviour.done:
-            yield f"data: [DONE]{behaviour.newline * 2}".encode()
+            if behavior.pings:
+                yield f": ping{behavior.newline * 2}".encode()
+            await asyncio.sleep(behavior.token_delay_s)
+        if behavior.done:
+            yield f"data: [DONE]{behavior.newline * 2}".encode()
 
     def _event(self, event: dict[str, Any]) -> bytes:
-        separators = None if self.behaviour.spaces else (",", ":")
+        separators = None if self.behavior.spaces else (",", ":")
         text = json.dumps(event, ensure_ascii=False, separators=separators)
-        return f"data: {text}{self.behaviour.newline * 2}".encode()
+        return f"data: {text}{self.behavior.newline * 2}".encode()
 
     def _events(self, chat: bool, body: dict[str, Any]) -> list[dict[str, Any]]:
-        behaviour = self.behaviour
-        deltas = list(behaviour.deltas) or [{"content": word} for word in behaviour.words]
-        if chat and behaviour.role:
+        behavior = self.behavior
+        deltas = list(behavior.deltas) or [{"content": word} for word in behavior.words]
+        if chat and behavior.role:
             deltas.insert(0, {"role": "assistant", "content": ""})
         events = []
         for number, delta in enumerate(deltas):
             content = {"delta": delta} if chat else {"text": delta["content"]}
             events.append(self._chunk(chat, number, [{"index": 0, **content, "logprobs": None, "finish_reason": None}]))
         usage = {"prompt_tokens": 3, "completion_tokens": len(deltas), "total_tokens": 3 + len(deltas)}
-        if behaviour.finish is not None:
+        if behavior.finish is not None:
             end: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
-            last = self._chunk(chat, 98, [{"index": 0, **end, "logprobs": None, "finish_reason": behaviour.finish}])
-            events.append(last | ({"usage": usage} if behaviour.usage == "last" else {}))
+            last = self._chunk(chat, 98, [{"index": 0, **end, "logprobs": None, "finish_reason": behavior.finish}])
+            events.append(last | ({"usage": usage} if behavior.usage == "last" else {}))
         wanted = (body.get("stream_options") or {}).get("include_usage")
-        if behaviour.usage == "chunk" and wanted:
+        if behavior.usage == "chunk" and wanted:
             events.append(self._chunk(chat, 99, []) | {"usage": usage})
         return events
 
     def _chunk(self, chat: bool, number: int, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        ticks = number if self.behaviour.ticking else 0
+        ticks = number if self.behavior.ticking else 0
         return {
             "id": f"cmpl-{ticks}",
             "object": "chat.completion.chunk" if chat else "text_completion",
             "created": 1_700_000_000 + ticks,
-            "model": self.behaviour.model or "double",
+            "model": self.behavior.model or "double",
             "system_fingerprint": "fp",
             "choices": choices,
         }

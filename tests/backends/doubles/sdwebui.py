@@ -16,7 +16,7 @@ from tests.servers import here
 
 
 @dataclass
-class Behaviour:
+class Behavior:
     """How the server is from now on."""
 
     step_s: float = 0.0
@@ -46,7 +46,7 @@ class SDWebUIDouble:
     """`async with SDWebUIDouble() as double`: `double.url`; `double.behave(...)`."""
 
     def __init__(self) -> None:
-        self.behaviour = Behaviour()
+        self.behavior = Behavior()
         self.models = ["v1-5", "sdxl"]
         self.loaded = "v1-5"
         self.port = 0
@@ -75,7 +75,7 @@ class SDWebUIDouble:
         return self.working == 0
 
     def behave(self, **changes: Any) -> None:
-        self.behaviour = replace(Behaviour(), **changes)
+        self.behavior = replace(Behavior(), **changes)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -124,17 +124,17 @@ class SDWebUIDouble:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        behaviour = self.behaviour
-        if behaviour.auth:
-            wanted = f"Basic {base64.b64encode(behaviour.auth.encode()).decode()}"
+        behavior = self.behavior
+        if behavior.auth:
+            wanted = f"Basic {base64.b64encode(behavior.auth.encode()).decode()}"
             if request.headers.get("authorization") != wanted:
                 return web.json_response({"detail": "Incorrect username or password"}, status=401)
-        if behaviour.cpp and request.path.endswith(("/progress", "/interrupt")):
+        if behavior.cpp and request.path.endswith(("/progress", "/interrupt")):
             return web.Response(status=404)
         return await handler(request)
 
     async def _list(self, _: web.Request) -> web.Response:
-        if self.behaviour.cpp:
+        if self.behavior.cpp:
             return web.json_response([{"title": "v1-5", "model_name": "v1-5", "hash": "8888888888"}])
         return web.json_response([{"title": _title(name), "model_name": name, "hash": "ab12"} for name in self.models])
 
@@ -149,14 +149,14 @@ class SDWebUIDouble:
 
     async def _progress(self, _: web.Request) -> web.Response:
         self.looked.set()
-        await asyncio.sleep(self.behaviour.answer_s)
+        await asyncio.sleep(self.behavior.answer_s)
         state = {"sampling_step": self._step, "sampling_steps": self._steps, "job_count": int(self._task is not None)}
         if self._task is None:
             return web.json_response({"progress": 0, "eta_relative": 0, "state": state, "current_image": None})
         done = min(1.0, 0.01 + self._step / max(1, self._steps))
-        image = base64.b64encode(png(16, 16)).decode() if self.behaviour.previews and self._step else None
+        image = base64.b64encode(png(16, 16)).decode() if self.behavior.previews and self._step else None
         said: dict[str, Any] = {"progress": done, "eta_relative": 1.0, "state": state, "current_image": image}
-        return web.json_response(said | ({"current_task": self._task} if self.behaviour.current_task else {}))
+        return web.json_response(said | ({"current_task": self._task} if self.behavior.current_task else {}))
 
     async def _make(self, request: web.Request) -> web.Response:
         """The work goes on whether the caller stays or not, as in the real server's threads."""
@@ -166,7 +166,7 @@ class SDWebUIDouble:
             detail = [{"loc": ["body", "steps"], "msg": "value is not a valid integer", "type": "type_error.integer"}]
             return web.json_response({"detail": detail}, status=422)
         self.working += 1
-        if self.behaviour.drop and request.transport is not None:
+        if self.behavior.drop and request.transport is not None:
             request.transport.abort()
         return await asyncio.shield(asyncio.ensure_future(self._work(body)))
 
@@ -178,25 +178,25 @@ class SDWebUIDouble:
             self.working = max(0, self.working - 1)
 
     async def _locked(self, body: dict[str, Any]) -> web.Response:
-        behaviour = self.behaviour
-        await asyncio.sleep(behaviour.begin_s)
+        behavior = self.behavior
+        await asyncio.sleep(behavior.begin_s)
         self._interrupted = False
         self._task, self._step, self._steps = body.get("force_task_id") or "task(other)", 0, 0
         try:
             wanted = body.get("override_settings", {}).get("sd_model_checkpoint", self.loaded).partition(" ")[0]
             if wanted != self.loaded:
-                await asyncio.sleep(behaviour.load_s)
+                await asyncio.sleep(behavior.load_s)
                 self.loaded = wanted
             self._steps = body.get("steps", 4)
             for step in range(1, self._steps + 1):
                 if self._interrupted or self._runner is None:
                     break
-                await asyncio.sleep(behaviour.step_s)
+                await asyncio.sleep(behavior.step_s)
                 self._step = step
         finally:
             self._task = None
-        if behaviour.error is not None:
-            return web.json_response(behaviour.error[1], status=behaviour.error[0])
+        if behavior.error is not None:
+            return web.json_response(behavior.error[1], status=behavior.error[0])
         for image in [*body.get("init_images", ()), *([body["mask"]] if body.get("mask") else ())]:
             if not base64.b64decode(image).startswith(b"\x89PNG"):
                 said = {"error": "HTTPException", "detail": "Invalid encoded image", "body": "", "errors": ""}
@@ -205,8 +205,8 @@ class SDWebUIDouble:
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         picture = png(body.get("width", 512), body.get("height", 512))
-        grid = [png(1, 1)] if self.behaviour.grid else []
-        images = [*grid, picture, *([png(2, 2)] if self.behaviour.noisy else [])]
+        grid = [png(1, 1)] if self.behavior.grid else []
+        images = [*grid, picture, *([png(2, 2)] if self.behavior.noisy else [])]
         info = {"all_seeds": [body["seed"]], "seed": body["seed"], "index_of_first_image": len(grid)}
         return {
             "images": [base64.b64encode(image).decode() for image in images],

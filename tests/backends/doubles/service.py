@@ -14,7 +14,7 @@ TEXT = (CHAT, "/v1/completions")
 
 
 class ServiceDouble(OpenAIDouble):
-    """Text as `behaviour` says; what other endpoints answer is in `answers`, what it says about itself in `documents`."""
+    """Text as `behavior` says; what other endpoints answer is in `answers`, what it says about itself in `documents`."""
 
     def __init__(self, name: str = "talker", *paths: str) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class ServiceDouble(OpenAIDouble):
 
     async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         answer = self.answers.get(seen.path)
-        if answer is None or self.behaviour.status != 200:
+        if answer is None or self.behavior.status != 200:
             return await super()._post(seen, reader, writer)
         return await send_answer(writer, 200, answer)
 

@@ -75,7 +75,7 @@ class VLLMDouble(OpenAIDouble):
     async def _get(self, path: str, writer: asyncio.StreamWriter) -> bool:
         state = self.vllm
         if path == "/health":
-            return await send_answer(writer, 503 if state.engine_dead else self.behaviour.health_status, b"")
+            return await send_answer(writer, 503 if state.engine_dead else self.behavior.health_status, b"")
         if path == "/metrics" and state.metrics != "missing":
             return await send_answer(writer, 200, self._metrics())
         if path == "/is_sleeping" and state.developer_mode:
@@ -83,7 +83,7 @@ class VLLMDouble(OpenAIDouble):
         if path.startswith("/v1/") and self._unauthorized():
             return await send_answer(writer, 401, {"error": "Unauthorized"})
         if path == "/v1/models":
-            return await send_answer(writer, self.behaviour.models_status, {"object": "list", "data": self._cards()})
+            return await send_answer(writer, self.behavior.models_status, {"object": "list", "data": self._cards()})
         return await send_answer(writer, 404, {"detail": "Not Found"})
 
     async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -119,7 +119,7 @@ class VLLMDouble(OpenAIDouble):
         return bool(key) and self.seen[-1].headers.get("authorization") != f"Bearer {key}"
 
     def _cards(self) -> list[JSON]:
-        """vLLM makes the cards anew for each request: `created` is the time of the request."""
+        """vLLM makes the cards again for each request: `created` is the time of the request."""
         state = self.vllm
         common = {"object": "model", "created": int(time.time()), "owned_by": "vllm", "permission": [], **state.extra}
         base = [{**common, "id": name, "root": MODEL, "parent": None, "max_model_len": CONTEXT} for name in state.names]

@@ -192,7 +192,7 @@ async def test_several_choices_are_several_requests(
     assert [body["options"]["seed"] for body in sent] == [7, 8, 9]
     usage = answer["usage"]
     assert finish.usage is not None
-    assert finish.usage.completion_tokens == usage["completion_tokens"] == 3 * len(ollama.behaviour.words)
+    assert finish.usage.completion_tokens == usage["completion_tokens"] == 3 * len(ollama.behavior.words)
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
@@ -322,7 +322,7 @@ class Partial(Quirky):
             message = {"role": "assistant", "content": "x"}
             choices = [{"index": at, "message": message, "finish_reason": "length"} for at in range(count)]
             return 200, {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": choices}
-        self.behave(models=self.behaviour.models, deltas=tuple(deltas), finish="stop")
+        self.behave(models=self.behavior.models, deltas=tuple(deltas), finish="stop")
         return None
 
 

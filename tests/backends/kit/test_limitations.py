@@ -402,7 +402,7 @@ def counting(server: Quirky, shape: str) -> None:
         elif shape == "choices null":
             events.append(base | {"choices": None, "usage": COUNTED})
         server.behave(
-            models=server.behaviour.models,
+            models=server.behavior.models,
             raw=b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events) + b"data: [DONE]\n\n",
         )
         return None

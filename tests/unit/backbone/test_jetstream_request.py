@@ -21,7 +21,7 @@ class Inbox:
 
 
 async def test_a_call_is_cancelled_also_in_the_moment_of_its_answer() -> None:
-    """Who asks in a loop could not be ended otherwise, and a gateway that stops would wait for it for ever."""
+    """Who asks in a loop could not be ended otherwise, and a gateway that stops would wait for it forever."""
     inbox: Any = Inbox()
     task = asyncio.create_task(call_api(inbox, "STREAM.INFO.X"))
     await asyncio.sleep(0)

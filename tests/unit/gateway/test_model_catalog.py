@@ -73,7 +73,7 @@ def test_a_model_without_a_ready_worker_is_503(state: WorkerState) -> None:
 
 
 def test_a_model_that_was_served_once_is_503() -> None:
-    """So is one that only the catalogue of all time knows."""
+    """So is one that only the catalog of all time knows."""
     made = catalog(known=(CatalogEntry(name="old", capabilities=CHAT, created=5),))
     with pytest.raises(Unavailable):
         made.resolve("old", Capability.CHAT)

@@ -113,11 +113,11 @@ class Rig:
 
 
 @asynccontextmanager
-async def swapping(count: int = 2, max_loaded: int | None = 1, **behaviour: float) -> AsyncIterator[OllamaDouble]:
+async def swapping(count: int = 2, max_loaded: int | None = 1, **behavior: float) -> AsyncIterator[OllamaDouble]:
     """An Ollama with so many models that holds `max_loaded` at once."""
     async with OllamaDouble(max_loaded) as server:
         server.models = {name: StoredModel() for name in MODELS[:count]}
-        server.behave(**{"words": WORDS, "load_s": 0.05, "delay_s": 0.005, "discovery_s": 0.01, **behaviour})
+        server.behave(**{"words": WORDS, "load_s": 0.05, "delay_s": 0.005, "discovery_s": 0.01, **behavior})
         yield server
 
 

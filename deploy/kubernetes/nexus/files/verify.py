@@ -12,7 +12,7 @@ HEADERS = {"authorization": f"Bearer {os.environ['NEXUS_KEY']}", "content-type":
 
 
 def call(path: str, body: dict[str, Any] | None = None) -> Any:
-    """The answer's JSON. Ends the test where there is none, and says why."""
+    """Return the answer's JSON. Without one, end the test and say why."""
     data = None if body is None else json.dumps(body).encode()
     try:
         with urllib.request.urlopen(urllib.request.Request(URL + path, data, HEADERS), timeout=120) as answer:

@@ -276,7 +276,7 @@ class TestManagedProcess:
         await eventually(lambda: not lives(grandchild))
 
     async def test_the_child_has_exactly_the_given_environment(self, tmp_path):
-        child = self.process(tmp_path, "echo $COLOUR", env={"COLOUR": "green", "PATH": os.environ["PATH"]})
+        child = self.process(tmp_path, "echo $COLOR", env={"COLOR": "green", "PATH": os.environ["PATH"]})
         await child.start()
         await asyncio.wait_for(child.wait(), 10)
         assert child.tail() == "green"

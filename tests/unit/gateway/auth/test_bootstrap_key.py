@@ -36,7 +36,7 @@ def test_a_missing_file_is_created_once(tmp_path: Path):
 
 
 def test_gateways_that_start_concurrently_share_one_key(tmp_path: Path):
-    """Whoever makes the file first, all read the same."""
+    """No matter who makes the file first, all read the same."""
     for turn in range(20):
         file, together = tmp_path / f"key{turn}", Barrier(8)
 

@@ -249,7 +249,7 @@ class TestStoreDataLoss:
     async def test_a_gateway_that_missed_a_revocation_restores_nothing(
         self, fleet: Fleet, eventually: Eventually
     ) -> None:
-        """It was told nothing and read nothing; it even wrote the key back: whoever knows better has the last word."""
+        """It was told nothing and read nothing; it even wrote the key back: anyone who knows better has the last word."""
         knowing, dull = await fleet.gateway(), await fleet.gateway(refresh_interval_s=3600)
         new = await knowing.create()
         await dull.ring.refresh()

@@ -595,7 +595,7 @@ class TestTakingOver:
         assert len(desk.blobs.chunks_by_name()) == 3
 
     async def test_a_defect_ends_a_batch_in_the_end(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is tried again, and not for ever."""
+        """It is tried again, and not forever."""
         monkeypatch.setattr(scheduler, "DEFECT_RETRY_DELAY_S", 0.01)
         monkeypatch.setattr(scheduler, "MAX_DEFECT_DELIVERIES", 3)
 

@@ -244,7 +244,7 @@ def test_a_trickling_body_blocks_no_other(
     async def attack(memory: BodyMemory, key: int, pieces: int, begin: float, pause: float | None) -> None:
         await asyncio.sleep(begin)
         trickle = [(pause, 1)] * 300 if pause is not None else []
-        while True:  # whoever is refused tries again
+        while True:  # anyone who is refused tries again
             try:
                 await send(memory, f"key{key}", Caller([*at_once(pieces * PIECE), *trickle], complete=False))
             except (NexusError, CallerDisconnected):

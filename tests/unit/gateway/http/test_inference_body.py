@@ -137,7 +137,7 @@ async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
 
 
 class StuckBlobs(MemoryBlobStore):
-    """Whoever writes waits."""
+    """Anyone who writes waits."""
 
     def __init__(self) -> None:
         super().__init__()

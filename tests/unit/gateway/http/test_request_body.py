@@ -197,6 +197,6 @@ class TestWholeNumbers:
             assert caught.value.info.param == "n"
 
     def test_a_body_without_travels_as_it_came(self) -> None:
-        """Nothing is written anew that need not be."""
+        """Nothing is written again that need not be."""
         sent = b'{ "model": "m", "prompt": "x", "n": 3 }'
         assert parse_normalized(sent, CompletionRequest)[1] is sent

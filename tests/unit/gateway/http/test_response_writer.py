@@ -129,7 +129,7 @@ async def test_a_complete_body_is_reported(eventually: Eventually) -> None:
 
 
 async def test_a_disconnect_is_reported_once(eventually: Eventually) -> None:
-    """Whoever asked hears that the caller is gone; who asks too late hears it at once; who took it back, not."""
+    """Anyone who asked hears that the caller is gone; who asks too late hears it at once; who took it back, not."""
     heard: list[str] = []
     lines: list[HttpExchange] = []
 

@@ -244,14 +244,14 @@ class TestDeathInTheMiddle:
                 await log.delete_outcome(job, rig.broker.job_log.outcomes[job].seq)
             return first
 
-        undecide = log.delete_outcome
+        delete_outcome = log.delete_outcome
 
         async def never(*_: Any) -> None:
             """The retry is as far as this."""
 
         monkeypatch.setattr(log, "delete_outcome", never)
         await rig.jobs.retry(OWNER, job)
-        monkeypatch.setattr(log, "delete_outcome", undecide)
+        monkeypatch.setattr(log, "delete_outcome", delete_outcome)
         monkeypatch.setattr(log, "store_outcome", decide_late)
         assert (await rig.jobs.cancel(OWNER, job)).status is JobStatus.CANCELLED
 

@@ -17,7 +17,7 @@ from schemas.presence import ModelOffer, RegistrySnapshot, WorkerPresence, Worke
 
 
 def managing(*ids: str, state: WorkerState = WorkerState.READY) -> ModelCatalog:
-    """A catalogue with workers that manage models, and one that does not."""
+    """A catalog with workers that manage models, and one that does not."""
     workers = {
         name: WorkerPresence(
             id=name,

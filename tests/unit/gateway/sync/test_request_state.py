@@ -188,7 +188,7 @@ async def test_the_third_attempt_that_fails_ends_the_request() -> None:
 
 
 async def test_attempts_that_do_not_count_are_as_many_as_the_limit_on_waiting_allows() -> None:
-    """They neither use up the tries nor begin the wait anew."""
+    """They neither use up the tries nor begin the wait again."""
     rig = Rig(queue_s=100.0)
     queued_at = rig.call.queued_at
     for delivery in range(1, 50):

@@ -375,7 +375,7 @@ async def test_an_earlier_run_says_nothing_about_a_later_one():
 
 
 async def test_a_defect_is_a_failed_try():
-    """Whatever goes wrong inside: the message is not lost, and not tried for ever."""
+    """Whatever goes wrong inside: the message is not lost, and not tried forever."""
     stage = Stage(RuntimeError("boom"), 200)
     await stage.tell()
     assert len(stage.receiver.got) == 2
