@@ -17,7 +17,7 @@ MAX_LIFETIME_S = 10 * 365 * 86_400
 MAX_EXPIRES_AT = 2**40
 MAX_JOBS = 1_000_000
 HTTP_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?(:[1-9][0-9]{1,3})?(/[!-~]*)?$"
-"""The usual form of a URL, for the documentation alone: others are taken too, such as an address in brackets."""
+"""Usual form of a URL, for the OpenAPI document alone: other forms are accepted too, such as an address in brackets."""
 
 JobCount = Annotated[int, Field(strict=True, le=MAX_JOBS)]
 
@@ -42,7 +42,7 @@ class NewKey(BaseModel):
     """Unix seconds, in place of `expires_in`."""
 
     def end(self, now: float) -> int | None:
-        """When it expires. Raises InvalidRequest."""
+        """Return the time at which the key expires, in Unix seconds; None: never. Raises InvalidRequest."""
         if self.expires_in is not None and self.expires_at is not None:
             raise InvalidRequest("Set either 'expires_in' or 'expires_at', not both.", param="expires_in")
         if self.expires_at is not None and self.expires_at <= now:
@@ -58,20 +58,20 @@ class Targets(BaseModel):
     targets: list[Name] = Field(min_length=1, max_length=100)
     """Models, in order of preference."""
     unsupported_parameters: Literal["refuse", "adapt"] | None = None
-    """What becomes of parameters that a model's server lacks; null: as its worker does."""
+    """Policy for parameters that the model's server does not support; null: the worker decides."""
 
 
 class Record(BaseModel):
-    """The body of `PUT /v1/services/{name}`. Fields that we do not know are kept."""
+    """The body of `PUT /v1/services/{name}`. Unknown fields are kept."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str | None = None
-    """The name in the path, which may be left out here."""
+    """The name in the path; optional here."""
     base_url: Annotated[str, Field(json_schema_extra={"pattern": HTTP_URL})]
-    """Where the service listens."""
+    """URL of the service."""
     metadata_url: Annotated[str, Field(json_schema_extra={"pattern": f"^$|{HTTP_URL}"})] = ""
-    """Where it describes itself; empty: `<base_url>/v1/metadata`."""
+    """URL of the service's metadata; empty: `<base_url>/v1/metadata`."""
 
     @field_validator("base_url", "metadata_url")
     @classmethod

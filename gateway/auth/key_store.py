@@ -41,10 +41,10 @@ TOPIC = "keys"
 REFRESH_INTERVAL_S = 2.0
 """Per thousand keys, which take 8 ms to read."""
 RETENTION_S = 14 * 86_400.0
-"""How long a key is remembered after its end: longer than any job lives and any webhook is retried."""
+"""Time for which a key is remembered after its end: longer than any job lives and any webhook is retried."""
 TRUSTED_S = RETENTION_S / 2
 CLAIM_S = 10.0
-"""How long an owner's name stays reserved while its key is created: two gateways may create one of that name at once."""
+"""Time for which an owner's name is reserved while its key is created, as two gateways may create one of that name at once."""
 MAX_KEYS = 10_000
 PAGE_SIZE = 500
 

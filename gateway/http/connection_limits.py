@@ -75,7 +75,7 @@ class ConnectionLimiter:
         self._lingering: set[LimitedConnection] = set()
         self._by_address: Counter[str] = Counter()
         self._progress: dict[LimitedConnection, tuple[object, float]] = {}
-        """For connections with unsent bytes: how far the caller had read, and since when."""
+        """Position up to which the caller had read, and since when, of connections with unsent bytes."""
         self._reported_at = float("-inf")
 
     def __len__(self) -> int:
