@@ -11,7 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.backends.doubles.openai import OpenAIDouble, Seen, send_answer
+from tests.backends.doubles.openai import OpenAIDouble, ReceivedRequest, send_answer
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 from tests.faults.conftest import SETTINGS
@@ -42,7 +42,7 @@ class Server(OpenAIDouble):
         entries = tuple({"id": name, "object": "model", "created": 7, "owned_by": "tests"} for name in models)
         self.behave(models=entries, **changes)
 
-    async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _post(self, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         model = seen.json["model"]
         self.came[model].append(asyncio.get_running_loop().time())
         answer = self.refuse(model)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from python_multipart import parse_form
 
-from tests.backends.doubles.openai import OpenAIDouble, Seen
+from tests.backends.doubles.openai import OpenAIDouble, ReceivedRequest
 
 LENGTH = 4
 """Numbers in an embedding."""
@@ -120,12 +120,12 @@ class MediaDouble(OpenAIDouble):
             return await self._answer(writer, 200, "image/png", _once(self.media.picture))
         return await super()._get(path, writer)
 
-    async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _post(self, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         if self.behavior.status != 200 or seen.path.endswith("completions"):
             return await super()._post(seen, reader, writer)
         return await self._work(reader, self._media(seen, writer))
 
-    async def _media(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+    async def _media(self, seen: ReceivedRequest, writer: asyncio.StreamWriter) -> bool:
         try:
             is_form = seen.headers["content-type"].startswith("multipart/")
             body: dict[str, Any] = dict(form_of(seen).fields) if is_form else seen.json
@@ -165,7 +165,7 @@ class MediaDouble(OpenAIDouble):
             await writer.drain()
         return not close
 
-    def _make(self, seen: Seen, body: dict[str, Any]) -> tuple[str, list[bytes]]:
+    def _make(self, seen: ReceivedRequest, body: dict[str, Any]) -> tuple[str, list[bytes]]:
         path = seen.path
         if path == "/v1/embeddings":
             return _json(self._embeddings(body))
@@ -233,7 +233,7 @@ class MediaDouble(OpenAIDouble):
         data = sound_of(codec) if codec else b""
         return f"audio/{codec}", [data[at : at + 4000] for at in range(0, len(data), 4000)]
 
-    def _transcription(self, seen: Seen, body: dict[str, Any]) -> tuple[str, list[bytes]]:
+    def _transcription(self, seen: ReceivedRequest, body: dict[str, Any]) -> tuple[str, list[bytes]]:
         wanted = body.get("response_format", "json")
         if wanted not in self.media.transcripts:
             raise Refused(f"response_format {wanted} is not compatible with this model", "response_format")
@@ -273,7 +273,7 @@ def sound_of(codec: str) -> bytes:
     return beginnings[codec] + bytes(20_000) if codec in beginnings else wav()[44:]
 
 
-def form_of(seen: Seen) -> Form:
+def form_of(seen: ReceivedRequest) -> Form:
     fields: list[tuple[str, str]] = []
     files: list[tuple[str, str, bytes]] = []
 

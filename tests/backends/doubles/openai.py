@@ -55,7 +55,7 @@ class Behavior:
 
 
 @dataclass
-class Seen:
+class ReceivedRequest:
     """A request that arrived."""
 
     method: str
@@ -73,7 +73,7 @@ class OpenAIDouble:
 
     def __init__(self) -> None:
         self.behavior = Behavior()
-        self.seen: list[Seen] = []
+        self.seen: list[ReceivedRequest] = []
         self.connections = 0
         self.streaming = 0
         """Answers being produced right now."""
@@ -89,7 +89,7 @@ class OpenAIDouble:
         return f"http://{here()}:{self.port}"
 
     @property
-    def last(self) -> Seen:
+    def last(self) -> ReceivedRequest:
         return next(seen for seen in reversed(self.seen) if seen.method == "POST")
 
     def behave(self, **changes: Any) -> None:
@@ -144,7 +144,7 @@ class OpenAIDouble:
         method, path, _ = line.split(" ")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
-        self.seen.append(Seen(method, path, headers, body))
+        self.seen.append(ReceivedRequest(method, path, headers, body))
         behavior = self.behavior
         if behavior.loading:
             return await send_answer(
@@ -164,7 +164,7 @@ class OpenAIDouble:
             return await send_answer(writer, 200, behavior.props)
         return await send_answer(writer, 404, {"error": {"message": "File Not Found", "code": 404}})
 
-    async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _post(self, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         behavior = self.behavior
         if behavior.status != 200:
             return await send_answer(writer, behavior.status, behavior.error, behavior.headers)
@@ -204,7 +204,7 @@ class OpenAIDouble:
         while not reader.at_eof() and reader.exception() is None:
             await asyncio.sleep(0.005)
 
-    async def _produce(self, seen: Seen, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
+    async def _produce(self, seen: ReceivedRequest, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
         behavior = self.behavior
         if behavior.hang == "before_head":
             await asyncio.Event().wait()
@@ -230,7 +230,7 @@ class OpenAIDouble:
             await writer.drain()
         return behavior.chunked
 
-    async def _pieces(self, seen: Seen, body: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def _pieces(self, seen: ReceivedRequest, body: dict[str, Any]) -> AsyncIterator[bytes]:
         behavior = self.behavior
         if behavior.raw is not None:
             yield behavior.raw

@@ -7,7 +7,7 @@ import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
-from tests.backends.doubles.openai import OpenAIDouble, Seen, send_answer
+from tests.backends.doubles.openai import OpenAIDouble, ReceivedRequest, send_answer
 
 CHAT = "/v1/chat/completions"
 TEXT = (CHAT, "/v1/completions")
@@ -42,13 +42,13 @@ class ServiceDouble(OpenAIDouble):
             return await send_answer(writer, found, {"error": {"message": "cannot say"}}, {"location": "/elsewhere"})
         return await send_answer(writer, 200, found)
 
-    async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _post(self, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         answer = self.answers.get(seen.path)
         if answer is None or self.behavior.status != 200:
             return await super()._post(seen, reader, writer)
         return await send_answer(writer, 200, answer)
 
-    async def _pieces(self, seen: Seen, body: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def _pieces(self, seen: ReceivedRequest, body: dict[str, Any]) -> AsyncIterator[bytes]:
         async for piece in super()._pieces(seen, body):
             yield piece
             if body.get("user") == "slow":
@@ -75,7 +75,7 @@ def whole_chat(text: str) -> dict[str, Any]:
     return {"id": "x", "object": "chat.completion", "created": 1, "model": "x", "choices": choices, "usage": usage}
 
 
-def form_of(seen: Seen) -> dict[str, bytes]:
+def form_of(seen: ReceivedRequest) -> dict[str, bytes]:
     """The parts of a multipart body, by name."""
     boundary = seen.headers["content-type"].partition("boundary=")[2].encode()
     parts = seen.body.split(b"--" + boundary)[1:-1]

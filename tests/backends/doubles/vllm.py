@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from tests.backends.doubles.openai import OpenAIDouble, Seen, send_answer
+from tests.backends.doubles.openai import OpenAIDouble, ReceivedRequest, send_answer
 
 JSON = dict[str, Any]
 
@@ -86,7 +86,7 @@ class VLLMDouble(OpenAIDouble):
             return await send_answer(writer, self.behavior.models_status, {"object": "list", "data": self._cards()})
         return await send_answer(writer, 404, {"detail": "Not Found"})
 
-    async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _post(self, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         path = urlsplit(seen.path).path
         if path in ("/sleep", "/wake_up"):
             return await self._switch(seen, writer)
@@ -149,7 +149,7 @@ class VLLMDouble(OpenAIDouble):
                 lines.append(f"vllm:gpu_cache_usage_perc{labels} {usage}")
         return "\n".join([*lines, ""]).encode()
 
-    async def _switch(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+    async def _switch(self, seen: ReceivedRequest, writer: asyncio.StreamWriter) -> bool:
         state, url = self.vllm, urlsplit(seen.path)
         if not state.developer_mode:
             return await send_answer(writer, 404, {"detail": "Not Found"})
@@ -166,7 +166,7 @@ class VLLMDouble(OpenAIDouble):
             self.asleep = False
         return await send_answer(writer, state.wake_status, b"")
 
-    async def _tokenizer(self, path: str, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+    async def _tokenizer(self, path: str, seen: ReceivedRequest, writer: asyncio.StreamWriter) -> bool:
         body = seen.json
         if path == "/detokenize":
             return await send_answer(writer, 200, {"prompt": " ".join(f"w{token}" for token in body["tokens"])})

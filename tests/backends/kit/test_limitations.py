@@ -14,7 +14,7 @@ from schemas.jobs import Capability
 from schemas.presence import ServiceRecord
 from tests.backends.contract import body_of, chat, check_stream, collect, completion, events
 from tests.backends.doubles.media import MODELS, MediaDouble
-from tests.backends.doubles.openai import Seen, send_answer
+from tests.backends.doubles.openai import ReceivedRequest, send_answer
 from tests.backends.doubles.service import whole_chat
 from tests.backends.test_openai_media import UPLOAD, file, work
 from workers.adapter_kit import limitations as module
@@ -47,7 +47,7 @@ class Quirky(MediaDouble):
             return await send_answer(writer, 200, {"name": "svc", "endpoints": endpoints, "models": ["one", "two"]})
         return await super()._get(path, writer)
 
-    async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _post(self, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         body = {} if seen.headers["content-type"].startswith("multipart/") else seen.json
         answer = self.quirk(seen.path, body)
         if answer is None and body.get("stream") is False:
@@ -251,7 +251,7 @@ async def test_a_garbage_upload_ends_nobodys_transcription(server: Quirky, monke
     backend = make_backend("openai", BackendConfig(url=server.url))
     usual = server._transcription
 
-    def transcription(seen: Seen, body: dict[str, Any]) -> Any:
+    def transcription(seen: ReceivedRequest, body: dict[str, Any]) -> Any:
         if b"garbage" in seen.body:
             from tests.backends.doubles.media import Refused
 
