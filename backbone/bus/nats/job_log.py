@@ -192,10 +192,10 @@ class NatsJobLog:
         """Read the gateways' secret. The first gateway creates it, and a gateway whose server has lost it stores it again."""
         there = await self._secrets.from_leader({"last_by_subj": SEAL_SECRET_SUBJECT})
         if there is None:
-            mine = self._secret.key if self._secret is not None else os.urandom(SECRET_BYTES)
+            own_key = self._secret.key if self._secret is not None else os.urandom(SECRET_BYTES)
             try:
                 await store_message(
-                    self._inbox, SEAL_SECRET_SUBJECT.encode(), mine, CREATE_ONLY % 0, max_payload=self._max_payload
+                    self._inbox, SEAL_SECRET_SUBJECT.encode(), own_key, CREATE_ONLY % 0, max_payload=self._max_payload
                 )
             except JetStreamError as error:
                 if error.code not in WRONG_LAST_SEQUENCE:
@@ -332,7 +332,7 @@ class NatsJobLog:
         if not self._connection.connected:
             watch.changed.set()  # notifications may have been missed
 
-        async def look() -> None:
+        async def check_outcome() -> None:
             watch.changed.clear()
             try:
                 if await self.read_outcome(job) is not None:
@@ -349,15 +349,15 @@ class NatsJobLog:
                         await watch.changed.wait()
                         self._require_open()
                         if not watch.stored.is_set():
-                            await look()
+                            await check_outcome()
             return watch.stored.is_set()
 
         try:
             yield wait
         finally:
-            mine = self._outcome_watches[subject]
-            mine.discard(watch)
-            if not mine:
+            watches = self._outcome_watches[subject]
+            watches.discard(watch)
+            if not watches:
                 del self._outcome_watches[subject]
 
     def _on_ended(self, subject: bytes, _reply: bytes, _headers: bytes, _data: bytes) -> None:
