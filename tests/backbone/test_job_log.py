@@ -468,5 +468,5 @@ async def test_memory_can_be_away_as_nats_can() -> None:
 def test_a_work_queue_cannot_have_any_name() -> None:
     """A work queue never takes the name of another stream."""
     for name in ("jobs", "dlq", "a.b", "", "Hooks"):
-        with pytest.raises(ValueError, match="backlog"):
+        with pytest.raises(ValueError, match="work queue"):
             MemoryJobLog(MemoryBroker()).work_queue(name)
