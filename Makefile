@@ -6,7 +6,7 @@
 #   make test-containers  some of them on containers, by Docker; make test ARGS="--servers containers" runs all of them so
 #   make attack        the attacks of docs/explanation/security.md, against a Nexus of this machine; ARGS passes arguments to pytest
 #   make images        the images gateway, worker, tts and stt, their sizes, and their bills of materials in dist/
-#   make check         lint, format, types, import rules
+#   make check         lint, format, types, import rules, language
 #   make docs          the docs site, built into site/; first the references that are generated from the code
 #   make bench         benchmarks; ARGS passes arguments
 #   make fuzz          calls every route as the OpenAPI document says, for some minutes; ARGS="--seed 7" passes arguments to schemathesis
@@ -81,6 +81,7 @@ check: $(VENV)/.for-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.repository.language
 
 docs: $(VENV)/.for-test
 	$(BIN)/python -m docs.generator

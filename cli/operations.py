@@ -25,8 +25,8 @@ def status(api: ApiClient, *, as_json: options.Json = False, watch: options.Watc
 
     Exit code 1 if the gateway cannot serve requests.
     """
-    shown = show(api, fetch_status, render_status, as_json=as_json, watch=watch)
-    if shown["ready"].get("status") == "unavailable":
+    view = show(api, fetch_status, render_status, as_json=as_json, watch=watch)
+    if view["ready"].get("status") == "unavailable":
         raise typer.Exit(1)
 
 

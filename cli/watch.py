@@ -100,7 +100,7 @@ class JobViewer:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._shown = ""
+        self._status_line = ""
         self._mid_line = False
         self._has_text = False
         """Whether standard output holds text of the newest attempt."""
@@ -124,7 +124,7 @@ class JobViewer:
             self._restarted(str(data.get("worker") or "a worker"))
         elif event.kind == "started":
             self._show(f"running on {data['worker']}" if data.get("worker") else "running")
-        elif not self._shown.startswith(event.kind):  # a queue position says more than the bare status
+        elif not self._status_line.startswith(event.kind):  # a queue position says more than the bare status
             self._show(event.kind)
 
     def note(self, text: str) -> None:
@@ -166,7 +166,7 @@ class JobViewer:
         was_shown, self._has_text = self._has_text, False
         self.close()
         self.note(f"restarted on {worker}" + (": the text above is void" if was_shown else ""))
-        self._shown = ""
+        self._status_line = ""
 
     def _advance(self, data: dict[str, Any]) -> None:
         text = data.get("message") or PHASES.get(str(data.get("phase")), "running")
@@ -181,8 +181,8 @@ class JobViewer:
         if not self._console.is_terminal:
             # a log gets at most ten lines of progress
             line = text if fraction is None else f"{text.partition(' ')[0]} {int(fraction * 10) * 10} %"
-            if line != self._shown:
-                self._shown = line
+            if line != self._status_line:
+                self._status_line = line
                 self._console.print(line, markup=False)
             return
         if self._progress is None or self._task is None:

@@ -85,8 +85,8 @@ class ModelCatalog:
     def list_usable(self) -> list[CatalogModel]:
         """Return the live models and aliases that callers may use, sorted by name; without those that can only be managed."""
         aliases = (self._as_model(alias) for name, alias in self._aliases.items() if name not in self._models)
-        shown = [*self.list_live(), *(alias for alias in aliases if alias.live)]
-        return sorted((model for model in shown if model.live - MANAGEMENT), key=lambda model: model.name)
+        listed = [*self.list_live(), *(alias for alias in aliases if alias.live)]
+        return sorted((model for model in listed if model.live - MANAGEMENT), key=lambda model: model.name)
 
     def get(self, name: str) -> CatalogModel | None:
         """Return a model that is or was served, or an alias for one; None for other names."""

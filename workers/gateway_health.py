@@ -23,11 +23,11 @@ class GatewayHealth:
         if self._silent:
             self._silent.pop(gateway, None)
 
-    def record_silence(self, gateway: str, *, gone: bool = False) -> None:
-        """Note that the gateway did not listen to a request. `gone`: all requests have failed."""
+    def record_silence(self, gateway: str, *, disconnected: bool = False) -> None:
+        """Note that the gateway did not listen to a request. `disconnected`: all requests have failed."""
         if gateway not in self._silent and len(self._silent) >= MAX_REMEMBERED:
             self._silent.pop(next(iter(self._silent)))
-        self._silent[gateway] = gone or self._silent.get(gateway, False)
+        self._silent[gateway] = disconnected or self._silent.get(gateway, False)
 
     def is_suspect(self, gateway: str) -> bool:
         """Return whether the gateway's jobs must wait for its answer."""

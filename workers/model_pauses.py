@@ -31,7 +31,7 @@ class ModelPauses:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._until: dict[str, float] = {}
-        self._shown: dict[str, Pause] = {}
+        self._published: dict[str, Pause] = {}
         self._in_a_row: dict[str, int] = {}
         self._outages = 0
 
@@ -43,7 +43,7 @@ class ModelPauses:
         until = self._now() + wait_s
         if until > self._until.get(model, 0.0):
             self._until[model] = until
-            self._shown[model] = Pause(
+            self._published[model] = Pause(
                 model=model, reason=reason[:REASON_LENGTH], seconds=round(wait_s, 1), until=int(time.time() + wait_s)
             )
         return self._until[model] - self._now()
@@ -66,5 +66,5 @@ class ModelPauses:
             return ()
         now = self._now()
         for model in [model for model, until in self._until.items() if until <= now]:
-            del self._until[model], self._shown[model]
-        return tuple(pause for _, pause in sorted(self._shown.items()))
+            del self._until[model], self._published[model]
+        return tuple(pause for _, pause in sorted(self._published.items()))

@@ -6,7 +6,7 @@ requested ──PROCEED; or the job──► running ──Finish─────
   │                                   │ transient error ─────► RETURNED, nak   (only before the first output; the gateway
   │                                   │                        ends the request after three that count)
   │                                   │ time limit ──────────► FAILED, ack
-  │                                   │ cancelled, STOP, gateway gone ──► ack
+  │                                   │ cancelled, STOP, gateway disconnected ──► ack
   │                                   │ SUPERSEDED, `ack_wait` lost ────► silence
   │                                   └ drain ran out of time ──────────► RETURNED, nak
 """
@@ -145,9 +145,9 @@ class SyncAttempt(Attempt):
             if self._grant is not None and not self._grant.done():
                 self._grant.set_result(None)
             return
-        gone = gateways.is_dead(self._gateway) or self._requests >= MAX_REQUESTS
-        gateways.record_silence(self._gateway, gone=gone)
-        if gone:
+        disconnected = gateways.is_dead(self._gateway) or self._requests >= MAX_REQUESTS
+        gateways.record_silence(self._gateway, disconnected=disconnected)
+        if disconnected:
             self.stop(StopReason.DISCONNECTED)
         elif self._granted or self._grant is not None:
             self._loop.call_later(REQUEST_RETRY_S, self._retry_request)

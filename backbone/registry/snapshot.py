@@ -42,7 +42,7 @@ class RegistryState:
         self._models: dict[str, CatalogEntry] = {}
         self._aliases: dict[str, Alias] = {}
         self._services: dict[str, ServiceRecord] = {}
-        self._held: set[str] = set()
+        self._retained: set[str] = set()
         self._hold_until = 0.0
         self._listeners: dict[object, SnapshotListener] = {}
 
@@ -65,22 +65,22 @@ class RegistryState:
         if after_outage:
             self._hold_until = self._clock() + self._hold_s
         missing = {id_: presence for id_, presence in self._workers.items() if id_ not in workers}
-        self._held = {id_ for id_, presence in missing.items() if self._may_be_held(presence)}
-        self._workers = {id_: missing[id_] for id_ in self._held} | dict(workers)
+        self._retained = {id_ for id_, presence in missing.items() if self._may_be_held(presence)}
+        self._workers = {id_: missing[id_] for id_ in self._retained} | dict(workers)
         self._models = dict(models)
         self._aliases = dict(aliases or {})
         self._services = dict(services or {})
 
     def put_worker(self, presence: WorkerPresence) -> None:
         """Add or replace a worker."""
-        self._held.discard(presence.id)
+        self._retained.discard(presence.id)
         self._workers[presence.id] = presence
 
     def remove_worker(self, worker_id: str) -> None:
         """Remove a worker. Shortly after an outage its lease may just have lapsed, and it is held."""
         presence = self._workers.get(worker_id)
         if presence is not None and self._may_be_held(presence):
-            self._held.add(worker_id)
+            self._retained.add(worker_id)
         else:
             self._workers.pop(worker_id, None)
 
@@ -110,15 +110,15 @@ class RegistryState:
 
     def remaining_hold_s(self) -> float | None:
         """Return the seconds until held workers are dropped; None when there are none."""
-        return max(0.0, self._hold_until - self._clock()) if self._held else None
+        return max(0.0, self._hold_until - self._clock()) if self._retained else None
 
     def drop_expired_holds(self) -> None:
         """Drop the held workers whose time is over."""
-        if self._held and self._clock() >= self._hold_until:
-            log.info("registry.workers_lost", workers=sorted(self._held))
-            for worker_id in self._held:
+        if self._retained and self._clock() >= self._hold_until:
+            log.info("registry.workers_lost", workers=sorted(self._retained))
+            for worker_id in self._retained:
                 self._workers.pop(worker_id, None)
-            self._held.clear()
+            self._retained.clear()
 
     def publish(self) -> None:
         """Make the snapshot, and call the listeners if it differs from the last one."""

@@ -219,8 +219,8 @@ class MemoryJobLog(_BrokerClient):
     async def delete_dead_letter(self, seq: int) -> bool:
         self.require()
         records = self.broker.job_log
-        kept = [one for one in records.dead_letters if one.seq != seq]
-        there, records.dead_letters = len(kept) < len(records.dead_letters), kept
+        remaining = [one for one in records.dead_letters if one.seq != seq]
+        there, records.dead_letters = len(remaining) < len(records.dead_letters), remaining
         return there
 
     # Claims

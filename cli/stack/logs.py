@@ -110,5 +110,5 @@ def _start_of_last(log: BinaryIO, lines: int) -> int:
         found = log.read(size) + found
     split = found.split(b"\n")
     last = split[-1]  # an unfinished line is printed once it ends
-    shown = split[:-1][-lines:] if lines else []
-    return end - len(last) - sum(len(line) + 1 for line in shown)
+    last_lines = split[:-1][-lines:] if lines else []
+    return end - len(last) - sum(len(line) + 1 for line in last_lines)

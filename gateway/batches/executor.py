@@ -253,23 +253,23 @@ class _LineSlot:
 
     def __init__(self, window: asyncio.Semaphore, memory: list[asyncio.Semaphore]) -> None:
         self._wanted = [window, *memory]
-        self._held: list[asyncio.Semaphore] = []
+        self._permits: list[asyncio.Semaphore] = []
 
     async def acquire(self) -> None:
         """Acquire all semaphores."""
         for one in self._wanted:
             await one.acquire()
-            self._held.append(one)
+            self._permits.append(one)
 
     def release_memory(self) -> None:
         """Release the semaphores of the line's memory."""
-        while len(self._held) > 1:
-            self._held.pop().release()
+        while len(self._permits) > 1:
+            self._permits.pop().release()
 
     def release(self, _task: object = None) -> None:
         """Release all semaphores. Idempotent."""
-        while self._held:
-            self._held.pop().release()
+        while self._permits:
+            self._permits.pop().release()
 
 
 def _updated(batch: Batch, **changes: Any) -> Batch:

@@ -75,8 +75,8 @@ class BodyShare:
         "_timer",
         "_window_start",
         "evicted",
-        "held",
         "owner",
+        "reserved",
         "waited_s",
         "waiter",
     )  # fmt: skip
@@ -84,7 +84,7 @@ class BodyShare:
     def __init__(self, memory: BodyMemory, owner: str) -> None:
         self._memory = memory
         self.owner = owner
-        self.held = 0
+        self.reserved = 0
         """Bytes of the arrival pool."""
         self.waited_s = 0.0
         """Seconds that the body waited for memory; they do not count against the caller."""
@@ -104,8 +104,8 @@ class BodyShare:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.held:
-            self._memory.arrivals.release(self, self.held)
+        if self.reserved:
+            self._memory.arrivals.release(self, self.reserved)
         if self._checked:
             self._memory.checks.release(self, self._checked)
             self._checked = 0
@@ -168,7 +168,7 @@ class BodyShare:
 
     def charge(self, size: int) -> None:
         """Count bytes of the arrival pool."""
-        self.held += size
+        self.reserved += size
         self._received += size
 
     def evict(self) -> None:
@@ -201,7 +201,7 @@ class _MemoryPool:
 
     def __init__(self, total: int) -> None:
         self.total = self.free = total
-        self.held: dict[str, int] = {}
+        self.reserved: dict[str, int] = {}
         self._queues: dict[str, deque[_WaitingBody]] = {}
 
     def try_charge(self, share: BodyShare, size: int) -> bool:
@@ -235,27 +235,27 @@ class _MemoryPool:
     def release(self, share: BodyShare, size: int) -> None:
         """Return charged bytes to the pool, and serve waiting bodies."""
         self.free += size
-        left = self.held[share.owner] - size
+        left = self.reserved[share.owner] - size
         if left:
-            self.held[share.owner] = left
+            self.reserved[share.owner] = left
         else:
-            del self.held[share.owner]
+            del self.reserved[share.owner]
         if self._queues:
             self._serve_waiters()
 
     def _charge(self, share: BodyShare, size: int) -> None:
         self.free -= size
-        self.held[share.owner] = self.held.get(share.owner, 0) + size
+        self.reserved[share.owner] = self.reserved.get(share.owner, 0) + size
 
     def _fits(self, share: BodyShare, size: int) -> bool:
         """Return whether the key would hold at most what it leaves free: half alone, one part in n + 1 of n busy keys."""
-        return self.held.get(share.owner, 0) + size <= self.free - size
+        return self.reserved.get(share.owner, 0) + size <= self.free - size
 
     def _serve_waiters(self) -> None:
         served = True
         while served and self._queues:
             served = False
-            for owner in sorted(self._queues, key=lambda one: self.held.get(one, 0)):
+            for owner in sorted(self._queues, key=lambda one: self.reserved.get(one, 0)):
                 waiter = self._queues[owner][0]
                 if self._fits(waiter.share, waiter.size):
                     self._grant(waiter)
@@ -288,7 +288,7 @@ class CheckPool(_MemoryPool):
         return self.total // 2
 
     def _fits(self, share: BodyShare, size: int) -> bool:
-        return size <= self.free if share.owner not in self.held else super()._fits(share, size)
+        return size <= self.free if share.owner not in self.reserved else super()._fits(share, size)
 
 
 class ArrivalPool(_MemoryPool):
@@ -312,8 +312,8 @@ class ArrivalPool(_MemoryPool):
         self._shares[share] = None
 
     def release(self, share: BodyShare, size: int) -> None:
-        share.held -= size
-        if not share.held:
+        share.reserved -= size
+        if not share.reserved:
             self._shares.pop(share, None)
             if self._favored is share:
                 self._favored = None
@@ -336,18 +336,18 @@ class ArrivalPool(_MemoryPool):
             asyncio.get_running_loop().call_later(SWEEP_INTERVAL_S, self._sweep)
 
     def _has_room(self, favored: _WaitingBody) -> bool:
-        alone = favored.share.held == self.total - self.free
+        alone = favored.share.reserved == self.total - self.free
         return favored.size <= self.free - (0 if alone else self._reserve)
 
     def _shed(self, wanted: int) -> None:
         """Refuse waiting bodies, the newest of the keys that hold most first, until `wanted` bytes will be free."""
         newest_first = [one for one in reversed(self._shares) if one.waiter is not None and one is not self._favored]
-        for share in sorted(newest_first, key=lambda one: -self.held[one.owner]):
+        for share in sorted(newest_first, key=lambda one: -self.reserved[one.owner]):
             waiter = share.waiter
             if wanted <= 0:
                 return
             if waiter is not None and not waiter.turn.done():
-                wanted -= share.held
+                wanted -= share.reserved
                 self._forget(waiter)
                 share.waiter = None
                 waiter.turn.set_exception(BodyMemoryFull())
@@ -358,13 +358,13 @@ class ArrivalPool(_MemoryPool):
         if not self._queues:
             return
         now = asyncio.get_running_loop().time()
-        slow = [share for share in list(self._shares) if share.check_rate(now) and share.held >= MIN_EVICTED_BYTES]
+        slow = [share for share in list(self._shares) if share.check_rate(now) and share.reserved >= MIN_EVICTED_BYTES]
         wanted = self.total // 2 - self.free
-        for share in sorted(slow, key=lambda one: (-self.held[one.owner], -one.held)):
+        for share in sorted(slow, key=lambda one: (-self.reserved[one.owner], -one.reserved)):
             if wanted <= 0 and share is not self._favored:
                 continue
             share.evict()
-            wanted -= share.held
+            wanted -= share.reserved
         self._blocked = self._blocked + 1 if self._favored is not None and self._favored.waiter is not None else 0
         if self._blocked * SWEEP_INTERVAL_S >= RATE_WINDOW_S:
             self._blocked = 0

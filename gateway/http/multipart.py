@@ -64,7 +64,7 @@ async def read_form(
             parser.write(data)
             await reader.flush()
             if share is not None:
-                share.remove(min(share.held, len(data) - (reader.buffered - before)))
+                share.remove(min(share.reserved, len(data) - (reader.buffered - before)))
         parser.finalize()
     except FormParserError as error:
         raise InvalidRequest(f"The request's body is not a valid multipart form: {error}") from error

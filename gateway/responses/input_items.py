@@ -213,13 +213,13 @@ ID_PREFIXES = {
 
 def _item_object(item: InputItem, suffix: str) -> JSON:
     kind = item.type or "message"
-    shown = item.model_dump(exclude_unset=True)
+    fields = item.model_dump(exclude_unset=True)
     if kind == "message" and isinstance(item.content, str):
-        shown["content"] = [_content_part(item.content, item.role)]
-    shown |= {"id": item.id or f"{ID_PREFIXES.get(kind, 'item')}_{suffix}", "type": kind}
+        fields["content"] = [_content_part(item.content, item.role)]
+    fields |= {"id": item.id or f"{ID_PREFIXES.get(kind, 'item')}_{suffix}", "type": kind}
     if kind != "reasoning":
-        shown["status"] = item.status or "completed"
-    return shown
+        fields["status"] = item.status or "completed"
+    return fields
 
 
 def _content_part(text: str, role: str | None) -> JSON:

@@ -130,17 +130,17 @@ class FunctionCallItem(_Base):
         self._call_id = ""
         self._name = ""
         self._arguments: list[str] = []
-        self._shown = False
+        self._is_visible = False
 
     def add(self, call_id: str, name: str, arguments: str) -> list[ItemEvent]:
         """Add a piece and return the events. There are none until the function's name is known."""
         self._call_id = self._call_id or call_id
         if name != self._name:  # the name may arrive in pieces
             self._name += name
-        if self._shown or not self._name:
+        if self._is_visible or not self._name:
             if arguments:
                 self._arguments.append(arguments)
-            return self._delta(arguments) if self._shown and arguments else []
+            return self._delta(arguments) if self._is_visible and arguments else []
         earlier = "".join(self._arguments)
         events = self._open()
         arguments = earlier + arguments
@@ -150,7 +150,7 @@ class FunctionCallItem(_Base):
         return events
 
     def _open(self) -> list[ItemEvent]:
-        self._shown = True
+        self._is_visible = True
         self._call_id = self._call_id or self.id.replace("fc_", "call_")
         self._arguments = []
         return [self.frame("response.output_item.added", self.shape())]
@@ -162,7 +162,7 @@ class FunctionCallItem(_Base):
         if self.status != "in_progress":
             return []
         events: list[ItemEvent] = []
-        if not self._shown:
+        if not self._is_visible:
             earlier = "".join(self._arguments)
             events += self._open()
             events += self.add("", "", earlier)

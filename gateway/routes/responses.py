@@ -131,11 +131,11 @@ async def list_input_items(
             f"'{after[:100]}' is not an input item of this response. Use an id from an earlier page.", param="after"
         )
     begin = ids.index(after) + 1 if after else 0
-    shown = items[begin : begin + limit]
+    page = items[begin : begin + limit]
     return {
         "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
         "has_more": begin + limit < len(items),
     }

@@ -182,9 +182,9 @@ class SDWebUIBackend(ImageBackend):
         self, body: JSON, request: ImageRequest, number: int
     ) -> AsyncIterator[Progress | GeneratedImage]:
         """Yield the progress of a call, and a preview. A call that waits for another one, or for its model, reports that."""
-        said = await self._poll_progress()
-        state = said.get("state") or {}
-        current = said.get("current_task")
+        answer = await self._poll_progress()
+        state = answer.get("state") or {}
+        current = answer.get("current_task")
         self._current = str(current or "")
         if current and current != body["force_task_id"]:
             yield Progress(phase="queued")
@@ -197,10 +197,10 @@ class SDWebUIBackend(ImageBackend):
             yield Progress(phase="load" if self._is_loaded(title) is False else "run")
             return
         self._loaded = title
-        fraction = min(1.0, (number + float(said.get("progress") or 0)) / request.n)
-        preview = _decode_image(said.get("current_image"))
-        shown = await make_preview(preview, detect_content_type(preview) or "image/png") if preview else None
-        yield Progress(fraction=fraction, step=step, steps=steps, preview=shown)
+        fraction = min(1.0, (number + float(answer.get("progress") or 0)) / request.n)
+        preview = _decode_image(answer.get("current_image"))
+        small = await make_preview(preview, detect_content_type(preview) or "image/png") if preview else None
+        yield Progress(fraction=fraction, step=step, steps=steps, preview=small)
         if preview:
             yield GeneratedImage(preview, final=False, index=number)
 
@@ -209,13 +209,13 @@ class SDWebUIBackend(ImageBackend):
         if monotonic() < self._no_progress_until:
             return {}
         try:
-            said = await self._get("/progress")
+            answer = await self._get("/progress")
         except BackendRefused:  # stable-diffusion.cpp does not have the route
             self._no_progress_until = monotonic() + RESULT_TTL_S
             return {}
         except BackendError:  # the call itself fails with the reason
             return {}
-        return said if isinstance(said, dict) else {}
+        return answer if isinstance(answer, dict) else {}
 
     async def _interrupt(self, call: asyncio.Future[JSON], task_id: str) -> None:
         """Interrupt a call, and return when it has ended. Calls of other clients are not interrupted.
@@ -370,7 +370,7 @@ def _error_from_response(status: int, headers: Mapping[str, str], body: bytes) -
     value = value if isinstance(value, dict) else {}
     detail = value.get("detail")
     kind = str(value.get("error") or "")
-    text = next((str(said) for said in (detail, value.get("errors"), value.get("message"), kind) if said), "")
+    text = next((str(answer) for answer in (detail, value.get("errors"), value.get("message"), kind) if answer), "")
     if OUT_OF_MEMORY.search(f"{kind} {text}"):
         return BackendError("the backend ran out of memory", code="backend_out_of_memory", transient=True)
     if UNREADABLE_IMAGE.search(text):

@@ -2,7 +2,7 @@
 
 ComfyUI writes its workflow into each image, InvokeAI its graph, the WebUI its parameters, which only the operator may see. The
 pixels stay untouched, and so do the parts that show them correctly: color profile, transparency, animation, resolution, and the
-orientation, which is all that is left of an EXIF block. The kept parts are listed here; unknown parts are removed, and so are the
+orientation, which is all that is left of an EXIF block. The remaining parts are listed here; unknown parts are removed, and so are the
 bytes after an image's end.
 
 Each format takes one pass over the bytes. A damaged image stays damaged; the metadata that is recognized in it is removed.
@@ -55,12 +55,12 @@ def remove_metadata(data: bytes) -> bytes:
 
 
 def _join_parts(parts: Iterator[bytes | memoryview], data: bytes) -> bytes:
-    kept = []
+    remaining = []
     for number, part in enumerate(parts):
         if number > MAX_PARTS:
             raise TooManyImageParts(f"the image has more than {MAX_PARTS} parts")
-        kept.append(part)
-    joined = b"".join(kept)
+        remaining.append(part)
+    joined = b"".join(remaining)
     return data if joined == data else joined
 
 
@@ -199,8 +199,8 @@ def _gif_parts(data: bytes) -> Iterator[bytes | memoryview]:
         elif kind == 0x21:
             end = _find_gif_end(data, at + 2)
             label = data[at + 1 : at + 2]
-            kept = label == b"\xf9" or (label == b"\xff" and data[at + 3 : at + 14] in KEPT_GIF_APPLICATIONS)
-            yield view[at:end] if kept else b""
+            remaining = label == b"\xf9" or (label == b"\xff" and data[at + 3 : at + 14] in KEPT_GIF_APPLICATIONS)
+            yield view[at:end] if remaining else b""
         else:
             return
         at = end

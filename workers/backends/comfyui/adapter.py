@@ -329,8 +329,8 @@ class _RunProgress:
 
     async def _preview(self, picture: bytes) -> list[Progress | GeneratedImage]:
         kind = "image/png" if picture.startswith(b"\x89PNG") else "image/jpeg"
-        shown = self._last.model_copy(update={"preview": await make_preview(picture, kind)})
-        return [shown, GeneratedImage(picture, kind, final=False, index=self._number)]
+        progress = self._last.model_copy(update={"preview": await make_preview(picture, kind)})
+        return [progress, GeneratedImage(picture, kind, final=False, index=self._number)]
 
 
 def _nothing_to_serve(files: WorkflowFiles) -> str:
@@ -351,8 +351,8 @@ def _saved_images(workflow: Workflow, entry: JSON) -> list[JSON]:
         for node, output in outputs.items()
         if not chosen or node in chosen
     }
-    kept = {node: [file for file in files if file.get("type") == "output"] for node, files in found.items()}
-    nodes = {node: files for node, files in (kept if any(kept.values()) else found).items() if files}
+    outputs = {node: [file for file in files if file.get("type") == "output"] for node, files in found.items()}
+    nodes = {node: files for node, files in (outputs if any(outputs.values()) else found).items() if files}
     if not nodes:
         raise BackendError("the workflow ended without an image; it needs a node that saves one, such as SaveImage")
     if len(nodes) > 1 and not chosen:
@@ -368,10 +368,10 @@ def _check_status(entry: JSON) -> None:
     status = entry.get("status") or {}
     if status.get("status_str") != "error":
         return
-    said: dict[str, JSON] = dict(status.get("messages") or ())
-    if "execution_error" not in said:
+    messages: dict[str, JSON] = dict(status.get("messages") or ())
+    if "execution_error" not in messages:
         raise BackendError("The prompt was interrupted in ComfyUI.")
-    error = said["execution_error"]
+    error = messages["execution_error"]
     text = str(error.get("exception_message", "")).strip()
     what = f"{error.get('exception_type', '')} {text}"
     if UNREADABLE_IMAGE.search(what):

@@ -151,9 +151,9 @@ class QueuedBatch:
     async def _delete_images(self, state: JSON) -> None:
         """Delete the item's images in InvokeAI, except a result that the operator keeps."""
         session = state["session"]
-        kept = session["source_prepared_mapping"].get(self._graph.output, ()) if self._keep else ()
+        prepared = session["source_prepared_mapping"].get(self._graph.output, ()) if self._keep else ()
         pictures = {
-            name for node, result in session["results"].items() if node not in kept for name in _image_names(result)
+            name for node, result in session["results"].items() if node not in prepared for name in _image_names(result)
         }
         with suppress(BackendError):
             await self._client.delete_images(sorted(pictures))
@@ -182,10 +182,10 @@ class QueuedBatch:
 def error_from_item(kind: str, message: str) -> BackendError:
     """Return the error of a failed item."""
     text = f"InvokeAI failed: {kind}: {message}" if kind else f"InvokeAI failed: {message}"
-    said = text.lower()
-    if any(word in said for word in NO_MEMORY):
+    message = text.lower()
+    if any(word in message for word in NO_MEMORY):
         return BackendError(text, transient=True)
-    if any(word in said for word in UNKNOWN_MODEL):
+    if any(word in message for word in UNKNOWN_MODEL):
         return ModelNotServed(text, param="model")
     if kind in REFUSED_ERROR_TYPES:
         return BackendRefused(text)

@@ -142,12 +142,12 @@ class OllamaBackend(Backend):
         digest = _digest(entry)
         if digest not in self._details:
             try:
-                shown = await self._client.post("/api/show", {"model": listed_name(entry)})
+                details = await self._client.post("/api/show", {"model": listed_name(entry)})
             except BackendError as error:
                 if error.info.status == 503:
                     raise
                 return None
-            self._details[digest] = ModelDetails.of(shown)
+            self._details[digest] = ModelDetails.of(details)
         return self._details[digest]
 
     async def _find_model(self, name: str) -> OllamaModel:

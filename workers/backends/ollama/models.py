@@ -37,18 +37,18 @@ class ModelDetails:
     embedding_length: int | None = None
 
     @classmethod
-    def of(cls, shown: JSON) -> ModelDetails:
+    def of(cls, details: JSON) -> ModelDetails:
         """Parse an answer of `/api/show`."""
-        info = shown.get("model_info")
+        info = details.get("model_info")
         info = info if isinstance(info, dict) else {}
         family = str(info.get("general.architecture") or "")
-        reported = shown.get("capabilities")
+        reported = details.get("capabilities")
         guess = (EMBEDDING,) if "bert" in family else (COMPLETION,)
         return cls(
             frozenset(str(word) for word in reported) if isinstance(reported, list) else frozenset(guess),
             isinstance(reported, list),
             context_length=_length(info, family, "context_length"),
-            configured_context=_num_ctx(shown.get("parameters")),
+            configured_context=_num_ctx(details.get("parameters")),
             embedding_length=_length(info, family, "embedding_length"),
         )
 

@@ -86,9 +86,9 @@ class ServiceInstance:
     @property
     def slots(self) -> int | None:
         """Concurrent requests: the operator's number, else the service's."""
-        said = (self.record.model_extra or {}).get("concurrency")
-        if isinstance(said, int) and said > 0:
-            return said
+        reported = (self.record.model_extra or {}).get("concurrency")
+        if isinstance(reported, int) and reported > 0:
+            return reported
         return self.metadata.concurrency if self.metadata is not None else None
 
     def pause(self, model: str, seconds: float) -> None:
@@ -141,8 +141,8 @@ class ServiceInstance:
             if status in MISSING_STATUSES:
                 continue
             if not 200 <= status < 300:
-                said = body[:200].decode("utf-8", "replace")
-                raise BackendError(f"{path} answers {status}: {said}")
+                reported = body[:200].decode("utf-8", "replace")
+                raise BackendError(f"{path} answers {status}: {reported}")
             return
 
     async def _read_if_ready(self) -> None:

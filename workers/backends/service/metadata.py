@@ -76,8 +76,8 @@ def parse_metadata(
         merged = document | merged
     models = _parse_models(merged.get("models")) or _models_of_form(merged) or _parse_models(listed)
     capabilities = tuple(dict.fromkeys(ENDPOINTS[path] for path in ENDPOINTS if path in endpoints))
-    said = merged.get("capabilities")
-    limits = said if isinstance(said, dict) else {}
+    reported = merged.get("capabilities")
+    limits = reported if isinstance(reported, dict) else {}
     concurrency = (source.get(key) for source in (merged, limits) for key in ("concurrency", "max_concurrency"))
     return ServiceMetadata(
         endpoints,
@@ -162,8 +162,8 @@ def _known_path(path: str) -> str | None:
 
 
 def _capability_names(document: JSON) -> Iterator[str]:
-    said = document.get("capabilities")
-    words = said.get("domains") if isinstance(said, dict) else said
+    reported = document.get("capabilities")
+    words = reported.get("domains") if isinstance(reported, dict) else reported
     for word in words if isinstance(words, list) else ():
         yield str(word).lower()
 

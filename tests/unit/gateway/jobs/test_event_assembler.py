@@ -57,10 +57,10 @@ def feed(assembly: EventAssembler, stream: list[DurableFrame]) -> list[Assembled
 
 
 def answer(pieces: list[AssembledEvent]) -> list[bytes]:
-    """What the caller holds in the end: what came of an attempt is void when the next one begins."""
+    """Return what the caller has in the end: the output of an attempt is void when the next one, or the next run, begins."""
     held: list[bytes] = []
     for piece in pieces:
-        if piece.kind in BEGINS:
+        if piece.kind in {*BEGINS, JobEventKind.QUEUED}:
             held = []
         elif piece.kind is JobEventKind.CHUNK:
             held.append(piece.data)
