@@ -50,10 +50,10 @@ class NewKey(BaseModel):
         return math.ceil(now + self.expires_in) if self.expires_in is not None else self.expires_at
 
 
-class Targets(BaseModel):
+class AliasTargets(BaseModel):
     """The body of `PUT /v1/aliases/{alias}`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", title="Targets")
 
     targets: list[Name] = Field(min_length=1, max_length=100)
     """Models, in order of preference."""
@@ -61,10 +61,10 @@ class Targets(BaseModel):
     """Policy for parameters that the model's server does not support; null: the worker decides."""
 
 
-class Record(BaseModel):
-    """The body of `PUT /v1/services/{name}`. Unknown fields are kept."""
+class ServiceRegistration(BaseModel):
+    """The body of `PUT /v1/services/{name}`. Unknown fields are stored too."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", title="Record")
 
     name: str | None = None
     """The name in the path; optional here."""
@@ -78,7 +78,7 @@ class Record(BaseModel):
     def _is_http(cls, url: str, field: ValidationInfo) -> str:
         left_out = not url and field.field_name == "metadata_url"
         if not left_out and not _is_http_url(url):
-            raise PydanticCustomError("url", "must be an http:// or https:// URL, with a host in it")
+            raise PydanticCustomError("url", "must be an http:// or https:// URL that has a host name")
         return url
 
 

@@ -129,7 +129,7 @@ class JobQueue(Protocol):
         """
 
     async def delete_job(self, seq: int, job: str, run: int) -> None:
-        """Delete a stored job from the queue, also one that a worker runs. Return once it is gone for certain.
+        """Delete a stored job from the queue, also one that a worker runs. Return once the queue no longer holds it.
 
         Another job under this sequence, as after a loss of data, stays. Raises Unavailable.
         """
@@ -249,7 +249,7 @@ class WorkerLog(Protocol):
     def event_writer(self, job: str) -> EventWriter:
         """Return a writer for the events of one attempt."""
 
-    def request_gate(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
+    def request_gate(self, request: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """Send a gate request to the gateways. `on_answer(None)`: no gateway is there, or none answered within five seconds. A
         RETURNED request gets no reply.
         """

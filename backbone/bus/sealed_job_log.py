@@ -301,9 +301,9 @@ class SealedJobLog:
     def work_queue(self, name: str) -> WorkQueue:
         return SealedWorkQueue(name, self._inner.work_queue(name), self)
 
-    def open_item(self, backlog: str, item: WorkItem) -> bytes | None:
+    def open_item(self, queue: str, item: WorkItem) -> bytes | None:
         """Return the item's data if a gateway stored it, else None."""
-        data = self.seals.open_item(backlog, item.data)
+        data = self.seals.open_item(queue, item.data)
         if data is not None:
             return data
         if self._is_old(item.stored_at):

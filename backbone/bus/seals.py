@@ -61,7 +61,11 @@ class Seals:
     def envelope(self, envelope: Envelope, body: bytes) -> Envelope:
         """Return the envelope with its ticket and its seals, for this body."""
         given = envelope.model_copy(
-            update={"ticket": self._ticket(envelope.job), "seal": self._job(_any_word(envelope)), "message_seal": ""}
+            update={
+                "ticket": self._ticket(envelope.job),
+                "seal": self._job(_unended_outcome(envelope)),
+                "message_seal": "",
+            }
         )
         return given.model_copy(update={"message_seal": self._message(given, body)})
 
@@ -106,14 +110,14 @@ class Seals:
 
     # Work items
 
-    def item(self, backlog: str, data: bytes) -> bytes:
+    def item(self, queue: str, data: bytes) -> bytes:
         """Return an item with its seal in front."""
-        return _mac(self.key, b"item", backlog.encode(), data).encode() + b"\n" + data
+        return _mac(self.key, b"item", queue.encode(), data).encode() + b"\n" + data
 
-    def open_item(self, backlog: str, sealed: bytes) -> bytes | None:
+    def open_item(self, queue: str, sealed: bytes) -> bytes | None:
         """Return the item's data; None: no gateway wrote it."""
         seal, _, data = sealed.partition(b"\n")
-        return data if hmac.compare_digest(_mac(self.key, b"item", backlog.encode(), data).encode(), seal) else None
+        return data if hmac.compare_digest(_mac(self.key, b"item", queue.encode(), data).encode(), seal) else None
 
     def _ticket(self, job: str) -> str:
         return _mac(self.key, b"ticket", job.encode())
@@ -128,7 +132,7 @@ class Seals:
         return _mac(self.key, b"message", envelope.model_dump_json(exclude_defaults=True).encode(), body)
 
 
-def _any_word(envelope: Envelope) -> Outcome:
+def _unended_outcome(envelope: Envelope) -> Outcome:
     return outcome_of(envelope, JobStatus.FAILED)
 
 

@@ -76,13 +76,13 @@ def require_subject(subject: bytes) -> None:
     tokens and wildcards mean something else to a server than to the sender.
     """
     if _SUBJECT.fullmatch(subject) is None:
-        raise InvalidSubject(f"not a subject: {subject[:100]!r}")
+        raise InvalidSubject(f"invalid NATS subject: {subject[:100]!r}")
 
 
 def require_pattern(subject: bytes) -> None:
     """Check a subject to subscribe to, in which whole tokens may be wildcards. Raises InvalidSubject."""
     if _PATTERN.fullmatch(subject) is None:
-        raise InvalidSubject(f"not a subject to subscribe to: {subject[:100]!r}")
+        raise InvalidSubject(f"invalid NATS subject for a subscription: {subject[:100]!r}")
 
 
 def is_reply_subject(reply: bytes) -> bool:

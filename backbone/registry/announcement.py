@@ -191,7 +191,7 @@ class EtcdAnnouncement:
                 return
             seen, known, entry = written, entry, joined_entry(entry, _parse(replaced))
         if entry != known:
-            raise Unavailable(f"the catalog entry of {offer.name} changes too fast; it is retried")
+            raise Unavailable(f"the catalog entry of {offer.name} changes too fast; the write is retried")
 
 
 def _only_load_differs(old: WorkerPresence, new: WorkerPresence) -> bool:

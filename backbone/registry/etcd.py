@@ -45,14 +45,14 @@ class EtcdRegistry:
         prefix: str = "/nexus/",
         *,
         lease_s: int = 10,
-        hold_s: float | None = None,
+        retain_s: float | None = None,
         resync_s: float = 60.0,
         services_only: bool = False,
     ) -> None:
         """Configure a registry; nothing is opened yet.
 
         `server`: a URL alone means an open etcd: `http(s)://host:port`, several separated by commas. `lease_s`: seconds after
-        which a dead worker disappears. `hold_s`: seconds for which workers that an outage hid stay in the snapshot after it;
+        which a dead worker disappears. `retain_s`: seconds for which workers that an outage hid stay in the snapshot after it;
         None: `lease_s`. `services_only`: follow the services alone, the only keys of others that a worker may read.
         """
         self._keys = RegistryKeys(prefix)
@@ -65,7 +65,7 @@ class EtcdRegistry:
         # Roles protect gateways from workers: gateways check them.
         self._version_check = VersionCheck(self._client) if access.login and not services_only else None
         self._followed = self._keys.services if services_only else self._keys.prefix
-        self._state = RegistryState(hold_s=lease_s if hold_s is None else hold_s)
+        self._state = RegistryState(retain_s=lease_s if retain_s is None else retain_s)
         self._announcements: list[EtcdAnnouncement] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._first = asyncio.Event()
@@ -95,7 +95,7 @@ class EtcdRegistry:
             return
         self._tasks = [
             asyncio.create_task(self._follow_forever(), name="etcd-watch"),
-            asyncio.create_task(self._expire_holds_forever(), name="etcd-holds"),
+            asyncio.create_task(self._drop_expired_workers_forever(), name="etcd-retained-workers"),
         ]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SNAPSHOT_TIMEOUT_S):
@@ -253,11 +253,11 @@ class EtcdRegistry:
                 while self._revision < revision:
                     await self._revision_changed.wait()
 
-    async def _expire_holds_forever(self) -> None:
-        """Drop held workers once their hold is over."""
+    async def _drop_expired_workers_forever(self) -> None:
+        """Drop retained workers once their time is over."""
         while True:
-            left_s = self._state.remaining_hold_s()
+            left_s = self._state.remaining_retention_s()
             if left_s == 0:
-                self._state.drop_expired_holds()
+                self._state.drop_expired_workers()
                 self._state.publish()
             await asyncio.sleep(0.5 if left_s is None else min(0.5, left_s + 0.01))

@@ -1,7 +1,7 @@
 """The state of a registry and its listeners, shared by every implementation. Nothing here waits.
 
-Workers that an outage hides are held: a registry that comes back, wiped or with lapsed leases, lists fewer workers than there
-are, until each has written its entry again. So workers that were there before stay for `hold_s` after it is back, unless they
+Workers that an outage hides are retained: a registry that comes back, wiped or with lapsed leases, lists fewer workers than there
+are, until each has written its entry again. So workers that were there before stay for `retain_s` after it is back, unless they
 left in order (their last state was DRAINING), and the gateway never sees them flap.
 """
 
@@ -33,17 +33,17 @@ V = TypeVar("V")
 class RegistryState:
     """The newest known state of the registry. Call `publish` after a batch of changes."""
 
-    def __init__(self, hold_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start with no snapshot. `hold_s`: seconds for which the missing workers of an outage stay."""
+    def __init__(self, retain_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with no snapshot. `retain_s`: seconds for which the missing workers of an outage stay."""
         self.snapshot: RegistrySnapshot | None = None
-        self._hold_s = hold_s
+        self._retain_s = retain_s
         self._clock = clock
         self._workers: dict[str, WorkerPresence] = {}
         self._models: dict[str, CatalogEntry] = {}
         self._aliases: dict[str, Alias] = {}
         self._services: dict[str, ServiceRecord] = {}
         self._retained: set[str] = set()
-        self._hold_until = 0.0
+        self._retain_until = 0.0
         self._listeners: dict[object, SnapshotListener] = {}
 
     def subscribe(self, listener: SnapshotListener) -> Callable[[], None]:
@@ -61,11 +61,11 @@ class RegistryState:
         *,
         after_outage: bool,
     ) -> None:
-        """Take a complete listing. After an outage, missing workers are held."""
+        """Take a complete listing. After an outage, missing workers are retained."""
         if after_outage:
-            self._hold_until = self._clock() + self._hold_s
+            self._retain_until = self._clock() + self._retain_s
         missing = {id_: presence for id_, presence in self._workers.items() if id_ not in workers}
-        self._retained = {id_ for id_, presence in missing.items() if self._may_be_held(presence)}
+        self._retained = {id_ for id_, presence in missing.items() if self._may_be_retained(presence)}
         self._workers = {id_: missing[id_] for id_ in self._retained} | dict(workers)
         self._models = dict(models)
         self._aliases = dict(aliases or {})
@@ -77,9 +77,9 @@ class RegistryState:
         self._workers[presence.id] = presence
 
     def remove_worker(self, worker_id: str) -> None:
-        """Remove a worker. Shortly after an outage its lease may just have lapsed, and it is held."""
+        """Remove a worker. Shortly after an outage, retain it: its lease may just have lapsed."""
         presence = self._workers.get(worker_id)
-        if presence is not None and self._may_be_held(presence):
+        if presence is not None and self._may_be_retained(presence):
             self._retained.add(worker_id)
         else:
             self._workers.pop(worker_id, None)
@@ -108,13 +108,13 @@ class RegistryState:
         """Remove a service's record."""
         self._services.pop(name, None)
 
-    def remaining_hold_s(self) -> float | None:
-        """Return the seconds until held workers are dropped; None when there are none."""
-        return max(0.0, self._hold_until - self._clock()) if self._retained else None
+    def remaining_retention_s(self) -> float | None:
+        """Return the seconds until retained workers are dropped; None when there are none."""
+        return max(0.0, self._retain_until - self._clock()) if self._retained else None
 
-    def drop_expired_holds(self) -> None:
-        """Drop the held workers whose time is over."""
-        if self._retained and self._clock() >= self._hold_until:
+    def drop_expired_workers(self) -> None:
+        """Drop the retained workers whose time is over."""
+        if self._retained and self._clock() >= self._retain_until:
             log.info("registry.workers_lost", workers=sorted(self._retained))
             for worker_id in self._retained:
                 self._workers.pop(worker_id, None)
@@ -138,8 +138,8 @@ class RegistryState:
             except Exception:
                 log.exception("registry.listener_failed")
 
-    def _may_be_held(self, presence: WorkerPresence) -> bool:
-        return presence.state is not WorkerState.DRAINING and self._clock() < self._hold_until
+    def _may_be_retained(self, presence: WorkerPresence) -> bool:
+        return presence.state is not WorkerState.DRAINING and self._clock() < self._retain_until
 
 
 def void(_: object) -> None:

@@ -64,7 +64,7 @@ def _stripped(line: bytearray, number: int) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class BatchLineRequest:
     """One request of a batch, from one line of its input."""
 
     custom_id: str
@@ -85,7 +85,7 @@ class InvalidLine(Exception):
         return BatchError(code=self.code, message=self.message, line=line, param=self.param)
 
 
-def parse_line(data: bytes, endpoint: str) -> Request:
+def parse_line(data: bytes, endpoint: str) -> BatchLineRequest:
     """Parse a line. Raises InvalidLine."""
     try:
         value = orjson.loads(data)
@@ -109,7 +109,7 @@ def parse_line(data: bytes, endpoint: str) -> Request:
         raise InvalidLine("invalid_url", f"'url' must be the endpoint of the batch, '{endpoint}'.", "url")
     if not isinstance(body, dict):
         raise InvalidLine("invalid_body", "'body' must be a JSON object.", "body")
-    return Request(custom_id, body)
+    return BatchLineRequest(custom_id, body)
 
 
 def job_id(batch_id: str, number: int) -> str:

@@ -13,7 +13,7 @@ from backbone.bus.job_log import JobLog
 from backbone.retry import Backoff, retry
 from gateway import clock
 from gateway.auth.authenticator import Principal
-from gateway.batches.input_file import InputLine, Request, job_id, parse_line, request_ids
+from gateway.batches.input_file import BatchLineRequest, InputLine, job_id, parse_line, request_ids
 from gateway.batches.line_types import LineType
 from gateway.batches.repository import BatchRepository
 from gateway.files import FileStore
@@ -112,7 +112,7 @@ class LineJobRunner:
                 return True
         return False
 
-    async def _submit(self, job: str, request: Request) -> None:
+    async def _submit(self, job: str, request: BatchLineRequest) -> None:
         received = await self._kind.read(self._batch.owner, request.body, self._reader)
         submission = Submission(
             self._principal,
@@ -166,7 +166,7 @@ class LineJobRunner:
             # Only the queue may hold the job. The attempt gate checks the outcome before it starts.
             await self._dependencies.log.store_outcome(self._gateway_outcome(job, JobStatus.CANCELLED))
 
-    async def _reject(self, job: str, error: ErrorInfo, request: Request) -> None:
+    async def _reject(self, job: str, error: ErrorInfo, request: BatchLineRequest) -> None:
         model = request.body.get("model")
         outcome = self._gateway_outcome(job, JobStatus.FAILED).model_copy(
             update={

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from gateway.dependencies import AdminCaller, PartsDep
 from gateway.http.request_body import check_name, read_json
 from gateway.model_catalog import ModelCatalog
-from gateway.operator_requests import Targets
+from gateway.operator_requests import AliasTargets
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import Alias
 
@@ -28,7 +28,7 @@ async def list_aliases(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
 @router.put("/v1/aliases/{alias:path}")
 async def put_alias(alias: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Create or replace an alias. `warnings` in the response lists targets that no model has as its name."""
-    body = await read_json(request, Targets)
+    body = await read_json(request, AliasTargets)
     targets = tuple(dict.fromkeys(check_name(one, "a target", "targets") for one in body.targets))
     new = Alias(
         name=check_name(alias, "an alias", "alias"),

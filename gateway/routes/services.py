@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from gateway.dependencies import AdminCaller, PartsDep
 from gateway.http.request_body import check_name, read_json
-from gateway.operator_requests import Record
+from gateway.operator_requests import ServiceRegistration
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import RegistrySnapshot, ServiceRecord, WorkerState
 
@@ -29,7 +29,7 @@ async def list_services(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
 @router.put("/v1/services/{name:path}")
 async def put_service(name: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Register a service, or replace its record, for example after it has moved."""
-    body = await read_json(request, Record)
+    body = await read_json(request, ServiceRegistration)
     if body.name not in {None, name}:
         raise InvalidRequest(
             "The name in the body differs from the name in the path. Use the same name or remove it from the body.",

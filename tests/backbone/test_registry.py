@@ -90,7 +90,7 @@ async def cast(make_registry: MakeRegistry) -> AsyncIterator[Cast]:
 @pytest.fixture
 async def etcd_cast(own_etcd: Server, etcd_prefix: str) -> AsyncIterator[Cast]:
     """Registries on an etcd that the test may break."""
-    cast = Cast(lambda: EtcdRegistry(own_etcd.url, etcd_prefix, lease_s=2, hold_s=3))
+    cast = Cast(lambda: EtcdRegistry(own_etcd.url, etcd_prefix, lease_s=2, retain_s=3))
     yield cast
     await cast.close()
 
@@ -326,7 +326,7 @@ class TestView:
 
     @pytest.fixture
     def view(self, clock) -> RegistryState:
-        view = RegistryState(hold_s=10, clock=lambda: clock[0])
+        view = RegistryState(retain_s=10, clock=lambda: clock[0])
         view.replace({id_: worker(id_) for id_ in ("w1", "w2")}, {}, after_outage=False)
         view.publish()
         return view
@@ -341,10 +341,10 @@ class TestView:
         view.put_worker(worker("w2", slots=7))
         assert view.snapshot.workers["w2"].slots == 1
         clock[0] += 10
-        assert view.remaining_hold_s() == 0
-        view.drop_expired_holds()
+        assert view.remaining_retention_s() == 0
+        view.drop_expired_workers()
         assert self.ids(view) == {"w2"}
-        assert view.remaining_hold_s() is None
+        assert view.remaining_retention_s() is None
 
     def test_without_an_outage_nothing_is_held(self, view):
         view.replace({"w1": worker("w1")}, {}, after_outage=False)
@@ -358,7 +358,7 @@ class TestView:
         assert self.ids(view) == {"w1", "w2"}
         view.put_worker(worker("w1"))
         clock[0] += 10
-        view.drop_expired_holds()
+        view.drop_expired_workers()
         assert self.ids(view) == {"w1"}
 
     def test_who_left_in_order_is_not_held(self, view):
@@ -549,7 +549,7 @@ class TestFaults:
             await client.renew_lease(lease)
 
     async def test_a_leaving_worker_is_not_held_after_an_outage(self, own_etcd, etcd_prefix, eventually):
-        cast = Cast(lambda: EtcdRegistry(own_etcd.url, etcd_prefix, lease_s=2, hold_s=3600))
+        cast = Cast(lambda: EtcdRegistry(own_etcd.url, etcd_prefix, lease_s=2, retain_s=3600))
         gateway, registry = await cast.gateway(), await cast.worker()
         announcement = await registry.announce(worker())
         await eventually(lambda: ids(gateway))

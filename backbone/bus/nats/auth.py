@@ -123,7 +123,7 @@ def create_client_tls_context(name: str, ca: str, cert: str, key: str) -> ssl.SS
             context.load_cert_chain(cert, key)
         except ssl.SSLError as error:
             raise ConfigurationError(
-                f"{name}_TLS_CERT and {name}_TLS_KEY do not hold a certificate and its key"
+                f"{name}_TLS_CERT and {name}_TLS_KEY do not contain a certificate and its key"
             ) from error
     return context
 

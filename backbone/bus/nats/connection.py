@@ -392,5 +392,5 @@ class NatsConnection:
 def id_headers(message_id: bytes) -> bytes:
     """Return the headers that make JetStream store a message once per duplicate window. Raises InvalidSubject."""
     if _MESSAGE_ID.fullmatch(message_id) is None:
-        raise InvalidSubject(f"not a message id: {message_id[:100]!r}")
+        raise InvalidSubject(f"invalid message id: {message_id[:100]!r}")
     return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % message_id

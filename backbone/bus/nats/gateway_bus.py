@@ -243,7 +243,7 @@ class NatsGatewayBus:
         return await retry(check, on=Unavailable, backoff=SETUP_BACKOFF)
 
     async def open_queue(self, queue: Queue) -> None:
-        await self._consumers.make(queue)
+        await self._consumers.ensure_consumer(queue)
 
     async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
         return await self._consumers.free(is_served, grace_s)
@@ -297,7 +297,7 @@ class NatsGatewayBus:
     async def _open_and_send(self, queue: Queue, token: bytes, one: _Unacked) -> None:
         """Create the queue for its first job, then send the job."""
         try:
-            await self._consumers.make(queue)
+            await self._consumers.ensure_consumer(queue)
             if one.listener.is_waiting:
                 self._send(token, one)
             else:  # the caller has disconnected meanwhile

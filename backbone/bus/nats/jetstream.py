@@ -11,8 +11,8 @@ from typing import Any
 from backbone.bus.bus import Queue, QueueDepth, StorageUsage, StreamUsage
 from backbone.bus.nats.requests import (
     CONSUMER_NOT_FOUND,
+    INSUFFICIENT_STORAGE,
     NO_MESSAGE,
-    NO_ROOM,
     STREAM_NAME_IN_USE,
     STREAM_NOT_FOUND,
     JetStreamError,
@@ -123,7 +123,7 @@ async def ensure(inbox: RequestInbox, config: dict[str, Any], needed: tuple[str,
         try:
             answer = await call_api(inbox, f"STREAM.CREATE.{name}", config)
         except JetStreamError as error:
-            if error.code not in {STREAM_NAME_IN_USE, NO_ROOM}:
+            if error.code not in {STREAM_NAME_IN_USE, INSUFFICIENT_STORAGE}:
                 raise
             answer = await _update(inbox, config, error)
     except JetStreamError as error:

@@ -166,7 +166,7 @@ class NatsJobLog:
             created_at = await ensure_job_streams(self._inbox, self._retention)
             await self._share_secret()
             for work_queue in list(self._work_queues.values()):
-                await work_queue.make()
+                await work_queue.create_stream()
             return created_at
 
         created_at = await retry(

@@ -20,7 +20,7 @@ MAX_TICK_DELAY_S = 0.25
 
 
 class MonitoredConnection(Protocol):
-    """What the monitor needs of a connection."""
+    """The part of a connection that the monitor uses."""
 
     @property
     def connected(self) -> bool:

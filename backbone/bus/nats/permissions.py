@@ -113,7 +113,7 @@ def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Q
     """Return the permissions of the processes called `workers` (`*`: any name) that serve these queues. None: all queues."""
     names = tuple(workers)
     if queues is None:
-        taking: tuple[str, ...] = (f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.*", f"$JS.ACK.{JOBS_STREAM}.>")
+        pulls: tuple[str, ...] = (f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.*", f"$JS.ACK.{JOBS_STREAM}.>")
         dead_letters: tuple[str, ...] = (f"{DEAD_LETTERS}.*.*",)
         wakeups: tuple[str, ...] = (f"{WAKEUPS}.*.*.*",)
     else:
@@ -121,7 +121,7 @@ def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Q
         own = queues_for((f"worker:{name}" for name in names if name != "*"), (Capability.MODELS,))
         given = [*queues, *own]
         consumers = [consumer_name(*queue) for queue in given]
-        taking = (
+        pulls = (
             *(f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{consumer}" for consumer in consumers),
             *(f"$JS.ACK.{JOBS_STREAM}.{consumer}.>" for consumer in consumers),
         )
@@ -130,7 +130,7 @@ def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Q
     own_blobs = _each(subject for name in names for subject in blobs_by(name))
     return NatsPermissions(
         publish=(
-            *taking,
+            *pulls,
             f"{REPLIES}.*.*",
             f"{GATE_REQUESTS}.*",
             f"{EVENTS}.*",

@@ -60,8 +60,8 @@ class NatsWorkItem:
     def nak(self, delay_s: float) -> None:
         """Send a negative acknowledgement. After `ack_wait_s` the item belongs to another gateway already."""
         if self._is_owned:
-            outcome = b'-NAK {"delay":%d}' % int(delay_s * NANO) if delay_s > 0 else b"-NAK"
-            self._consumer.publish(self._ack_subject, outcome)
+            nak = b'-NAK {"delay":%d}' % int(delay_s * NANO) if delay_s > 0 else b"-NAK"
+            self._consumer.publish(self._ack_subject, nak)
         self.until = 0.0
         self._consumer.forget(self)
 
@@ -95,7 +95,7 @@ class PullConsumer:
         self.ack_wait_s = ack_wait_s
         self._pull_inbox = ""
         self._sid: int | None = None
-        self._made = False
+        self._consumer_exists = False
         self._reopen = True
         self._ready: deque[NatsWorkItem] = deque()
         self._unsettled: set[NatsWorkItem] = set()
@@ -135,7 +135,7 @@ class PullConsumer:
         return None
 
     async def _ensure_pull(self) -> None:
-        """Open a pull where there is room for its messages."""
+        """Open a pull if fewer than `max_unacked` items are unsettled."""
         now = time.monotonic()
         if self._outstanding and now > self._pulled_at + PULL_EXPIRY_S + LOST_PULL_GRACE_S:
             self._outstanding = 0
@@ -143,14 +143,14 @@ class PullConsumer:
             return
         if self._reopen:
             await self._open_inbox()
-        if not self._made:
+        if not self._consumer_exists:
             try:
                 await self._make(self.ack_wait_s)
             except Unavailable as error:
                 log.warning("consumer.setup_failed", consumer=self._name, error=str(error))
                 self._next_pull_at = time.monotonic() + RETRY_DELAY_S
                 return
-            self._made = True
+            self._consumer_exists = True
         free = self._at_once - self._count_unsettled()
         if free > 0:
             self._send_pull(free)
@@ -197,11 +197,11 @@ class PullConsumer:
         self._wake.set()
 
     def _on_end(self, status: StatusHeader) -> None:
-        """Handle the end of the pull. Unless it has just expired, the consumer may be gone."""
+        """Handle the end of the pull. Unless it has just expired, NATS may have lost the consumer."""
         now = time.monotonic()
         self._outstanding = 0
         if status.code != EXPIRED:
-            self._made = False
+            self._consumer_exists = False
         if status.code != EXPIRED or now < self._pulled_at + RETRY_DELAY_S:
             self._next_pull_at = now + RETRY_DELAY_S
             asyncio.get_running_loop().call_later(RETRY_DELAY_S, self._wake.set)
@@ -212,10 +212,10 @@ class PullConsumer:
         self._unsettled.discard(item)
         self._wake.set()
 
-    def publish(self, ack_subject: bytes, outcome: bytes) -> None:
+    def publish(self, ack_subject: bytes, ack: bytes) -> None:
         """Send an acknowledgement; best effort."""
         with contextlib.suppress(Unavailable):
-            self._connection.publish(ack_subject, outcome)
+            self._connection.publish(ack_subject, ack)
 
     async def confirm(self, ack_subject: bytes) -> None:
         """Acknowledge until NATS confirms it. Raises Unavailable, soon where a crash made NATS forget the delivery: it does not
@@ -225,7 +225,7 @@ class PullConsumer:
 
     def resume(self) -> None:
         """Open a new pull after a reconnect, and create the consumer again if the server has lost it."""
-        self._reopen, self._made = True, False
+        self._reopen, self._consumer_exists = True, False
         self._wake.set()
 
     def close(self) -> None:

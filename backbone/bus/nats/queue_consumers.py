@@ -46,8 +46,8 @@ MAX_EVICTED_AT_ONCE = 16
 MIN_EVICTED_IDLE_S = 60.0
 """When NATS allows no more consumers, an empty queue that was unused for this time is deleted."""
 REFUSED_RETRY_INTERVAL_S = 10.0
-"""Between attempts to create the refused queue, unless NATS reports room earlier: by then another queue may be idle, or the
-limit raised.
+"""Between attempts to create the refused queue, unless NATS reports earlier that it allows more consumers: by then another
+queue may be idle, or the limit raised.
 """
 RETRY_AFTER_S = 5.0
 
@@ -67,13 +67,13 @@ class QueueConsumers:
         nothing.
         """
         self.on_change: Callable[[QueueChange], None] = lambda _: None
-        self._making: dict[bytes, asyncio.Task[None]] = {}
+        self._create_tasks: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unserved_since: dict[Queue, float] = {}
         self._subjects_with_jobs: set[str] = set()
         """The subjects that held jobs at the last check."""
         self._refused: Queue | None = None
-        """The last queue that NATS refused; None: there is room, as far as is known."""
+        """The last queue that NATS refused; None: NATS allows more queues, as far as is known."""
         self._retry_refused_at = 0.0
         self._consumers_when_refused = 0
         """The number of consumers when NATS refused one."""
@@ -86,7 +86,7 @@ class QueueConsumers:
 
     async def close(self) -> None:
         """Stop the checks."""
-        for task in (*self._tasks, *self._making.values()):
+        for task in (*self._tasks, *self._create_tasks.values()):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, NexusError):
                 await task
@@ -111,26 +111,26 @@ class QueueConsumers:
 
     # Create
 
-    async def make(self, queue: Queue) -> None:
+    async def ensure_consumer(self, queue: Queue) -> None:
         """Create the queue's consumer if it is missing. Raises Unavailable; InvalidRequest for an invalid model name."""
         subject = _subject(queue)
         if subject in self.existing:
             return
-        task = self._making.get(subject)
+        task = self._create_tasks.get(subject)
         if task is None:
             if self.full:
                 self.on_change(QueueChange.REFUSED)
                 raise self._refusal()
-            task = self._making[subject] = asyncio.create_task(self._make(queue, subject))
-            task.add_done_callback(lambda done: self._made(subject, done))
+            task = self._create_tasks[subject] = asyncio.create_task(self._create_or_refuse(queue, subject))
+            task.add_done_callback(lambda done: self._forget_task(subject, done))
         await asyncio.shield(task)
 
-    def _made(self, subject: bytes, task: asyncio.Task[None]) -> None:
-        self._making.pop(subject, None)
+    def _forget_task(self, subject: bytes, task: asyncio.Task[None]) -> None:
+        self._create_tasks.pop(subject, None)
         if not task.cancelled():
             task.exception()  # waiting callers get the error; without any, it is not a defect
 
-    async def _make(self, queue: Queue, subject: bytes) -> None:
+    async def _create_or_refuse(self, queue: Queue, subject: bytes) -> None:
         try:
             try:
                 await self._create(queue)
@@ -263,17 +263,17 @@ class QueueConsumers:
                     await self.serve(Queue(*parse_job_subject(subject)))
 
     async def _retry_refused(self) -> None:
-        """Try to create the refused queue, which also deletes idle ones. Raises Unavailable where there is still no room."""
+        """Try to create the refused queue, which also deletes idle ones. Raises Unavailable where NATS still refuses it."""
         queue, now = self._refused, time.monotonic()
         if queue is None or now < self._retry_refused_at:
             return
         self._retry_refused_at = now + REFUSED_RETRY_INTERVAL_S
-        await self._make(queue, _subject(queue))
+        await self._create_or_refuse(queue, _subject(queue))
 
     async def serve(self, queue: Queue) -> None:
         """Create the queue if it is missing, and notify the workers. Raises Unavailable."""
         missing = _subject(queue) not in self.existing
-        await self.make(queue)
+        await self.ensure_consumer(queue)
         if missing:
             self.on_change(QueueChange.RESTORED)
         self.notify_workers(queue)
@@ -290,7 +290,7 @@ class QueueConsumers:
     # Requests to NATS
 
     async def _list_subjects_with_jobs(self, subject: str) -> list[str]:
-        """Return the subjects that hold jobs, and update whether there is room for consumers again."""
+        """Return the subjects that hold jobs, and update whether NATS allows more consumers again."""
         found: dict[str, int] = {}
         while True:
             body = {"subjects_filter": subject, "offset": len(found)}

@@ -39,8 +39,8 @@ NOT_FOUND = frozenset({404, 204})
 CONSUMER_NOT_FOUND = 10014
 MAX_CONSUMERS_REACHED = 10026
 NO_MESSAGE = 10037
-NO_ROOM = 10047
-"""Also the answer for a stream that exists: nats-server looks for room for a new stream before it looks whether it is new."""
+INSUFFICIENT_STORAGE = 10047
+"""Also the answer for a stream that exists: nats-server checks its storage for a new stream before it checks whether the stream is new."""
 STREAM_NAME_IN_USE = 10058
 STREAM_NOT_FOUND = 10059
 LIMIT_REACHED = 10077

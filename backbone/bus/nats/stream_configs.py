@@ -133,15 +133,15 @@ async def ensure_job_streams(inbox: RequestInbox, retention: Retention) -> str:
     return str(info["created"])
 
 
-async def ensure_pull_consumer(inbox: RequestInbox, stream: str, consumer: str, hold_s: float) -> None:
-    """Create the consumer that all gateways share, or update its `hold_s`. Raises Unavailable.
+async def ensure_pull_consumer(inbox: RequestInbox, stream: str, consumer: str, ack_wait_s: float) -> None:
+    """Create the consumer that all gateways share, or update its `ack_wait_s`. Raises Unavailable.
 
     It has as many replicas as its stream by default: a backup of three replicas can be restored into one.
     """
     config = {
         "durable_name": consumer,
         "ack_policy": "explicit",
-        "ack_wait": int(hold_s * NANO),
+        "ack_wait": int(ack_wait_s * NANO),
         "max_deliver": -1,
         "max_ack_pending": MAX_ACK_PENDING,
         "deliver_policy": "all",

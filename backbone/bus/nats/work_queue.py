@@ -26,18 +26,18 @@ class NatsWorkQueue:
         self._inbox = inbox
         self._retention = retention
         self._take = take
-        self._made = False
+        self._stream_exists = False
 
-    async def make(self) -> None:
+    async def create_stream(self) -> None:
         """Create the stream. Raises Unavailable."""
         await ensure_work_queue(self._inbox, self.name, self._retention)
-        self._made = True
+        self._stream_exists = True
 
     async def put(self, item_id: str, data: bytes) -> None:
         """Publish the item with its id as the message id."""
         subject = work_item_subject(self.name, item_id).encode()
-        if not self._made:
-            await self.make()
+        if not self._stream_exists:
+            await self.create_stream()
         try:
             await store_message(
                 self._inbox, subject, data, message_id_headers(item_id), max_payload=self._inbox.max_payload
@@ -53,5 +53,5 @@ class NatsWorkQueue:
                 yield item
 
     async def _ensure_consumer(self, ack_wait_s: float) -> None:
-        await self.make()
+        await self.create_stream()
         await ensure_pull_consumer(self._inbox, self._stream, GATEWAY_GROUP, ack_wait_s)

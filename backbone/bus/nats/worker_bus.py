@@ -52,10 +52,10 @@ class NatsDelivery:
         """Whether `ack_wait` has not passed, by this process's monotonic clock, which goes on while the process is frozen."""
         return self._bus.now() < self._until
 
-    def _settle(self, outcome: bytes) -> None:
+    def _settle(self, ack: bytes) -> None:
         # After `ack_wait` the message belongs to another worker, and this would hit its run.
         if self.owned:
-            self._bus.settle(self._ack_subject, outcome)
+            self._bus.settle(self._ack_subject, ack)
         self._until = 0.0
 
     def ack(self) -> None:
@@ -261,10 +261,10 @@ class NatsWorkerBus:
                 if pull.outstanding and now > pull.expires_at:
                     pull.end(pull.outstanding)
 
-    def settle(self, ack_subject: bytes, outcome: bytes) -> None:
+    def settle(self, ack_subject: bytes, ack: bytes) -> None:
         """Send an acknowledgement; best effort."""
         with contextlib.suppress(Unavailable):
-            self._connection.publish(ack_subject, outcome)
+            self._connection.publish(ack_subject, ack)
 
     # Events
 

@@ -21,7 +21,7 @@ from gateway.openapi.shapes.operators import (
     WorkerDraining,
     WorkerList,
 )
-from gateway.operator_requests import NewKey, Record, Targets
+from gateway.operator_requests import AliasTargets, NewKey, ServiceRegistration
 from schemas.names import DISPLAY_NAME
 
 NAME: JSON = {"minLength": 1, "maxLength": 200, "pattern": DISPLAY_NAME}
@@ -77,7 +77,9 @@ OPERATIONS = {
         scope="admin",
         summary="Drain a worker",
         description="Tell a worker to finish its jobs, accept no new jobs and stop.",
-        responses={202: SuccessResponse("The worker has been told to drain.", {JSON_TYPE: WorkerDraining})},
+        responses={
+            202: SuccessResponse("The worker has received the instruction to drain.", {JSON_TYPE: WorkerDraining})
+        },
         errors={404: "The worker does not exist (`worker_not_found`)."},
         parameters={"worker_id": {"description": "The worker's id, from `GET /v1/workers`.", "example": "gpu-1"}},
     ),
@@ -103,7 +105,7 @@ OPERATIONS = {
         scope="admin",
         summary="Set an alias",
         description="Create or replace an alias. Requests for it go to the first live model among its targets.",
-        body=Targets,
+        body=AliasTargets,
         examples={"Two models": {"targets": [MODEL, "llama3.2:1b"]}},
         responses=json_response(ModelAlias, "The alias."),
         errors={400: "The request is invalid, or the alias would have no effect. `param` names the field."},
@@ -133,7 +135,7 @@ OPERATIONS = {
         scope="admin",
         summary="Register a service",
         description="Register an HTTP service, or replace its record, for example after the service has moved to another URL.",
-        body=Record,
+        body=ServiceRegistration,
         examples={"A service": {"base_url": "http://pictures.example.com:9000"}},
         responses=json_response(Service, "The service."),
         parameters=SERVICE,

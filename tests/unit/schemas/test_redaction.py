@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gateway.operator_requests import Record
+from gateway.operator_requests import ServiceRegistration
 from schemas.errors import ErrorInfo
 from schemas.redaction import REDACTED_ADDRESS, REDACTED_PATH, Redactor
 from tests.servers import free_port
@@ -197,6 +197,6 @@ async def test_no_adapter_tells_where_its_server_is(kind: str, trouble: str) -> 
 def test_the_refusal_of_a_service_names_its_field() -> None:
     """The name of a field behind the word `host` was taken for a host."""
     with pytest.raises(ValidationError) as refused:
-        Record.model_validate({"base_url": "ftp://tts"})
+        ServiceRegistration.model_validate({"base_url": "ftp://tts"})
     text = f"{refused.value.errors()[0]['msg']}: 'base_url'"
     assert Redactor().redact(text) == text
