@@ -246,7 +246,7 @@ class GatewaySettings(CommonSettings):
     def _routes(cls, text: str) -> str:
         for name in text.split(","):
             if name.strip() not in PUBLIC_ROUTES:
-                raise ValueError(f"holds '{name.strip()}'; it may hold {', '.join(sorted(PUBLIC_ROUTES - {''}))}")
+                raise ValueError(f"contains '{name.strip()}'; allowed are {', '.join(sorted(PUBLIC_ROUTES - {''}))}")
         return text
 
     @property

@@ -189,15 +189,15 @@ class GuardedHttpClient:
             raise FetchRefused(f"the URL's content is compressed ({coding[:40]}) although the request excluded that")
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type and not CONTENT_TYPE.fullmatch(content_type):
-            raise FetchRefused("the URL names no valid content type")
+            raise FetchRefused("the URL's answer has no valid Content-Type")
         if not content_type.startswith(kind):
-            raise FetchRefused(f"the URL holds {content_type or 'something unnamed'}, not {kind}*")
+            raise FetchRefused(f"the URL's Content-Type is {content_type or 'missing'}; it must begin with {kind}")
         parts: list[bytes] = []
         size = 0
         async for part in response.aiter_raw():
             size += len(part)
             if size > self._max_bytes:
-                raise FetchRefused(f"the URL holds more than {self._max_bytes} bytes")
+                raise FetchRefused(f"the URL's content is larger than {self._max_bytes} bytes")
             parts.append(part)
         return FetchedContent(b"".join(parts), content_type)
 

@@ -1,1 +1,1 @@
-"""What is said between the parts of Nexus: jobs, events, errors, presence, OpenAI requests."""
+"""The messages and records that the parts of Nexus exchange: jobs, events, errors, presence, OpenAI requests."""

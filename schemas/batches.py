@@ -20,7 +20,7 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 class BatchStatus(StrEnum):
-    """The state of a batch, in OpenAI's words."""
+    """The state of a batch, by OpenAI's names."""
 
     VALIDATING = "validating"
     FAILED = "failed"

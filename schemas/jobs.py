@@ -155,7 +155,7 @@ def is_sse(content_type: str) -> bool:
 
 
 class JobStatus(StrEnum):
-    """The state of a job, in OpenAI's words."""
+    """The state of a job, by OpenAI's names."""
 
     QUEUED = "queued"
     IN_PROGRESS = "in_progress"

@@ -52,7 +52,7 @@ MAX_FRAME_BYTES = 256 * 1024
 REQUEST_RETRY_S = 0.25
 """The pause before a gateway that did not answer is asked again."""
 MAX_REQUESTS = 10
-"""A gateway that does not listen to this many requests is gone; after fewer, it may only be reconnecting."""
+"""A gateway that does not receive this many requests is dead; after fewer, it may only be reconnecting."""
 STORED_FILE_PREFIX = "nexus-blob:"
 """Precedes the name of a blob that the caller gets by URL; the gateway recognizes it."""
 MAX_TRANSIENT_FAILURES = 3

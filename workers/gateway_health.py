@@ -10,13 +10,13 @@ class GatewayHealth:
     """Knows which gateways have left requests of this worker unanswered.
 
     A request to a gateway that does not listen fails at once. The gateway may only be reconnecting to NATS: from then on its
-    jobs wait for its answer before they start. After enough failed requests it counts as gone, and one request decides
+    jobs wait for its answer before they start. After enough failed requests it counts as dead, and one request decides
     about each of its other jobs. An answer clears all of that.
     """
 
     def __init__(self) -> None:
         self._silent: dict[str, bool] = {}
-        """Gateways without an answer; True: gone."""
+        """Gateways without an answer; True: dead."""
 
     def record_answer(self, gateway: str) -> None:
         """Note that the gateway has answered."""
@@ -34,5 +34,5 @@ class GatewayHealth:
         return gateway in self._silent
 
     def is_dead(self, gateway: str) -> bool:
-        """Return whether the gateway counts as gone."""
+        """Return whether the gateway counts as dead."""
         return self._silent.get(gateway, False)

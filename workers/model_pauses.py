@@ -54,7 +54,7 @@ class ModelPauses:
         return min(MAX_OUTAGE_PAUSE_S, FIRST_OUTAGE_PAUSE_S * 2.0 ** min(10, self._outages - 1))
 
     def record_success(self, model: str) -> None:
-        """Note that an attempt record_success."""
+        """Note that an attempt at a job of the model has succeeded."""
         if self._outages:
             self._outages = 0
         if self._in_a_row:

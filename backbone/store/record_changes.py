@@ -20,7 +20,7 @@ def apply_move(record: JobRecord, to: JobStatus, changes: dict[str, Any]) -> Job
     """Return the record after a move. Raises IllegalMove; ValueError for invalid `changes`."""
     run = _run_of(record, changes)
     if run < record.run:
-        raise IllegalMove(f"job {record.id} is in run {record.run}; run {run} is over")
+        raise IllegalMove(f"job {record.id} is in run {record.run}; run {run} has ended")
     newer = run > record.run
     if not (_runs_again(record, to) if newer else _goes_on(record, to)):
         raise IllegalMove(f"job {record.id} cannot go from {record.status} to {to} in run {run}")

@@ -318,7 +318,7 @@ class MemoryWorkItem:
 
 
 class MemoryWorkQueue:
-    """One queue of the gateways' own item: see `backbone.bus.job_log.WorkQueue`."""
+    """One queue of the gateways' own work: see `backbone.bus.job_log.WorkQueue`."""
 
     def __init__(self, log: MemoryJobLog, queue: WorkQueueState) -> None:
         self._log = log

@@ -24,7 +24,7 @@ place, as root or as that user.
   --dir DIR        with --local: where the folder is made (default: ./backups)
   --help           this text
 
-Exit: 0 done · 1 it did not work, nothing was kept · 2 wrong use · 3 docker or nexus is missing
+Exit: 0 done · 1 it did not work, nothing was saved · 2 wrong use · 3 docker or nexus is missing
 
   backup.sh                                  every night, say by cron
   backup.sh --prod
@@ -58,9 +58,9 @@ esac
 if [[ "$local_" == true ]]; then
   nx_need nexus 'Put the .venv/bin of a checkout on PATH, or install a release (pip install nexus-inference-gateway), or leave --local out where docker compose runs it.'
   mkdir -p "$folder"
-  nexus backup "$folder/$name" ${more[@]+"${more[@]}"} || nx_die "$NX_FAILED" 'The backup failed; nothing was kept.'
+  nexus backup "$folder/$name" ${more[@]+"${more[@]}"} || nx_die "$NX_FAILED" 'The backup failed; nothing was saved.'
   nexus backup --verify --quiet "$folder/$name"
-  nx_ok "$folder/$name is whole."
+  nx_ok "$folder/$name is complete."
   exit 0
 fi
 
@@ -70,6 +70,6 @@ nx_prod_identity ${files[@]+"${files[@]}"}
 in_gateway() { docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps ${NX_IDENTITY[@]+"${NX_IDENTITY[@]}"} -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
 docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps folders /runtime/backups >/dev/null
 in_gateway backup "/backups/$name" ${more[@]+"${more[@]}"} \
-  || nx_die "$NX_FAILED" 'The backup failed; nothing was kept.' 'Are nats, etcd and redis up? docker compose ps'
+  || nx_die "$NX_FAILED" 'The backup failed; nothing was saved.' 'Are nats, etcd and redis up? docker compose ps'
 in_gateway backup --verify --quiet "/backups/$name"
-nx_ok ".runtime/backups/$name is whole."
+nx_ok ".runtime/backups/$name is complete."

@@ -182,7 +182,7 @@ def _plain(value: Any) -> Any:
 
 
 def _parts(found: list[MediaPlace], values: list[Any], param: str) -> None:
-    """Search the parts of an input; its texts and tokens are no places."""
+    """Search the parts of an input; its texts and tokens need no search."""
     for number, part in enumerate(values):
         if isinstance(part, dict):
             _find_in_part(found, part, f"{param}.{number}")

@@ -24,7 +24,7 @@ class JobTerminator:
     async def terminate(self, record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> bool:
         """End a job, and return False if it has already ended.
 
-        A queued job never runs; the worker of a running job is told to stop. Raises Unavailable.
+        A queued job never runs; the worker of a running job receives an instruction to stop. Raises Unavailable.
         """
         if not await self.store_outcome(gateway_outcome(record, status, error)):
             return False

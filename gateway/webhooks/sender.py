@@ -53,7 +53,7 @@ Secrets = Callable[[str], str | None]
 
 
 class Poster(Protocol):
-    """What of `backbone.ssrf_guard.GuardedHttpClient` is needed."""
+    """The part of `backbone.ssrf_guard.GuardedHttpClient` that webhooks use."""
 
     def validate_url(self, url: str) -> None:
         """Check a URL. Raises FetchRefused if no POST to it can succeed."""

@@ -536,7 +536,7 @@ async def test_files_of_workflows_come_break_and_go(folder: tuple[Path, ComfyUIB
     (path / "broken.json").write_text("{no workflow")
     names, [problem] = await found(backend)
     assert names == ["good"]
-    assert "broken.json: it cannot be read" in problem
+    assert "broken.json: the file cannot be read" in problem
     (path / "broken.json").write_text(json.dumps(workflow()))
     assert await found(backend) == (["broken", "good"], ())
     (path / "good.json").unlink()

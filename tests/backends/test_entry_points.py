@@ -102,11 +102,15 @@ def test_an_unknown_kind_names_those_of_packages_too(teller: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "code", "complaint"),
     [
-        ("broken", "import nothing_of_that_name", "does not import: ModuleNotFoundError: No module named 'nothing_of"),
-        ("broken", "x = 1", "is not there: broken holds no Backend of that name"),
-        ("teller", "x = 1", "two packages bring an adapter called 'teller'"),
-        ("again", MODULE, "does not import: TypeError: two adapters are called 'teller'"),
-        ("echo", "x = 1", "has the name of one of Nexus's own"),
+        (
+            "broken",
+            "import nothing_of_that_name",
+            "cannot be imported: ModuleNotFoundError: No module named 'nothing_of",
+        ),
+        ("broken", "x = 1", "does not exist: the module broken defines no Backend with name = 'broken'"),
+        ("teller", "x = 1", "two packages provide an adapter called 'teller'"),
+        ("again", MODULE, "cannot be imported: TypeError: two adapters are called 'teller'"),
+        ("echo", "x = 1", "has the name of an adapter of Nexus; rename it"),
     ],
 )
 def test_a_package_that_is_wrong_is_an_error_that_names_it(teller: Path, entry: str, code: str, complaint: str) -> None:

@@ -52,7 +52,7 @@ def test_with_the_nexus_of_this_machine(nats_url: str, etcd_url: str, redis_url:
     servers["PATH"] = f"{nexus.parent}{os.pathsep}{os.environ['PATH']}"
     done = run("backup.sh", "--local", "--dir", str(tmp_path), "one", "--", "--only", "etcd,redis", **servers)
     assert done.returncode == 0, done
-    assert "is whole" in done.stderr
+    assert "is complete" in done.stderr
     assert [part.name for part in read_manifest(tmp_path / "one").parts] == ["etcd", "redis"]
     assert run("backup.sh", "--local", "--dir", str(tmp_path), "one", **servers).returncode == 1
     (tmp_path / "one" / "redis.jsonl.gz").write_bytes(b"")

@@ -150,7 +150,7 @@ CASES = [
         WORKER,
         {"WORKER_BACKEND": "openai", "WORKER_BACKEND_URL": "http://{dead}"},
         (
-            r"The inference server cannot be used: no connection to http://{dead}: Connection refused\. It is tried again",
+            r"The inference server cannot be used: no connection to http://{dead}: Connection refused\. The worker retries",
         ),
         None,
     ),
@@ -158,7 +158,7 @@ CASES = [
         "the server lacks the model",
         WORKER,
         {"WORKER_BACKEND": "openai", "WORKER_BACKEND_URL": "{openai}", "WORKER_MODELS": "no-such-model"},
-        (r"The inference server cannot be used: the backend lacks no-such-model; it has .*It is tried again",),
+        (r"The inference server cannot be used: the backend lacks no-such-model; it has .*The worker retries",),
         None,
     ),
     # Servers that are away, or other ones

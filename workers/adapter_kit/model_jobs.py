@@ -42,9 +42,12 @@ class ModelJob:
         fields = parse_json_object(task.body)
         model, keep_alive = fields.get("model"), fields.get("keep_alive")
         if not isinstance(model, str) or not model:
-            raise BackendRefused("name a model", param="model")
+            raise BackendRefused("model is missing; name the model to manage", param="model")
         if keep_alive is not None and (endpoint == PULL or unloads(keep_alive) != (endpoint == UNLOAD)):
-            raise BackendRefused("keep_alive says how long a model that is loaded is to stay", param="keep_alive")
+            raise BackendRefused(
+                "keep_alive contradicts the endpoint: send it with load, as the time for which the model stays in memory, or as 0 with unload",
+                param="keep_alive",
+            )
         return cls(endpoint, model, task.stream, keep_alive)
 
     def frame(self, **fields: Any) -> bytes:

@@ -317,7 +317,7 @@ ENTRY_POINTS = "nexus.backends"
 
 
 def load_adapters(importer: Callable[[str], object] = import_module) -> dict[str, type[Backend]]:
-    """Return every adapter by name: those in this folder, and those that installed packages bring as entry points.
+    """Return every adapter by name: those in this folder, and those that installed packages provide as entry points.
 
     Raises ImportError when an adapter cannot be imported.
     """
@@ -325,12 +325,12 @@ def load_adapters(importer: Callable[[str], object] = import_module) -> dict[str
     path = import_module(package).__path__
     for module in iter_modules(path):
         importer(f"{package}.{module.name}")
-    brought: dict[str, str] = {}
+    provided: dict[str, str] = {}
     for entry in entry_points(group=ENTRY_POINTS):
         origin = entry.dist.name if entry.dist is not None else entry.value
-        if brought.setdefault(entry.name, origin) != origin:
+        if provided.setdefault(entry.name, origin) != origin:
             raise ImportError(
-                f"two packages bring an adapter called {entry.name!r}: {brought[entry.name]} and {origin}. Uninstall one of them."
+                f"two packages provide an adapter called {entry.name!r}: {provided[entry.name]} and {origin}. Uninstall one of them."
             )
         _load(entry, origin)
     return dict(Backend.adapters)
@@ -341,12 +341,14 @@ def _load(entry: EntryPoint, origin: str) -> None:
     try:
         entry.load()
     except Exception as error:
-        raise ImportError(f"{where} does not import: {type(error).__name__}: {error}") from error
+        raise ImportError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
     kind = Backend.adapters.get(entry.name)
     if kind is None:
-        raise ImportError(f"{where} is not there: {entry.value} holds no Backend of that name")
+        raise ImportError(
+            f"{where} does not exist: the module {entry.value} defines no Backend with name = {entry.name!r}"
+        )
     if kind.__module__.startswith(f"{__name__.rpartition('.')[0]}."):
-        raise ImportError(f"{where} has the name of one of Nexus's own")
+        raise ImportError(f"{where} has the name of an adapter of Nexus; rename it")
 
 
 def unknown_adapter_message(kind: str, kinds: Iterable[str]) -> str:

@@ -83,7 +83,9 @@ class CommandBackend(Backend):
         self._output = _parse_output(options.get("output", "wav"))
         self._voices = parse_voices_option(options.get("voices", ""))
         if "voice" in self._placeholders and not self._voices:
-            raise ValueError("{voice} in the command needs the option voices: the names that may stand there")
+            raise ValueError(
+                "{voice} in the command needs the option voices, which lists the names that may replace it"
+            )
         self._rate = float(options.get("rate", "175"))
         self._reads_json = parse_choice(options, "input", ("text", "json")) == "json"
         self._program = Program(self._command[0], "correct the option command")

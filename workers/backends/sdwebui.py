@@ -283,7 +283,7 @@ def _defaults(options: dict[str, str]) -> JSON:
     if "size" in options:
         match = SIZE.fullmatch(options["size"])
         if match is None:
-            raise ValueError("the option size looks like 1024x1024")
+            raise ValueError("the option size must look like 1024x1024")
         defaults |= {"width": int(match[1]), "height": int(match[2])}
     return defaults
 

@@ -129,7 +129,7 @@ class WhisperBackend(Backend):
         super().__init__(config)
         options = config.options
         if options.get("api", "openai") not in APIS:
-            raise ValueError(f"the whisper adapter's api is one of {', '.join(sorted(APIS))}")
+            raise ValueError(f"the whisper adapter's api must be one of {', '.join(sorted(APIS))}")
         self._api = options.get("api", "")
         url = config.url.rstrip("/")
         self._root = options.get("api_path", "/v1").rstrip("/")
@@ -182,7 +182,9 @@ class WhisperBackend(Backend):
         try:
             return tuple(str(model["id"]) for model in orjson.loads(body)["data"] if _is_speech_model(model))
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise BackendError("the backend's list of models is none") from error
+            raise BackendError(
+                "the backend's answer to GET /v1/models is not a list of models; check the worker's URL"
+            ) from error
 
     async def _is_whisper_cpp(self) -> bool:
         status, body = await self._get("/")
@@ -350,7 +352,7 @@ class WhisperBackend(Backend):
 def _parse_switch(options: dict[str, str], name: str) -> bool:
     value = options.get(name, "no").lower()
     if value not in YES | NO:
-        raise ValueError(f"the whisper adapter's option {name} is yes or no")
+        raise ValueError(f"the whisper adapter's option {name} must be yes or no")
     return value in YES
 
 

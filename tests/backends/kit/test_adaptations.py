@@ -414,7 +414,7 @@ async def test_tools_of_other_types_are_the_business_of_a_server_with_tool_choic
 
 @pytest.mark.parametrize("choice", ["auto!", "", 7, True])
 async def test_a_tool_choice_that_is_none_is_refused(backend: Backend, choice: Any) -> None:
-    with pytest.raises(BackendRefused, match="tool_choice is 'none', 'auto', 'required'"):
+    with pytest.raises(BackendRefused, match="tool_choice must be 'none', 'auto', 'required'"):
         await said(backend, chat(CHAT, tools=[WEATHER], tool_choice=choice))
 
 

@@ -412,7 +412,7 @@ def _decode(data: bytes, rate: int, stopped: threading.Event) -> DecodedAudio:
     try:
         with av.open(io.BytesIO(data), options={"format_whitelist": READABLE_CONTAINERS}) as container:
             if not container.streams.audio:
-                raise BackendRefused("the file holds no audio", param="file")
+                raise BackendRefused("the file contains no audio", param="file")
             samples = _decode_packets(container, rate, stopped)
     except av.error.FFmpegError as error:
         raise BackendRefused(f"the file is not audio that can be read: {error.strerror}", param="file") from error
@@ -437,7 +437,9 @@ def _decode_packets(container: Any, rate: int, stopped: threading.Event) -> byte
                 out += _frame_samples(done)
         if len(out) > DECODED_LIMIT:
             hours = DECODED_LIMIT / (rate * SAMPLE_WIDTH * 3600)
-            raise BackendRefused(f"the file lasts longer than the {hours:.1f} hours that are possible", param="file")
+            raise BackendRefused(
+                f"the file lasts longer than the limit of {hours:.1f} hours; send it in parts", param="file"
+            )
         if stopped.is_set():
             return b""
     for done in resampler.resample(None):

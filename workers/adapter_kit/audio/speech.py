@@ -75,7 +75,7 @@ class SynthesisRequest:
         except ValidationError as error:
             raise _validation_error(error) from error
         if not fields.input.strip():
-            raise BackendRefused("input holds no text to speak", param="input")
+            raise BackendRefused("input contains no text to speak", param="input")
         voice = fields.voice.id if isinstance(fields.voice, VoiceId) else fields.voice
         return cls(
             input=fields.input,
@@ -102,7 +102,7 @@ def parse_voices_option(option: str) -> dict[str, str]:
         if name and (voice or not colon):
             named[name] = voice or name
         elif entry.strip():
-            raise ValueError(f"the option voices looks like joe;alloy:joe, which {entry.strip()!r} does not")
+            raise ValueError(f"the option voices must look like joe;alloy:joe; {entry.strip()!r} does not")
     return named
 
 
@@ -116,7 +116,9 @@ def choose_voice(wanted: str, named: Mapping[str, str], default: str, *, strict:
     if not wanted or (wanted in OPENAI_VOICES and not strict):
         return default
     raise BackendRefused(
-        f"there is no voice {wanted!r}; there are: {', '.join(named)}" if named else "this backend has one voice only",
+        f"the voice {wanted!r} does not exist; choose one of {', '.join(named)}"
+        if named
+        else "this backend has only one voice; leave voice out",
         param="voice",
     )
 

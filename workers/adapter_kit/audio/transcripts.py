@@ -116,11 +116,11 @@ class RecognitionRequest:
         body = parse_json_object(task.body)
         file = next((file for file in task.files if file.field == "file"), None)
         if file is None:
-            raise BackendRefused("the form holds no file; send the audio in the field 'file'", param="file")
+            raise BackendRefused("the form contains no file; send the audio in the field 'file'", param="file")
         wanted = _parse_format(body.get("response_format"))
         if task.stream and wanted not in STREAMED_FORMATS:
             raise BackendRefused(
-                f"a stream holds text only; response_format may be {_or_list(STREAMED_FORMATS)}",
+                f"a stream carries only text; response_format must be {_or_list(STREAMED_FORMATS)}",
                 param="response_format",
             )
         return cls(
@@ -145,11 +145,11 @@ class RecognitionRequest:
 def _parse_format(value: Any) -> TranscriptFormat:
     if value == "diarized_json":
         raise BackendRefused(
-            f"this backend cannot tell speakers apart; response_format may be {_or_list(FORMATS)}",
+            f"this backend cannot distinguish speakers; response_format must be {_or_list(FORMATS)}",
             param="response_format",
         )
     if value is not None and value not in FORMATS:
-        raise BackendRefused(f"response_format may be {_or_list(FORMATS)}", param="response_format")
+        raise BackendRefused(f"response_format must be {_or_list(FORMATS)}", param="response_format")
     return value or "json"
 
 
@@ -173,10 +173,10 @@ def _parse_granularities(value: Any, wanted: TranscriptFormat) -> frozenset[str]
     if not value:
         return frozenset({"segment"})
     if not isinstance(value, list) or not GRANULARITIES.issuperset(str(one) for one in value):
-        raise BackendRefused("timestamp_granularities may be word and segment", param="timestamp_granularities")
+        raise BackendRefused("timestamp_granularities must be word, segment or both", param="timestamp_granularities")
     if "word" in value and wanted != "verbose_json":
         raise BackendRefused(
-            "words have their times only in verbose_json; ask for that response_format",
+            "only verbose_json holds the times of words; send response_format=verbose_json",
             param="timestamp_granularities",
         )
     return frozenset(value)
@@ -227,7 +227,7 @@ def verbose_json(
     if "word" in granularities:
         if transcript.words is None and segments:
             raise BackendRefused(
-                "this backend does not time words; timestamp_granularities may be segment",
+                "this backend does not report the times of words; timestamp_granularities must be segment",
                 param="timestamp_granularities",
             )
         body["words"] = [{"word": one.word, "start": one.start, "end": one.end} for one in transcript.words or ()]
@@ -295,7 +295,7 @@ def _usage_field(transcript: SpeechTranscript) -> JSON:
 def _require_segments(transcript: SpeechTranscript) -> tuple[SpeechSegment, ...]:
     if transcript.segments is None:
         raise BackendRefused(
-            "this backend gives no times; response_format may be json or text",
+            "this backend does not report times; response_format must be json or text",
             param="response_format",
         )
     return transcript.segments

@@ -90,7 +90,7 @@ async def make_edit_mask(mask: bytes, field: str = "mask") -> bytes:
     except (BackendRefused, PillowMissing):
         raise
     except BackendError as error:
-        raise BackendRefused(f"{field} is not an image that can be read", param=field) from error
+        raise BackendRefused(f"{field} cannot be read as an image", param=field) from error
 
 
 async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -156,7 +156,7 @@ class ImageRequest:
                 param="response_format",
             )
         if self.output_format == "png" and self.output_compression not in (None, 100):
-            raise BackendRefused("output_compression goes with jpeg or webp", param="output_compression")
+            raise BackendRefused("output_compression needs output_format jpeg or webp", param="output_compression")
 
 
 @dataclass(frozen=True, slots=True)

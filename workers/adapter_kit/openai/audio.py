@@ -95,7 +95,8 @@ async def _request_speech(api: OpenAIClient, task: Task, request: SynthesisReque
                 raise
             refused = refused or error
     raise refused or BackendRefused(
-        f"the backend has none of the formats {', '.join(FALLBACK_AUDIO_FORMATS)}", param="response_format"
+        f"the backend supports neither the requested format nor any of {', '.join(FALLBACK_AUDIO_FORMATS)}",
+        param="response_format",
     )
 
 
@@ -196,7 +197,10 @@ async def _request_transcript(
             ):
                 raise
             refused = refused or error
-    raise refused or BackendRefused("the backend has none of the formats that are known", param="response_format")
+    raise refused or BackendRefused(
+        f"the backend supports neither the requested format nor any of {', '.join(FALLBACK_TRANSCRIPT_FORMATS)}",
+        param="response_format",
+    )
 
 
 def _form_fields(task: Task, request: RecognitionRequest, answer_format: str) -> JSON:

@@ -68,7 +68,7 @@ async def relay(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
             first = error.errors(include_url=False, include_context=False)[0]
             place = ".".join(map(str, first["loc"])) or "the answer"
             raise BackendError(
-                f"the backend's answer has another form than {spec.path}: {place}: {first['msg']}"
+                f"the backend's answer does not have the form of {spec.path}: {place}: {first['msg']}"
             ) from error
     found = answer.get("usage")
     usage = Usage.model_validate(found) if isinstance(found, dict) else None

@@ -82,9 +82,7 @@ def _parse_option(value: str) -> Capabilities:
     names = [name.strip() for name in SEPARATORS.split(value)]
     unknown = [name for name in names if name not in CAPABILITIES]
     if unknown:
-        raise ValueError(
-            f"there is no capability {', '.join(map(repr, unknown))}; there are: {', '.join(CAPABILITIES)}"
-        )
+        raise ValueError(f"unknown capability {', '.join(map(repr, unknown))}; choose from {', '.join(CAPABILITIES)}")
     return tuple(Capability(name) for name in names)
 
 

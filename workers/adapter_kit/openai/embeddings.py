@@ -47,7 +47,7 @@ async def embed(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
     body = parse_json_object(task.body)
     encoding_format = body.get("encoding_format") or "float"
     if encoding_format not in ENCODING_FORMATS:
-        raise BackendRefused(f"encoding_format may be {' or '.join(ENCODING_FORMATS)}", param="encoding_format")
+        raise BackendRefused(f"encoding_format must be {' or '.join(ENCODING_FORMATS)}", param="encoding_format")
     response, data = await _request_vectors(api, forwarded_fields(body, task.model), task.model)
     answer, usage = _convert_vectors(response, data, body, encoding_format, task.public_model)
     yield Chunk(answer)
@@ -146,7 +146,7 @@ def _token_counts(usage: Usage) -> dict[str, int]:
 
 
 async def rerank(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
-    """Yield the ranking in Jina's and Cohere's encoding_format, by the first of the known routes that the server has."""
+    """Yield the ranking in Jina's and Cohere's form, by the first of the known routes that the server has."""
     request = RankingRequest.from_task(task)
     scores, tokens = await request_scores(api, request, task.model)
     yield Chunk(rerank_body(request, scores, model=task.public_model, tokens=tokens))

@@ -178,7 +178,7 @@ class _ImageGeneration:
         if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
             if isinstance(found, dict) and found.get("error"):
                 raise error_from_payload(found)
-            raise BackendError("the backend's answer holds no images")
+            raise BackendError("the backend's answer contains no images")
         rest = {name: value for name, value in found.items() if name != "data"}
         usage, more = self.server_fields.get("usage"), rest.get("usage")
         self.server_fields |= rest
@@ -282,7 +282,7 @@ async def _read_image(api: OpenAIClient, item: JSON) -> bytes:
     except (AttributeError, ValueError) as error:
         raise BackendError("the backend's image is not base64") from error
     if not data:
-        raise BackendError("the backend's answer holds no image")
+        raise BackendError("the backend's answer contains no image")
     return data
 
 
@@ -305,7 +305,7 @@ async def _download(api: OpenAIClient, url: str) -> bytes:
     response = await client.request("GET", path)
     try:
         if response.status != 200:
-            raise BackendError(f"the backend answered {response.status} to the request for the image that it had made")
+            raise BackendError(f"the backend answered {response.status} to the download of its own image")
         return await response.read_all(IMAGE_LIMIT)
     finally:
         response.close()

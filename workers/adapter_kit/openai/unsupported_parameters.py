@@ -36,7 +36,7 @@ def parse_lacks_option(text: str) -> frozenset[str]:
     unknown = ", ".join(sorted(found - PARAMETERS))
     if unknown:
         raise ValueError(
-            f"the option lacks names unknown parameters: {unknown}; it may name {', '.join(sorted(PARAMETERS))}"
+            f"the option lacks names unknown parameters: {unknown}; choose from {', '.join(sorted(PARAMETERS))}"
         )
     return found
 

@@ -97,7 +97,8 @@ def plan_adaptations(
         elif name == TOOL_CHOICE:
             if not forced and not isinstance(new[TOOL_CHOICE], dict):
                 raise BackendRefused(
-                    "tool_choice is 'none', 'auto', 'required', or an object that names functions", param=TOOL_CHOICE
+                    "tool_choice must be 'none', 'auto', 'required', or an object that names functions",
+                    param=TOOL_CHOICE,
                 )
             del new[TOOL_CHOICE]
             new["tools"] = tools
@@ -172,7 +173,7 @@ def _allowed_tools(body: JSON) -> tuple[list[JSON], bool]:
     left = [tool for tool in tools if _name(tool) in wanted]
     if not left or wanted - {_name(tool) for tool in left}:
         missing = ", ".join(sorted(repr(name) for name in wanted - {_name(tool) for tool in left})) or "no tool"
-        raise BackendRefused(f"tool_choice names {missing}, which is not among tools", param=TOOL_CHOICE)
+        raise BackendRefused(f"tool_choice names {missing}, which tools does not contain", param=TOOL_CHOICE)
     return _require_functions(left), forced
 
 

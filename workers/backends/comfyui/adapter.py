@@ -169,7 +169,7 @@ class ComfyUIBackend(ImageBackend):
         if task.model not in (self._served or ()):
             if task.model in self._files.workflows:
                 raise BackendUnavailable(self._unusable.get(task.model, f"The workflow {task.model!r} is not served."))
-            raise ModelNotServed(f"there is no workflow or checkpoint called {task.model!r}", param="model")
+            raise ModelNotServed(f"ComfyUI has no workflow or checkpoint called {task.model!r}", param="model")
         request = ImageRequest.from_task(task)
         workflow = self._workflows.get(task.model) or checkpoint_workflow(task.model, request)
         check_request(workflow, request)

@@ -87,11 +87,11 @@ class WorkflowFiles:
         self.workflows: dict[str, Workflow] = {}
         self.problems: tuple[str, ...] = ()
         if folder and not Path(folder).is_dir():
-            raise ValueError(f"workflows={folder}: there is no such folder")
+            raise ValueError(f"workflows={folder}: the folder does not exist")
         self.refresh()
         if (folder or file) and not self.workflows:
             raise ValueError(
-                "; ".join(self.problems[:3]) or f"workflows={folder}: there is no workflow (NAME.json) in it"
+                "; ".join(self.problems[:3]) or f"workflows={folder}: the folder holds no workflow (NAME.json)"
             )
 
     def __bool__(self) -> bool:
@@ -148,26 +148,26 @@ def load_workflow(path: Path) -> Workflow:
 def parse_workflow(name: str, graph: JSON, sidecar: JSON | None = None) -> Workflow:
     """Return the workflow of a graph and its slots file. Raises ValueError."""
     if not graph or not all(isinstance(node, dict) and "class_type" in node for node in graph.values()):
-        raise ValueError("this is not a workflow in API format; export it with Workflow, Export (API)")
+        raise ValueError("the file is not a workflow in API format; export it in ComfyUI with Workflow, Export (API)")
     graph = {str(key): node | {"inputs": node.get("inputs") or {}} for key, node in graph.items()}
     sidecar = dict(sidecar or {})
     defaults = sidecar.pop("defaults", {})
     slots = _slots_from_file(graph, sidecar) or _slots_from_titles(graph) or detect_slots(graph)
     if "prompt" not in slots:
-        raise ValueError("no node is found for the prompt; give that node the title nexus:prompt")
+        raise ValueError("no node takes the prompt; give the node that should take it the title nexus:prompt")
     if isinstance(defaults, dict):
         return Workflow(name, graph, slots, _checked_defaults(defaults))
-    raise ValueError("defaults must be an object")
+    raise ValueError("defaults in the slots file must be a JSON object")
 
 
 def _object(path: Path) -> JSON:
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"it cannot be read: {error}") from error
+        raise ValueError(f"the file cannot be read: {error}") from error
     if isinstance(value, dict):
         return value
-    raise ValueError("it is not a JSON object")
+    raise ValueError("the file does not hold a JSON object")
 
 
 def _sidecar(path: Path) -> JSON | None:
@@ -212,15 +212,19 @@ def _slots_from_titles(graph: Graph) -> dict[str, tuple[NodeInput, ...]]:
 
 def _targets(graph: Graph, name: str, node: str, given: str | None) -> tuple[NodeInput, ...]:
     if node not in graph:
-        raise ValueError(f"the slot {name} names the node {node}, which is not there")
+        raise ValueError(f"the slot {name} names the node {node}, which the workflow does not have")
     inputs = graph[node]["inputs"]
     if given is not None:
         if given not in inputs:
-            raise ValueError(f"the slot {name} names the input {given}; node {node} has {', '.join(inputs) or 'none'}")
+            raise ValueError(
+                f"the slot {name} names the input {given}, which node {node} does not have; its inputs: {', '.join(inputs) or 'none'}"
+            )
         return (NodeInput(node, given),)
     found = _usual(name, inputs)
     if found is None:
-        raise ValueError(f"which input of node {node} is {name}? Say nexus:{name}.INPUT; it has {', '.join(inputs)}")
+        raise ValueError(
+            f"the slot {name} does not say which input of node {node} it fills; title the node nexus:{name}.INPUT, where INPUT is one of {', '.join(inputs)}"
+        )
     return tuple(NodeInput(node, one) for one in found) or (NodeInput(node, ""),)
 
 

@@ -343,7 +343,8 @@ def _parse_vectors(answer: JSON, request: JSON) -> list[list[float]]:
     wanted = request.get("dimensions")
     if wanted is not None and len(vectors[0]) != wanted:  # silently ignored before 0.11.11, and when too large
         raise BackendRefused(
-            f"the backend gives {len(vectors[0])} dimensions for this model, not {wanted}", param="dimensions"
+            f"this model's embeddings have {len(vectors[0])} dimensions, not {wanted}; set dimensions to that, or leave it out",
+            param="dimensions",
         )
     return vectors
 

@@ -171,7 +171,7 @@ def _message(message: JSON, where: str, called: dict[str, str], details: ModelDe
     role = "system" if message.get("role") == "developer" else message.get("role")
     text, images = _content(message.get("content"), f"{where}.content")
     if images and details.lacks(VISION):
-        raise BackendRefused("this model does not take images", param=f"{where}.content")
+        raise BackendRefused("this model does not accept images", param=f"{where}.content")
     out: JSON = {"role": role, "content": text}
     if images:
         out["images"] = images
@@ -212,7 +212,7 @@ def _image(image: Any, where: str) -> str:
     url = image.get("url") if isinstance(image, dict) else image
     found = BASE64_IMAGE.match(url) if isinstance(url, str) else None
     if found is None or not isinstance(url, str):
-        raise BackendRefused("this backend takes images as data URLs only: data:image/png;base64,…", param=where)
+        raise BackendRefused("this backend accepts images only as data URLs: data:image/png;base64,…", param=where)
     return url[found.end() :]
 
 
@@ -244,7 +244,7 @@ def _prompt(prompt: Any) -> str:
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if isinstance(prompt, list):
-        raise BackendRefused("Ollama takes one prompt a request, as text", param="prompt")
+        raise BackendRefused("Ollama accepts one prompt per request, as text", param="prompt")
     if not isinstance(prompt, str):
         raise BackendRefused("Ollama takes the prompt as text, not as token ids", param="prompt")
     if not prompt:  # an empty prompt would only load the model
@@ -259,5 +259,5 @@ def _texts(given: Any) -> list[str]:
     if not all(isinstance(text, str) for text in texts):
         raise BackendRefused("Ollama takes input as text, not as token ids", param="input")
     if not all(texts):
-        raise BackendRefused("input must not hold an empty text", param="input")
+        raise BackendRefused("input must not contain an empty text", param="input")
     return texts

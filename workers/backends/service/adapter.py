@@ -47,7 +47,7 @@ class ServiceBackend(Backend):
         """Raise ValueError for a URL or an option: this adapter has none."""
         super().__init__(config)
         if config.url:
-            raise ValueError("the service adapter takes no URL: services are entered by `nexus services add`")
+            raise ValueError("the service adapter takes no URL; register services with `nexus services add`")
         self._instances: dict[str, ServiceInstance] = {}
         self._invalid: dict[str, str] = {}
         """Records that cannot be used, with the reason."""
