@@ -31,8 +31,8 @@ LIMIT_S = LINGER_S + WAKE_UP_S
 class SlowBus(MemoryWorkerBus):
     """A bus that delays every message, in both directions."""
 
-    def ring(self, queue: Queue) -> None:
-        asyncio.get_running_loop().call_later(RTT_S / 2, super().ring, queue)
+    def wake(self, queue: Queue) -> None:
+        asyncio.get_running_loop().call_later(RTT_S / 2, super().wake, queue)
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
         asyncio.get_running_loop().call_later(RTT_S, super().pull, queue, batch, wait_s, on_end)
