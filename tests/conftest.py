@@ -131,6 +131,7 @@ def pytest_unconfigure() -> None:
 
 
 T = TypeVar("T")
+ServerT = TypeVar("ServerT", bound=Server)
 
 
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
@@ -142,7 +143,7 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
         loop.close()
 
 
-def running(server: Server) -> Iterator[Server]:
+def running(server: ServerT) -> Iterator[ServerT]:
     """Start `server` for a fixture, and stop it afterwards, whatever the test did to it."""
     try:
         run_sync(server.start())

@@ -8,6 +8,7 @@ from typing import Any
 
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobLog, Retention, WorkerLog
+from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
 from backbone.bus.nats.jetstream import JobsStreamConfig
 from backbone.bus.nats.job_log import NatsJobLog
@@ -27,7 +28,7 @@ SMALL = Retention(max_event_bytes=256 * MIB, max_outcome_bytes=64 * MIB, max_dea
 class World:
     """One broker, any number of sides."""
 
-    def __init__(self, nats_url: str | None, kept: Retention = SMALL) -> None:
+    def __init__(self, nats_url: str | NatsAccess | None, kept: Retention = SMALL) -> None:
         self.nats_url = nats_url
         self.kept = kept
         self.broker = MemoryBroker(ack_wait_s=ACK_WAIT_S, max_per_queue=MAX_PER_QUEUE)

@@ -365,6 +365,7 @@ async def test_natss_own_client_lists_a_blob(real: World) -> None:
     """The layout is the object store's: NATS's own tools list what is there, and say nothing of what it is."""
     gateway, worker = await real.side(), await real.side(create=False)
     infos = [await put(side, bytes(300_000)) for side in (gateway, worker)]
+    assert real.url is not None
     client = await nats.connect(real.url)
     try:
         store = await client.jetstream().object_store(BLOBS_BUCKET)
@@ -385,6 +386,7 @@ async def test_what_is_stored_says_nothing_without_its_name(real: World) -> None
     await writer.write(secret)
     name = (await writer.close()).name
     direct = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.$O.{BLOBS_BUCKET}"
+    assert real.url is not None
     client = await nats.connect(real.url)
     for subject in (f"{direct}.C.*.*", f"{direct}.M.*", f"{direct}.>", f"{direct}.C.{path_of(name)}.0"):
         found = await client.request(subject, b"")
@@ -426,6 +428,7 @@ async def test_a_blob_from_before_seals_is_read(real: World) -> None:
     """Files that were stored by an earlier version are there as long as they were to be."""
     blobs = await real.side()
     name, data = "a" * 32, secrets.token_bytes(200_000)
+    assert real.url is not None
     client = await nats.connect(real.url)
     jetstream = client.jetstream()
     for number, start in enumerate(range(0, len(data), CHUNK_BYTES)):

@@ -129,8 +129,8 @@ def test_versions_whose_roles_hold(version: str, expected: bool) -> None:
 
 
 def production_settings(etcd: ProductionEtcd, values: dict[str, str]) -> CommonSettings:
-    names = {name.lower(): value for name, value in values.items() if name.startswith("ETCD_")}
-    return CommonSettings(_env_file=None, etcd_url=etcd.url, **names)  # type: ignore[call-arg, arg-type]
+    names: dict[str, Any] = {name.lower(): value for name, value in values.items() if name.startswith("ETCD_")}
+    return CommonSettings(_env_file=None, etcd_url=etcd.url, **names)
 
 
 async def test_a_gateway_reports_an_etcd_whose_roles_do_not_hold(

@@ -404,7 +404,12 @@ async def test_a_long_outage_is_an_error(world: World, own_nats: Server, monkeyp
     answers: list[GateReply | None] = []
     told = asyncio.Event()
     ask = GateRequest(kind=FrameKind.HEARTBEAT, job=job, run=1, delivery=1, token="t", owner="o", worker="w")
-    worker.request_gate(ask, lambda answer: (answers.append(answer), told.set())[0])
+
+    def take(answer: GateReply | None) -> None:
+        answers.append(answer)
+        told.set()
+
+    worker.request_gate(ask, take)
     await asyncio.wait_for(told.wait(), 20)
     assert answers == [None]
 
@@ -458,12 +463,12 @@ async def test_work_items_and_outcomes_are_delivered_again_after_a_crash(world: 
         asyncio.create_task(work(work_queue.consume(max_unacked=8, ack_wait_s=2))) for work_queue in work_queues
     ]
     consumers += [asyncio.create_task(work(log.consume_outcomes(max_unacked=8, ack_wait_s=2))) for log in logs]
-    storage_health = [asyncio.create_task(logs[0].store_outcome(outcome_of(job))) for job in jobs]
-    storage_health += [asyncio.create_task(work_queues[1].put(item_id, b"")) for item_id in ids]
+    writes: list[asyncio.Task[Any]] = [asyncio.create_task(logs[0].store_outcome(outcome_of(job))) for job in jobs]
+    writes += [asyncio.create_task(work_queues[1].put(item_id, b"")) for item_id in ids]
     while len(done) < 50:
         await asyncio.sleep(0.005)
     await crash(own_nats)
-    await asyncio.gather(*storage_health)
+    await asyncio.gather(*writes)
     await asyncio.wait_for(all_done.wait(), 60)
     await cancel(*consumers)
 

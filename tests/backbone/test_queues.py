@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from nats.aio.transport import TcpTransport
 
 from backbone.bus.bus import JobDelivery, Queue, QueueChange
 from backbone.bus.nats import queue_consumers
@@ -348,7 +349,10 @@ async def test_no_job_is_lost_to_freeing(world: World, eventually: Eventually, s
         stored[job] = ear
         if number == 150:
             killed = gateways.pop()
-            killed._publisher.client._transport._io_writer.transport.abort()
+            transport = killed._publisher.client._transport
+            assert isinstance(transport, TcpTransport)
+            assert transport._io_writer is not None
+            transport._io_writer.transport.abort()
             await killed.close()
         if chance.random() < 0.5:
             await asyncio.sleep(chance.random() * 0.01)

@@ -333,6 +333,7 @@ class TestView:
 
     def ids(self, view: RegistryState) -> set[str]:
         view.publish()
+        assert view.snapshot is not None
         return set(view.snapshot.workers)
 
     def test_workers_that_an_outage_hid_stay_until_the_hold_is_over(self, view, clock):
@@ -526,7 +527,12 @@ class TestFaults:
         key = RegistryKeys(etcd_prefix).worker("w1")
         first = await client.get(key)
         gone = asyncio.Event()
-        gateway.subscribe(lambda snapshot: snapshot.workers or gone.set())
+
+        def look(snapshot: RegistrySnapshot) -> None:
+            if not snapshot.workers:
+                gone.set()
+
+        gateway.subscribe(look)
         await client.revoke_lease(first.lease)
         await asyncio.wait_for(gone.wait(), 10)
         await eventually(lambda: ids(gateway) == {"w1"})
@@ -558,7 +564,7 @@ class TestFaults:
         await own_etcd.restart()
         await eventually(lambda: gateway.connected and registry.connected)
         await announcement.update(worker(version="2"))
-        await eventually(lambda: gateway.snapshot.workers["w1"].version == "2")
+        await eventually(lambda: gateway.snapshot and gateway.snapshot.workers["w1"].version == "2")
         await announcement.withdraw()
         await eventually(lambda: not ids(gateway))
         await cast.close()
@@ -578,7 +584,8 @@ class TestFaults:
         """The listing's revision is compacted before the watch begins; the gateway must not go deaf."""
         registry = await etcd_cast.worker()
         announcement = await registry.announce(worker())
-        real, spoiled = EtcdClient.list_prefix, []
+        real = EtcdClient.list_prefix
+        spoiled: list[bool] = []
 
         async def listing(self, prefix):
             entries, revision = await real(self, prefix)

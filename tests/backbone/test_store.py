@@ -550,7 +550,8 @@ class TestFaults:
         job = record()
         await own_store.create(job, ttl_s=60)
         other = RedisStore(own_redis.url)
-        real, once = own_store._replace, []
+        real = own_store._replace
+        once: list[JobRecord | None] = []
 
         async def replace(keys, args):
             if not once:

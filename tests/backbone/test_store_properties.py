@@ -9,7 +9,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -219,7 +219,8 @@ class StoreMachine(RuleBasedStateMachine):
 def check(opened: Callable[[], Store], examples: int) -> None:
     with asyncio.Runner() as runner:
         run_state_machine_as_test(
-            lambda: StoreMachine(runner.get_loop(), opened),
+            # Hypothesis calls it without arguments, for which a function does as well as a class.
+            cast("type[StoreMachine]", lambda: StoreMachine(runner.get_loop(), opened)),
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=15,

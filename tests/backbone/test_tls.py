@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -409,7 +410,7 @@ async def test_redis_with_tls_user_and_password_file(secure_redis: ProductionRed
         await connection.call(lambda: connection._pipeline.execute("SET", "nexus:x", "1"))
         for command in (("SET", "other", "1"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("ACL", "LIST")):
             with pytest.raises(Unavailable, match="deploy/redis"):
-                await connection.call(lambda command=command: connection._pipeline.execute(*command))
+                await connection.call(partial(connection._pipeline.execute, *command))
 
 
 def _redis(secrets: Secrets) -> dict[str, str]:

@@ -335,7 +335,7 @@ async def test_what_waits_in_comfyui_is_queued(version: str, double: ComfyDouble
         assert isinstance(output, Progress)
         assert (output.phase, output.message) == ("queued", "1 before it in ComfyUI")
         break
-    await waiting.aclose()  # type: ignore[attr-defined]
+    await waiting.aclose()
     assert (len(double.deleted), double.interrupted) == (1, [])
     assert not double.interrupts or version == "0.3.75"
     first.cancel()

@@ -66,7 +66,8 @@ async def test_answers_with_the_last_user_message() -> None:
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 async def test_max_tokens_cuts_the_answer(name: str) -> None:
-    body, _ = await body_of(echo(), chat("echo", **{name: 2}))
+    fields: dict[str, Any] = {name: 2}
+    body, _ = await body_of(echo(), chat("echo", **fields))
     assert body["choices"][0]["message"]["content"] == "Say hello"
     assert body["choices"][0]["finish_reason"] == "length"
     assert body["usage"]["completion_tokens"] == 2

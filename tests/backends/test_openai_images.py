@@ -47,7 +47,7 @@ class Painter(Quirky):
         Image.new("RGB", self.size, "red").save(out, self.makes)
         coded = base64.b64encode(out.getvalue()).decode()
         count = min(self.most, int(body.get("n") or 1))
-        usage = {"input_tokens": 1, "output_tokens": count, "total_tokens": 1 + count}
+        usage: dict[str, Any] = {"input_tokens": 1, "output_tokens": count, "total_tokens": 1 + count}
         usage |= {"input_tokens_details": {"image_tokens": 0, "text_tokens": 1}}
         data = [{"b64_json": self.written.format(coded), "revised_prompt": "p", "mood": 7}] * count
         return 200, {"created": 7, "data": data, "usage": usage, **self.more}
@@ -194,7 +194,9 @@ async def test_a_stream_of_several_pictures(painter: Painter, backend: Backend) 
         await drawn(backend, replace(image_task("sdxl", n=3, stream=True), adapt=False))
 
 
-async def test_events_of_the_server_are_made_right(painter: Painter, backend: Backend) -> None:
+async def test_events_of_the_server_are_made_right(
+    painter: Painter, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A format that it does not know, in fields that are not true."""
     out = BytesIO()
     Image.new("RGB", (1024, 1536), "red").save(out, "PNG")
@@ -209,7 +211,7 @@ async def test_events_of_the_server_are_made_right(painter: Painter, backend: Ba
         return "text/event-stream", [b"data: %b\n\n" % json.dumps(event).encode() for event in sent]
 
     painter.quirk = lambda path, body: None
-    painter._images = events  # type: ignore[method-assign]
+    monkeypatch.setattr(painter, "_images", events)
     chunks, _ = await drawn(backend, image_task("sdxl", stream=True, partial_images=1, output_format="jpeg"))
     found = events_of(chunks)
     assert [name for name, _ in found] == list(kinds)

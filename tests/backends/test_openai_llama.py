@@ -6,8 +6,8 @@ import asyncio
 import json
 import signal
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -32,7 +32,6 @@ from workers.backends.base import (
     BackendRefused,
     BackendUnavailable,
     Chunk,
-    Output,
 )
 from workers.backends.openai import OpenAIBackend
 
@@ -131,10 +130,7 @@ async def test_slow_to_start_killed_and_back(own_llama: Callable[..., LlamaServe
     backend = OpenAIBackend(BackendConfig(url=server.url))
     try:
         await until_healthy(backend)
-        output = cast(
-            "AsyncGenerator[Output, None]",
-            backend.run(chat(MODEL, stream=True, max_tokens=1900, ignore_eos=True)),
-        )
+        output = backend.run(chat(MODEL, stream=True, max_tokens=1900, ignore_eos=True))
         await anext(output)
         await asyncio.to_thread(server.stop, signal.SIGKILL)
         with pytest.raises(BackendError) as caught:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from io import BytesIO
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -22,7 +22,6 @@ from workers.backends.base import (
     BackendRefused,
     Chunk,
     Finish,
-    Output,
     Task,
     make_backend,
 )
@@ -187,7 +186,7 @@ async def test_what_somebody_else_runs_is_left_alone(double: SDWebUIDouble, back
     double.behave(step_s=0.01)
     other = asyncio.create_task(double._work({"steps": 40, "seed": 1}))
     await asyncio.sleep(0)
-    output = cast("AsyncGenerator[Output]", backend.run(task(size="64x48", steps=1000)))
+    output = backend.run(task(size="64x48", steps=1000))
     assert await anext(output) == Progress(phase="queued")
     await output.aclose()
     assert other.done()
@@ -273,12 +272,12 @@ async def test_a_server_that_is_slow_to_say_what_it_is_at_is_interrupted_at_once
 ) -> None:
     """It has said so a moment ago."""
     double.behave(step_s=0.02)
-    output = cast("AsyncGenerator[Output]", backend.run(task(size="64x48", steps=1000)))
+    output = backend.run(task(size="64x48", steps=1000))
     async for piece in output:
         if isinstance(piece, Progress) and piece.fraction:
             break
     double.behave(step_s=0.02, answer_s=4.0)
-    closing = asyncio.create_task(output.aclose())  # type: ignore[arg-type]
+    closing = asyncio.create_task(output.aclose())
     await asyncio.wait_for(double.stopped.wait(), 2)
     await closing
     assert await double.idle()

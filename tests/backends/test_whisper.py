@@ -377,9 +377,10 @@ async def test_a_server_that_does_not_stream_after_all_is_understood() -> None:
 
 @pytest.mark.parametrize("name", ["include", "known_speaker_names", "languages"])
 async def test_what_these_servers_lack_is_refused(name: str) -> None:
+    fields: dict[str, Any] = {name: ["x"]}
     async with running(Double(models=[{"id": "tiny"}])) as double, adapter(double.url) as backend:
         with pytest.raises(BackendRefused) as caught:
-            await outputs_of(backend, said(WAV, "tiny", **{name: ["x"]}))
+            await outputs_of(backend, said(WAV, "tiny", **fields))
         assert caught.value.info.param == name
         await outputs_of(backend, replace(said(WAV, "tiny", service_tier="flex", chunking_strategy="auto")))
     assert double.forms[0]["chunking_strategy"] == "auto"

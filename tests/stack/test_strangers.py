@@ -76,7 +76,7 @@ async def test_nats_rejects_clients_without_credentials(up: Up) -> None:
     """Prompts pass through it."""
     for login in ({}, {"user": "nexus", "password": "guessed"}):
         with pytest.raises(NatsError, match="Authorization Violation"):
-            await nats.connect(f"nats://127.0.0.1:{port(up, 'nats')}", allow_reconnect=False, **login)  # type: ignore[arg-type]
+            await nats.connect(f"nats://127.0.0.1:{port(up, 'nats')}", allow_reconnect=False, **login)
 
 
 async def test_redis_rejects_clients_without_credentials(up: Up) -> None:

@@ -404,7 +404,11 @@ async def test_killed_components_are_restarted(up: Up):
         before = up.state()
         times = up.output.count("is back")
         os.kill(before["pids"][part], signal.SIGKILL)
-        await eventually_true(lambda times=times: up.output.count("is back") > times, f"{part} is back")
+
+        def is_back(times: int = times) -> bool:
+            return up.output.count("is back") > times
+
+        await eventually_true(is_back, f"{part} is back")
         assert up.state()["pids"][part] != before["pids"][part]
         assert up.state()["ports"] == before["ports"]
         assert await up.chat_again("again") == "again"
@@ -419,7 +423,8 @@ async def test_key_and_aliases_survive_a_restart(tmp_path: Path):
     keys = []
     (tmp_path / "key").write_text("my-filed-key\n")
     filed = {"GATEWAY_BEARER_TOKEN_FILE": str(tmp_path / "key")}
-    for given in ({}, {}, {"GATEWAY_BEARER_TOKEN": "my-own-key"}, filed):
+    environments: list[dict[str, Any]] = [{}, {}, {"GATEWAY_BEARER_TOKEN": "my-own-key"}, filed]
+    for given in environments:
         async with Up(tmp_path / "nexus", "--no-local-models", **given) as up:
             await up.is_up()
             keys.append(up.state()["key"])

@@ -469,7 +469,7 @@ async def test_a_server_that_refuses_tool_choice_is_offered_one_tool(
 @both
 async def test_a_server_that_calls_several_tools_all_the_same(server: Partial, worker: Backend, stream: bool) -> None:
     server.calls = [calling("weather", '{"city":"Lisbon"}'), calling("weather", '{"city":"Porto"}')]
-    fields = {"tools": [WEATHER], "tool_choice": "required"}
+    fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "required"}
     answer, _, _ = await said(worker, chat("one", stream, parallel_tool_calls=False, **fields))
     assert calls(answer) == [("weather", {"city": "Lisbon"})]
     answer, _, _ = await said(worker, chat("one", stream, **fields))

@@ -15,7 +15,7 @@ from workers.adapter_kit.text.completion_collector import CompletionCollector
 from workers.adapter_kit.text.completion_options import CompletionOptions
 from workers.adapter_kit.text.completion_reader import CompletionReader
 from workers.adapter_kit.text.completion_relay import CompletionRelay
-from workers.backends.base import BackendError, Chunk, Finish
+from workers.backends.base import BackendError, Chunk, Finish, Output
 
 words = st.lists(
     st.text(max_size=8) | st.sampled_from(['"', "\\", "\n\n", 'a"finish_reason":"stop"', "é😀"]), max_size=12
@@ -42,7 +42,7 @@ def chat_events(said: list[str], order: bool, model: str) -> list[Any]:
 
 def run(answer: CompletionReader, stream: bytes, cuts: list[int]) -> tuple[bytes, int, Finish]:
     edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
-    outputs = [answer.feed(stream[start:end]) for start, end in pairwise(edges)]
+    outputs: list[Output | None] = [answer.feed(stream[start:end]) for start, end in pairwise(edges)]
     outputs += list(answer.finish())
     chunks = [output for output in outputs if isinstance(output, Chunk)]
     assert isinstance(outputs[-1], Finish)
@@ -157,7 +157,7 @@ def accumulated(events: list[Any]) -> dict[str, Any]:
 def delta_events(*deltas: dict[str, Any], reasons: dict[int, str] | None = None) -> list[Any]:
     """Return events with these deltas, and the `finish_reason` of some of them."""
     reasons = {len(deltas): "stop"} if reasons is None else reasons
-    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in (*deltas, {})]
+    choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in (*deltas, {})]
     for at, reason in reasons.items():
         choices[at]["finish_reason"] = reason
     return text_events(*choices)

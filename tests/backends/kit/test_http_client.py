@@ -273,7 +273,7 @@ async def test_a_released_answer_that_does_not_end_costs_its_connection(
 async def test_a_server_is_made_to_wait_for_a_slow_reader(serve: Any) -> None:
     total, written = 64 * 1024 * 1024, 0
 
-    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def flood(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal written
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % total)
         for _ in range(total // 65536):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from io import BytesIO
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from openai.types import (
@@ -33,7 +33,7 @@ from workers.adapter_kit.images.responses import (
     read_size,
     respond_with_images,
 )
-from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
+from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Task
 
 PNG = picture_bytes((40, 30))
 
@@ -256,7 +256,7 @@ async def test_closing_the_answer_closes_what_makes_the_pictures() -> None:
             closed = True
 
     work = image_task("m")
-    output = cast("AsyncGenerator[Output]", respond_with_images(work, ImageRequest.from_task(work), pictures()))
+    output = respond_with_images(work, ImageRequest.from_task(work), pictures())
     await anext(output)
     await output.aclose()
     assert closed

@@ -103,9 +103,9 @@ async def test_servers_that_load_models_say_which_they_hold(kind: Literal["llama
         states = {name: (offer.loaded, offer.loading) for name, offer in offers.items()}
         ours = {"a": (True, False), "b": (False, True), "c": (False, False)}
         assert states == ours | ({"peer/big": (None, False)} if kind == "llama-swap" else {})
-        assert await backend.resident_models() == {"a", "b"}
+        assert await backend.resident_models() == frozenset({"a", "b"})
         router.states = {"c": "loaded"}
-        assert await backend.resident_models() == {"c"}
+        assert await backend.resident_models() == frozenset({"c"})
         if kind == "llamacpp":
             assert offers["a"].context_length == 512, "as it is loaded"
         await backend.close()

@@ -42,7 +42,8 @@ def read(parts: list[bytes]) -> list[bytes]:
 
 def by_the_book(stream: bytes) -> list[bytes]:
     """Read a stream line by line, as the specification says; return its events."""
-    found, data = [], []
+    found: list[bytes] = []
+    data: list[bytes] = []
     lines = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[:-1]
     for line in lines:
         if not line:

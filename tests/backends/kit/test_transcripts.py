@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from openai.types.audio import Transcription, TranscriptionVerbose, TranslationVerbose
-from openai.types.audio.transcription_stream_event import (
+from openai.types.audio import (
+    Transcription,
     TranscriptionTextDeltaEvent,
     TranscriptionTextDoneEvent,
+    TranscriptionVerbose,
+    TranslationVerbose,
 )
 
 from schemas.jobs import Capability
@@ -188,7 +190,7 @@ def test_a_stream_is_of_the_sdks_events() -> None:
 
 
 def test_a_request_is_read() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "language": "en", "prompt": "", "temperature": 0, "response_format": "verbose_json", "stream": False,
         "timestamp_granularities": ["word"], "service_tier": "flex", "hotwords": "Nexus",
     }  # fmt: skip

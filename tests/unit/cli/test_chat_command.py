@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import httpx
 import pytest
@@ -30,7 +31,7 @@ def routes(**answers: httpx.Response) -> Callable[[httpx.Request], httpx.Respons
 
 
 def sse(*pieces: str, done: bool = True) -> httpx.Response:
-    frames = [{"choices": [{"delta": {"role": "assistant", "content": None}}]}]
+    frames: list[dict[str, Any]] = [{"choices": [{"delta": {"role": "assistant", "content": None}}]}]
     frames += [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]
     frames += [{"choices": [{"delta": {}, "finish_reason": "stop"}]}, {"choices": [], "usage": {}}]
     text = "".join(f"data: {json.dumps(frame)}\n\n" for frame in frames)

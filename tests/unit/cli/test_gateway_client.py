@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -154,7 +155,7 @@ class TestErrors:
 
 class TestStream:
     @staticmethod
-    def frames(*lines: str, status: int = 200) -> list[dict]:
+    def frames(*lines: str, status: int = 200) -> list[dict[str, Any]]:
         body = "".join(f"{line}\n\n" for line in lines)
         with client(lambda _: httpx.Response(status, text=body)) as api:
             return list(api.stream("/v1/chat/completions", {}))

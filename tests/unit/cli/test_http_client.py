@@ -59,6 +59,18 @@ def read_head(connection: socket.socket) -> bytes:
     return seen
 
 
+def answer_with(answer: bytes, heads: list[bytes] | None = None) -> Callable[[socket.socket], None]:
+    """Return a server's answer to one request, whose head goes into `heads`."""
+
+    def run(connection: socket.socket) -> None:
+        head = read_head(connection)
+        if heads is not None:
+            heads.append(head)
+        connection.sendall(answer)
+
+    return run
+
+
 def get(url: str, path: str = "/x", *, read_s: float = 5.0) -> bytes:
     with closing(ConsoleHttpClient(url, {"authorization": "Bearer sk"}).send("GET", path, read_s=read_s)) as response:
         return response.read()
@@ -100,7 +112,12 @@ def test_no_server_at_the_address():
 
 def test_a_missing_answer_times_out():
     """After exactly the given time."""
-    port = listen(lambda connection: (read_head(connection), connection.recv(1))[0] and None)
+
+    def stay_silent(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.recv(1)
+
+    port = listen(stay_silent)
     with pytest.raises(HttpTimeout):
         get(f"http://127.0.0.1:{port}", read_s=0.05)
 
@@ -117,7 +134,7 @@ def test_a_missing_answer_times_out():
 )
 def test_an_answer_that_breaks_off(answer: bytes):
     """Is never taken for a whole one."""
-    port = listen(lambda connection: (read_head(connection), connection.sendall(answer))[0] and None)
+    port = listen(answer_with(answer))
     with pytest.raises(ConnectionBroken):
         get(f"http://127.0.0.1:{port}")
 
@@ -174,7 +191,7 @@ def test_a_form_from_a_pipe():
     os.write(writing, b"piped")
     os.close(writing)
     with io.FileIO(reading) as file:
-        body, headers = encode_form({}, [("file", ("x", file))])  # type: ignore[list-item]
+        body, headers = encode_form({}, [("file", ("x", file))])
         ConsoleHttpClient(serve(answer)).send("POST", "/", body=body, headers=headers, read_s=5).close()
     assert "content-length" not in headers
     assert b"piped" in seen[0].content
@@ -198,7 +215,7 @@ def test_a_refusal_before_all_was_sent():
 def test_a_proxy_is_used_for_other_hosts_alone(monkeypatch: pytest.MonkeyPatch):
     """HTTP_PROXY with a password; this machine, and NO_PROXY, are reached directly."""
     heads: list[bytes] = []
-    port = listen(lambda connection: (heads.append(read_head(connection)), connection.sendall(OK))[1])
+    port = listen(answer_with(OK, heads))
     monkeypatch.setenv("http_proxy", f"http://me:p%40ss@127.0.0.1:{port}")
     assert get(serve(lambda _: httpx.Response(200, text="direct"))) == b"direct"
     monkeypatch.setenv("no_proxy", "gw.invalid")
@@ -216,7 +233,7 @@ def test_https_through_a_proxy_is_a_tunnel(monkeypatch: pytest.MonkeyPatch):
     """The proxy sees the host, and no key."""
     heads: list[bytes] = []
     refusal = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"
-    port = listen(lambda connection: (heads.append(read_head(connection)), connection.sendall(refusal))[1])
+    port = listen(answer_with(refusal, heads))
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
     with pytest.raises(NoConnection, match="403"):
         get("https://gateway.invalid")

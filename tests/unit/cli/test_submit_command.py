@@ -6,7 +6,7 @@ import json
 from email.parser import BytesParser
 from email.policy import HTTP
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -61,7 +61,11 @@ def form(request: httpx.Request) -> list[tuple[str, str | None, bytes]]:
     head = f"content-type: {request.headers['content-type']}\r\n\r\n".encode()
     message = BytesParser(policy=HTTP).parsebytes(head + request.content)
     return [
-        (part.get_param("name", header="content-disposition"), part.get_filename(), part.get_payload(decode=True))
+        (
+            cast("str", part.get_param("name", header="content-disposition")),
+            part.get_filename(),
+            cast("bytes", part.get_payload(decode=True)),
+        )
         for part in message.iter_parts()
     ]
 

@@ -376,7 +376,11 @@ class TestOutages:
         """The end is waited for, and the result is there all the same."""
         error = {"error": {"message": "not kept", "code": "events_expired"}}
         in_stream = f"event: error\ndata: {json.dumps(error)}\n\n"
-        for stream in (httpx.Response(410, json=error), [token("lo", 7), in_stream]):
+        streams: list[httpx.Response | list[str | Exception]] = [
+            httpx.Response(410, json=error),
+            [token("lo", 7), in_stream],
+        ]
+        for stream in streams:
             gateway.looks = [job(), job(), job("completed")]
             gateway.streams = [stream]
             assert watch().stdout == "Hello\n"

@@ -23,7 +23,9 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.text, self.links, self.elements = "", [], []
+        self.text = ""
+        self.links: list[str | None] = []
+        self.elements: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gateway.model_catalog import ModelCatalog
@@ -17,8 +19,8 @@ def worker(name: str, *offers: ModelOffer, state: WorkerState = WorkerState.READ
     return WorkerPresence(id=name, backend="echo", host="here", models=offers, state=state)
 
 
-def offer(name: str, capabilities: tuple[Capability, ...] = CHAT, **more: object) -> ModelOffer:
-    return ModelOffer(name=name, capabilities=capabilities, **more)  # type: ignore[arg-type]
+def offer(name: str, capabilities: tuple[Capability, ...] = CHAT, **more: Any) -> ModelOffer:
+    return ModelOffer(name=name, capabilities=capabilities, **more)
 
 
 def catalog(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -43,7 +44,10 @@ def test_a_signed_url_expires() -> None:
 
 
 def test_only_blob_names_are_replaced_by_urls() -> None:
-    answer = {"created": 1, "data": [{"url": "nexus-blob:abc"}, {"url": "https://elsewhere/x"}, {"b64_json": "AA"}]}
+    answer: dict[str, Any] = {
+        "created": 1,
+        "data": [{"url": "nexus-blob:abc"}, {"url": "https://elsewhere/x"}, {"b64_json": "AA"}],
+    }
     found = json.loads(
         UrlSigner(KEY, "https://nexus.example/", 60).sign_urls(json.dumps(answer).encode(), "alice", "http://h")
     )

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from gateway.operator_requests import ServiceRegistration
 from schemas.errors import ErrorInfo
 from schemas.redaction import REDACTED_ADDRESS, REDACTED_PATH, Redactor
-from tests.servers import free_port
+from tests.ports import free_port
 from workers.backends.base import BackendConfig, load_adapters, make_backend, wrap_exception
 
 INSIDES = [

@@ -229,7 +229,9 @@ async def test_a_drained_worker_leaves_before_it_stops(rig: Rig, eventually: Eve
     rig.submitter.finish(call)
 
 
-async def test_loading_has_a_limit_of_its_own(rig: Rig, eventually: Eventually) -> None:
+async def test_loading_has_a_limit_of_its_own(
+    rig: Rig, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Loading may take longer than a token, and the limits restart after it."""
     await eventually(lambda: rig.live() == ["m"])
     rig.dispatcher._limits = dict.fromkeys(Capability, Limits(first_token_s=0.4, idle_s=0.4, load_s=30))
@@ -242,7 +244,7 @@ async def test_loading_has_a_limit_of_its_own(rig: Rig, eventually: Eventually) 
         yield Chunk(b"loaded")
         yield Finish()
 
-    rig.backend.run = load  # type: ignore[method-assign]
+    monkeypatch.setattr(rig.backend, "run", load)
     call = rig.call()
     await eventually(lambda: call.progress is not None)
     await asyncio.sleep(1.0)  # past every other limit
@@ -252,7 +254,9 @@ async def test_loading_has_a_limit_of_its_own(rig: Rig, eventually: Eventually) 
     assert (call.error, call.take_output()) == (None, b"loaded")
 
 
-async def test_a_load_that_never_ends_is_given_up(rig: Rig, eventually: Eventually) -> None:
+async def test_a_load_that_never_ends_is_given_up(
+    rig: Rig, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await eventually(lambda: rig.live() == ["m"])
     rig.dispatcher._limits = dict.fromkeys(Capability, Limits(load_s=0.2))
 
@@ -260,7 +264,7 @@ async def test_a_load_that_never_ends_is_given_up(rig: Rig, eventually: Eventual
         yield Progress(phase="load")
         await asyncio.Event().wait()
 
-    rig.backend.run = load  # type: ignore[method-assign]
+    monkeypatch.setattr(rig.backend, "run", load)
     call = rig.call()
     await call.wait_until_ended()
     assert call.error is not None
@@ -396,7 +400,8 @@ async def test_without_what_its_adapter_needs_a_worker_is_not_ready(eventually: 
     await rig.start()
     await eventually(lambda: rig.state() is WorkerState.UNHEALTHY)
     sentence = "The script adapter cannot work yet. The thing is not there. Install it."
-    assert rig.problems() == rig.worker.problems == (sentence.replace("script", rig.backend.name),)
+    expected = (sentence.replace("script", rig.backend.name),)
+    assert (rig.problems(), rig.worker.problems) == (expected, expected)
     assert rig.live() == []
     assert rig.worker.state == "unhealthy"
     need.missing = False

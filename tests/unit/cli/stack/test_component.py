@@ -64,6 +64,7 @@ async def test_killed_component_is_restarted(tmp_path: Path, eventually):
     """With another process, and two messages."""
     async with Supervised(tmp_path, SLEEPER) as supervised:
         first = supervised.component.pid
+        assert first is not None
         os.kill(first, signal.SIGKILL)
         await eventually(lambda: supervised.restarts == 1)
         assert supervised.component.pid not in {None, first}
@@ -101,6 +102,7 @@ async def test_stop_kills_a_stubborn_component_and_its_children(tmp_path: Path, 
     async with Supervised(tmp_path, STUBBORN) as supervised:
         child = await eventually(lambda: supervised.process.log_file.read_text().strip() and supervised.printed_pid())
         leader = supervised.component.pid
+        assert leader is not None
         before = asyncio.get_running_loop().time()
         await supervised.component.stop()
         assert asyncio.get_running_loop().time() - before < 2
@@ -111,6 +113,7 @@ async def test_children_of_a_killed_component_end_before_it_is_restarted(tmp_pat
     """A gateway that supervised others leaves none of them at its port."""
     async with Supervised(tmp_path, PARENT) as supervised:
         child = await eventually(lambda: supervised.process.log_file.read_text().strip() and supervised.printed_pid())
+        assert supervised.component.pid is not None
         os.kill(supervised.component.pid, signal.SIGKILL)
         await eventually(lambda: not alive(child))
         await eventually(lambda: supervised.restarts == 1)

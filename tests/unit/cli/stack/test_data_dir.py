@@ -40,6 +40,7 @@ def other(data: DataDir):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(data.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     yield holder
     holder.kill()

@@ -22,7 +22,7 @@ from cli.embedded.secured_etcd import SecuredEtcdServer
 from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer
 from schemas.installation import install_hint
 
-ALL = [NatsServer, EtcdServer, RedisServer]
+ALL: list[type[EmbeddedServer]] = [NatsServer, EtcdServer, RedisServer]
 
 
 @pytest.fixture(params=ALL, ids=lambda kind: kind.name)

@@ -21,7 +21,7 @@ from schemas.errors import Unavailable
 from schemas.presence import Alias, ServiceRecord
 from tests.servers import Server
 
-KEPT = {
+KEPT: dict[str, dict[str, Any]] = {
     "aliases": {"default-chat": {"targets": ["a", "größe"]}, "team/x": "a"},
     "services": {"tts": {"base_url": "http://tts:1", "zone": 4}},
 }

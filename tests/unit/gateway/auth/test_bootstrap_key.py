@@ -18,7 +18,7 @@ from gateway.auth.bootstrap_key import load_bootstrap_key
 
 def settings(file: Path | str, key: str | None = None) -> GatewaySettings:
     return GatewaySettings(
-        _env_file=None,  # type: ignore[call-arg]
+        _env_file=None,
         gateway_bearer_token=None if key is None else SecretStr(key),
         gateway_bearer_token_file=str(file),
     )

@@ -368,7 +368,7 @@ class TestConcurrencyLimiter:
         assert counted.acquire(limited) is limited
 
     @pytest.mark.parametrize("limits", [{}, {"max_queued": 0}, {"max_running": 1}])
-    def test_keys_without_both_limits_are_not_limited(self, limits: dict[str, int]) -> None:
+    def test_keys_without_both_limits_are_not_limited(self, limits: dict[str, Any]) -> None:
         """Nothing is counted for them."""
         counted = ConcurrencyLimiter()
         assert [counted.acquire(Principal("o", key_id="k", **limits)) for _ in range(100)] == [None] * 100

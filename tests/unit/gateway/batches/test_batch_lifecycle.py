@@ -15,7 +15,7 @@ import pytest
 from backbone.bus.blobs import INLINE_LIMIT_BYTES
 from gateway.auth.authenticator import Principal
 from gateway.batches import executor, line_jobs, scheduler
-from gateway.batches.input_file import job_id
+from gateway.batches.input_file import job_id, validate
 from gateway.batches.repository import BatchNotFound
 from gateway.batches.service import PICKUP_GRACE_S, max_window_s
 from gateway.files import FileNotFound
@@ -455,7 +455,6 @@ class TestEnds:
 
     async def test_cancelled_while_it_is_validated(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         """The same."""
-        validate = executor.validate
 
         async def cancelled_meanwhile(*given: Any) -> Any:
             assert (await desk.batches.cancel(OWNER, made.id)).status is BatchStatus.CANCELLING

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, MutableMapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, MutableMapping
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +16,7 @@ from gateway.http.multipart import ParsedForm, read_form
 from gateway.http.request_body import CallerDisconnected, read_body, stream_body
 from schemas.errors import BodyMemoryFull, NexusError, RequestTimeout
 from tests.unit.gateway.http.test_multipart import TYPE, form, part
+from tests.virtual_time import run
 
 MIB = 1024 * 1024
 PIECE = 64 * 1024
@@ -24,32 +25,8 @@ TOTAL = 16 * MIB
 SERVED_S = 5.0
 """Within this a body that comes at once is served: after two looks, slow bodies end."""
 
-T = TypeVar("T")
 Steps = list[tuple[float, int]]
 """Seconds until a piece comes, and its bytes."""
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop in which nothing takes time and waiting ends at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now = 0.0
-        select = self._selector.select
-
-        def advance(timeout: float | None = None) -> Any:
-            self._now += timeout or 0.0
-            return select(0)
-
-        self._selector.select = advance
-
-    def time(self) -> float:
-        return self._now
-
-
-def virtually(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(work)
 
 
 class Caller:
@@ -109,7 +86,7 @@ def test_an_announced_body_that_never_comes_blocks_no_other() -> None:
         assert memory.used == 0
         return took
 
-    assert virtually(scenario()) == 0
+    assert run(scenario()) == 0
 
 
 def test_a_key_at_its_limit_leaves_memory_to_others() -> None:
@@ -123,7 +100,7 @@ def test_a_key_at_its_limit_leaves_memory_to_others() -> None:
         await end(slow)
         return took
 
-    assert virtually(scenario()) == 0
+    assert run(scenario()) == 0
 
 
 def test_slow_bodies_end_while_others_wait() -> None:
@@ -142,7 +119,7 @@ def test_slow_bodies_end_while_others_wait() -> None:
         await end(slow)
         return took, await fast, ended
 
-    took, fast, ended = virtually(scenario())
+    took, fast, ended = run(scenario())
     assert took <= SERVED_S
     assert fast < 10
     assert took > 0
@@ -156,7 +133,7 @@ def test_slow_bodies_that_block_no_other_continue() -> None:
     async def scenario() -> float:
         return await send(BodyMemory(TOTAL), "a", Caller([(0.5, 1000)] * 40))
 
-    assert virtually(scenario()) == pytest.approx(20, abs=0.1)
+    assert run(scenario()) == pytest.approx(20, abs=0.1)
 
 
 def test_many_bodies_of_one_key_complete_one_after_another() -> None:
@@ -170,7 +147,7 @@ def test_many_bodies_of_one_key_complete_one_after_another() -> None:
         assert memory.used == 0
         return found
 
-    assert not [one for one in virtually(scenario()) if isinstance(one, Exception)]
+    assert not [one for one in run(scenario()) if isinstance(one, Exception)]
 
 
 def test_a_body_that_waits_too_long_is_refused() -> None:
@@ -187,7 +164,7 @@ def test_a_body_that_waits_too_long_is_refused() -> None:
         assert memory.used == 0
         return caught.value, loop.time() - began
 
-    error, waited = virtually(scenario())
+    error, waited = run(scenario())
     assert isinstance(error, NexusError)
     assert (error.info.status, error.info.headers()["retry-after"]) == (503, "2")
     assert waited == pytest.approx(MAX_WAIT_S)
@@ -203,7 +180,7 @@ def test_a_cancelled_wait_holds_no_memory() -> None:
             await end([waiting])
         assert memory.used == 0
 
-    virtually(scenario())
+    run(scenario())
 
 
 def test_a_form_holds_the_bytes_that_are_not_stored_yet() -> None:
@@ -227,7 +204,7 @@ def test_a_form_holds_the_bytes_that_are_not_stored_yet() -> None:
         assert memory.used == 0
         return most
 
-    assert PIECE <= virtually(scenario()) <= 1024 * 1024
+    assert PIECE <= run(scenario()) <= 1024 * 1024
 
 
 SLOW = st.tuples(st.integers(0, 10), st.integers(0, 20), st.floats(0.0, 3.0), st.sampled_from([None, 0.3, 0.9]))
@@ -259,4 +236,4 @@ def test_a_trickling_body_blocks_no_other(
         assert took <= SERVED_S
         assert memory.used == 0
 
-    virtually(scenario())
+    run(scenario())

@@ -88,7 +88,7 @@ async def serving(site: Site | None = None) -> AsyncIterator[Site]:
     protocol = http_protocol(site.head_timeout_s, ShutdownState(), site.connections)
     config = uvicorn.Config(
         site.app, http=protocol, lifespan="off", log_config=None, loop="none", ws="none", interface="asgi3"
-    )  # type: ignore[arg-type]
+    )
     site.server, site.port = _Server(config), listener.getsockname()[1]
     task = asyncio.create_task(site.server.serve(sockets=[listener]))
     try:

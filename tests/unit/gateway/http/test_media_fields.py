@@ -267,5 +267,5 @@ def bodies() -> InferenceBodyReader:
     return reader(MemoryBlobStore())
 
 
-async def read(endpoint: EndpointSpec, body: bytes, headers: Headers = ()) -> Any:
-    return await bodies().read(endpoint, headers, receive_of(body), has_arrived=True)
+async def read(endpoint: EndpointSpec, body: bytes, headers: Headers | None = None) -> Any:
+    return await bodies().read(endpoint, headers or [], receive_of(body), has_arrived=True)

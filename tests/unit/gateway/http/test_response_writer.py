@@ -29,7 +29,7 @@ async def serving(handler: Handler) -> AsyncIterator[int]:
 
     listener = await asyncio.get_running_loop().run_in_executor(None, _listener)
     protocol = http_protocol(5.0, ShutdownState(), ConnectionLimiter())
-    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, loop="none")  # type: ignore[arg-type]
+    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, loop="none")
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:

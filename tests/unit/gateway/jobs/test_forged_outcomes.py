@@ -6,7 +6,7 @@ import pytest
 
 from backbone.testing.job_log import MemoryWorkerLog
 from schemas.frames import AttemptStarted, FrameKind
-from schemas.job_events import encode_durable_frame
+from schemas.job_events import JobEventKind, encode_durable_frame
 from schemas.jobs import Capability, JobStatus
 from schemas.outcome import Outcome
 from tests.unit.gateway.jobs.rig import OWNER, Rig
@@ -95,7 +95,7 @@ async def test_forged_events_are_ignored_and_fail_no_job(rig: Rig) -> None:
     assert (await rig.ended(job)).status is JobStatus.COMPLETED
     events = await rig.events(job)
     assert not [event for event in events if b"forged" in event.data or b"evil" in event.data]
-    assert [event.kind for event in events].count("job.started") == 1
+    assert [event.kind for event in events].count(JobEventKind.STARTED) == 1
 
 
 async def test_a_record_that_redis_lost_is_that_of_the_gateway(rig: Rig) -> None:

@@ -17,6 +17,7 @@ from backbone.bus.bus import Queue
 from backbone.store.store import CLAIMED_TIMER_S
 from backbone.testing.bus import MemoryDelivery
 from backbone.testing.job_log import MemoryWorkerLog
+from backbone.testing.job_log_state import JobLogState
 from gateway.jobs import records
 from schemas.errors import WORKER_DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable
 from schemas.frames import AttemptStarted, FrameKind
@@ -147,7 +148,7 @@ class Life:
         self.job = ""
         self.tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
+    async def start(self, patch: pytest.MonkeyPatch) -> None:
         decide = self.rig.broker.job_log.store_outcome
 
         def counted(outcome: Outcome, payload: bytes) -> bool:
@@ -156,7 +157,7 @@ class Life:
                 self.outcomes[(outcome.run, outcome.status)] += 1
             return first
 
-        type(self.rig.broker.job_log).store_outcome = lambda _, outcome, payload: counted(outcome, payload)  # type: ignore[method-assign]
+        patch.setattr(JobLogState, "store_outcome", lambda _, outcome, payload: counted(outcome, payload))
         real = self.rig.store
         for _ in range(2):
             self.rig.store = Slow(real, self.chance, self)  # type: ignore[assignment]
@@ -171,7 +172,7 @@ class Life:
                 gateway.recorder,
                 gateway.expiry_watcher,
             ):
-                part._log = slow  # type: ignore[assignment]
+                part._log = slow
         self.job = await self.rig.submit()
 
     @property
@@ -357,13 +358,11 @@ async def live(story: list[tuple[str, int]], seed: int) -> None:
         patch.setattr("gateway.jobs.outcome_recorder.RETRY_DELAY_S", 0.0)
         patch.setattr("gateway.jobs.outcome_recorder.ACK_WAIT_S", 0.02)
         patch.setattr("backbone.testing.job_log_state.DUPLICATE_WINDOW_S", 0.0)
-        decide = type(life.rig.broker.job_log).store_outcome
-        await life.start()
+        await life.start(patch)
         try:
             for name, ticks in story:
                 await life.begin_to_act(name, ticks)
             await life.settle()
             await life.check()
         finally:
-            type(life.rig.broker.job_log).store_outcome = decide  # type: ignore[method-assign]
             await life.rig.close()

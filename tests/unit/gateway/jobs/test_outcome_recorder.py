@@ -67,7 +67,8 @@ async def test_a_job_has_ended_before_that_is_recorded(rig: Rig) -> None:
 async def test_a_cancelled_job_leaves_the_queue_whatever_happens_to_nats(rig: Rig) -> None:
     """NATS does not answer the gateway that cancels it, nor the first that records that: no worker may ever come for its model."""
     record = await rig.jobs.get(OWNER, await rig.submit())
-    withdraw, refused = MemoryJobLog.delete_job, []
+    withdraw = MemoryJobLog.delete_job
+    refused: list[tuple[Any, ...]] = []
 
     async def away(self: MemoryJobLog, *job: Any) -> None:
         if len(refused) < 2:
@@ -100,7 +101,8 @@ async def test_a_concurrently_recovered_record_gets_its_outcome(rig: Rig) -> Non
     """Between the recorder's look and its own making of the record."""
     record = await rig.jobs.get(OWNER, await rig.submit())
     await rig.store.remove(OWNER, record.id)
-    create, raced = rig.store.create, []
+    create = rig.store.create
+    raced: list[bool] = []
 
     async def late(new: JobRecord, **kwargs: Any) -> bool:
         if not raced:

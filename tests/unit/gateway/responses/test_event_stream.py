@@ -74,8 +74,8 @@ def created(*, stored: bool = True, **fields: Any) -> CreatedResponse:
     began_as = initial_response(
         validate_body({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000
     )
-    stored = StoredResponse("me", b"", ResponseDocument(job=JOB), began_as, None) if stored else None
-    return CreatedResponse("me", JOB, began_as, stored, bound_to_connection=not stored)
+    record = StoredResponse("me", b"", ResponseDocument(job=JOB), began_as, None) if stored else None
+    return CreatedResponse("me", JOB, began_as, record, bound_to_connection=not stored)
 
 
 async def store_final(_: CreatedResponse, final: dict[str, Any]) -> dict[str, Any]:

@@ -223,7 +223,7 @@ class TestItems:
 
     def test_calls_that_are_no_functions(self) -> None:
         """What a caller's other tools were called with becomes JSON, which is all that chat's calls hold."""
-        calls = [
+        calls: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
             ({"type": "custom_tool_call", "call_id": "a", "name": "apply_patch", "input": "*** Begin"}, "apply_patch", {"input": "*** Begin"}),
             ({"type": "local_shell_call", "id": "lsh", "action": {"type": "exec", "command": ["ls"]}}, "local_shell", {"type": "exec", "command": ["ls"]}),
             ({"type": "shell_call", "call_id": "s", "action": {"commands": ["ls"]}}, "shell", {"commands": ["ls"]}),

@@ -132,14 +132,13 @@ async def test_a_wrong_wish_is_refused(gateway: Gateway, fields: dict[str, Any],
 async def test_who_may_not_is_refused_before_the_body_is_read(gateway: Gateway) -> None:
     """401 without a valid key, 403 without the scope; the message names the missing scope."""
     made = await gateway.create()
-    nonsense = {"content": b"{ not json"}
     for headers, status in [
         ({"authorization": ""}, 401),
         ({"authorization": "Bearer wrong"}, 401),
         ({"authorization": f"Bearer {made['key']}"}, 403),
         (BEARER, 400),
     ]:
-        assert (await gateway.ask("POST", headers=headers, **nonsense))[0] == status
+        assert (await gateway.ask("POST", headers=headers, content=b"{ not json"))[0] == status
     status, body = await gateway.ask("GET", headers={"authorization": f"Bearer {made['key']}"})
     assert (status, body["error"]["type"]) == (403, "permission_error")
     assert "'admin'" in body["error"]["message"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.http.unread_budget import UnreadBudget
-from gateway.sync.request_state import MAX_STARTS, MAX_UNREAD_BYTES, SILENCE_GRACE_S, RequestState, SyncRequest
+from gateway.sync.request_state import MAX_UNREAD_BYTES, SILENCE_GRACE_S, RequestState, SyncRequest
 from schemas.errors import WORKER_DRAINED, ErrorInfo, QueueFull
 from schemas.frames import (
     PROCEED,
@@ -21,7 +21,7 @@ from schemas.frames import (
     FrameKind,
     encode_frame,
 )
-from schemas.jobs import Capability, Envelope, Limits
+from schemas.jobs import MAX_STARTS, Capability, Envelope, Limits
 
 ACK_WAIT_S = 10.0
 MIB = 1024 * 1024
@@ -216,7 +216,7 @@ async def test_a_pause_longer_than_the_queue_limit_ends_with_the_servers_error()
     assert rig.code is None
     rig.call.check_deadlines(rig.call.queued_at + 3.1)
     assert rig.call.error is not None
-    assert (rig.call.error.status, rig.code, rig.call.error.headers()["retry-after"]) == (
+    assert (rig.call.error.status, rig.call.error.code, rig.call.error.headers()["retry-after"]) == (
         503,
         "backend_unavailable",
         "2",

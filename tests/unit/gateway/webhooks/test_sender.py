@@ -43,8 +43,9 @@ class Clock:
 
 
 class MemoryItem:
-    def __init__(self, backlog: MemoryBacklog, item_id: str, data: bytes, delivery: int) -> None:
+    def __init__(self, backlog: MemoryBacklog, item_id: str, data: bytes, delivery: int, stored_at: int) -> None:
         self.id, self.data, self.delivery, self._backlog = item_id, data, delivery, backlog
+        self.stored_at = stored_at
 
     async def ack(self) -> None:
         self._backlog.finished.append(self.id)
@@ -52,7 +53,7 @@ class MemoryItem:
     def nak(self, delay_s: float) -> None:
         self._backlog.delays.append(delay_s)
         self._backlog.clock.now += delay_s
-        self._backlog.items.put_nowait(MemoryItem(self._backlog, self.id, self.data, self.delivery + 1))
+        self._backlog.items.put_nowait(MemoryItem(self._backlog, self.id, self.data, self.delivery + 1, self.stored_at))
 
     def extend(self) -> None:
         pass
@@ -72,7 +73,7 @@ class MemoryBacklog:
     async def put(self, item_id: str, data: bytes) -> None:
         if item_id not in self.ids:
             self.ids.add(item_id)
-            self.items.put_nowait(MemoryItem(self, item_id, data, 1))
+            self.items.put_nowait(MemoryItem(self, item_id, data, 1, int(self.clock())))
 
     async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         self.at_once = max_unacked
@@ -386,14 +387,14 @@ async def test_a_defect_is_a_failed_try():
                 await asyncio.sleep(0)
 
 
-async def test_an_outage_at_enqueue_is_raised():
+async def test_an_outage_at_enqueue_is_raised(monkeypatch: pytest.MonkeyPatch):
     """The recorder must repeat the call."""
     stage = Stage(200)
 
     async def put(_id: str, _data: bytes) -> None:
         raise Unavailable
 
-    stage.backlog.put = put  # type: ignore[method-assign]
+    monkeypatch.setattr(stage.backlog, "put", put)
     with pytest.raises(Unavailable):
         await stage.webhooks.enqueue(make_word())
 
