@@ -12,7 +12,7 @@ ServiceTier = Literal["auto", "default", "priority", "flex", "scale", "standard_
 
 def _never(value: bool) -> bool:
     if value:
-        raise PydanticCustomError("not_streamed", "Input should be False: there is nothing to stream")
+        raise PydanticCustomError("not_streamed", "Input should be false: this endpoint has no streams")
     return value
 
 
