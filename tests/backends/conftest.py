@@ -12,6 +12,17 @@ import uvloop
 from tests.backends.doubles.openai import OpenAIDouble
 from tests.backends.llama_server import LlamaServer, running_llama
 
+BOTH_LOOPS = (
+    "test_http_client.py",
+    "test_content_coding.py",
+    "test_multipart.py",
+    "test_comfyui.py",
+    "test_command.py",
+    "test_invokeai.py",
+    "test_openai_double.py",
+    "test_service.py",
+)
+
 
 @pytest.fixture
 async def double() -> AsyncIterator[OpenAIDouble]:
@@ -37,7 +48,7 @@ async def own_llama() -> AsyncIterator[Callable[..., LlamaServer]]:
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Workers run on uvloop, whose transports behave a little differently. The tests here run on both loops."""
-    if any(name in item.nodeid for name in ("test_openai_llama", "test_shapes")):  # take long enough once
-        return {"uvloop": uvloop.new_event_loop}
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    """Run tests of transports, subprocesses and websockets on both loops: workers run on uvloop, and on asyncio where uvloop is missing."""
+    if any(item.path.name == name for name in BOTH_LOOPS):
+        return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
