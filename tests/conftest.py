@@ -26,13 +26,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cli.embedded.binaries import BinaryMissing
 from tests.servers import Server, Source, Unusable, choose, source
 
+# How long an example takes says how busy the machine is.
+settings.register_profile("nexus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nexus")
+
 LONGEST = (
     "tests/stack/test_up.py",
     "tests/faults/test_jobs_killed.py",
+    "tests/stack/",
     "tests/clients/test_openapi_contract.py",
     "tests/faults/",
     "tests/scale/",
