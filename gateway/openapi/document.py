@@ -35,21 +35,21 @@ class ApiDocument:
         self._public_url = public_url.rstrip("/")
         self._port = port
         self._parts: tuple[bytes, bytes] | None = None
-        self._making = asyncio.Lock()
+        self._build_lock = asyncio.Lock()
 
     async def of(self, scope: Scope) -> bytes:
         """Return the document as JSON, with the API's URL as the caller of this request reaches it."""
-        async with self._making:
+        async with self._build_lock:
             if self._parts is None:
                 # Building takes about 0.2 s of CPU time; the thread keeps other requests going.
-                self._parts = await asyncio.to_thread(self._made)
+                self._parts = await asyncio.to_thread(self._build)
         head, rest = self._parts
         server = self.server(scope)
         servers = b',"servers":' + orjson.dumps([{"url": server}]) if server else b""
         return head[:-1] + servers + b"," + rest[1:]
 
-    def _made(self) -> tuple[bytes, bytes]:
-        """Return the document as JSON in two parts: the head before `servers`, and the rest."""
+    def _build(self) -> tuple[bytes, bytes]:
+        """Build the document as JSON in two parts: the head before `servers`, and the rest."""
         from gateway.openapi.enrichment import enrich  # imports every response model, so it is loaded on demand
 
         document = enrich(self._make())

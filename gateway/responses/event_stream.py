@@ -59,7 +59,7 @@ class ResponseEventStream:
             read_result: Returns the job's result and its body. Raises NotFound.
         """
         self._jobs = jobs
-        self._made = created
+        self._created = created
         self._after = after
         self._store_final = store_final
         self._read_result = read_result
@@ -83,7 +83,7 @@ class ResponseEventStream:
         """
         yield self._unseen(self._builder.created_events())
         try:
-            async with aclosing(self._jobs.follow_all_attempts(self._made.owner, self._made.job)) as stream:
+            async with aclosing(self._jobs.follow_all_attempts(self._created.owner, self._created.job)) as stream:
                 async for event in stream:
                     if event is None:
                         buffered, self._buffered = self._buffered or [], None
@@ -100,13 +100,13 @@ class ResponseEventStream:
     async def _replay_result(self) -> list[ResponseEvent]:
         """Return all events, rebuilt from the job's result, which is stored longer than its events."""
         try:
-            result, data = await self._read_result(self._made)
+            result, data = await self._read_result(self._created)
         except NotFound:
             raise EventsExpired(EXPIRED) from None
         outcome = result.outcome
         if outcome.status is not JobStatus.COMPLETED:
             raise EventsExpired(EXPIRED)
-        fresh = ResponseBuilder(self._made.initial)
+        fresh = ResponseBuilder(self._created.initial)
         fresh.created_events()
         if self._after > fresh.next_number and (outcome.delivery > 1 or outcome.run > 1):
             raise ResponseRestarted  # the caller may hold events of another attempt, which are no longer stored
@@ -137,9 +137,9 @@ class ResponseEventStream:
         if self._builder.has_output:
             if self._buffered is None:
                 self._ended = self.interrupted = True
-                advice = "send the request again" if self._made.stored is None else "retrieve the response again"
+                advice = "send the request again" if self._created.stored is None else "retrieve the response again"
                 return self._emit([self._builder.error_event("worker_lost", RESTARTED + advice)])
-            fresh = ResponseBuilder(self._made.initial)
+            fresh = ResponseBuilder(self._created.initial)
             fresh.created_events()
             if self._after > fresh.next_number:
                 raise ResponseRestarted
@@ -150,7 +150,7 @@ class ResponseEventStream:
 
     async def _end(self, outcome: Outcome) -> list[ResponseEvent]:
         self._ended = True
-        builder, created = self._builder, self._made
+        builder, created = self._builder, self._created
         buffered, self._buffered = self._buffered or [], None
         if outcome.status is JobStatus.COMPLETED:
             events = builder.close_items(outcome.usage.model_dump() if outcome.usage is not None else None)

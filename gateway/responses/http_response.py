@@ -95,7 +95,7 @@ class ResponseStreamReply(Response):
         after: int = -1,
     ) -> None:
         self._responses = responses
-        self._made = created
+        self._created = created
         self._start = start
         self._keep_alive_s = keep_alive_s
         self._report = report
@@ -105,8 +105,8 @@ class ResponseStreamReply(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events. Raises nothing but CancelledError."""
         reply = Reply(send, request_id_of(scope))
-        reply.headers.append((b"x-nexus-job-id", self._made.job.encode()))
-        sender = _EventSender(reply, self._responses.event_stream(self._made, self._after), self._start)
+        reply.headers.append((b"x-nexus-job-id", self._created.job.encode()))
+        sender = _EventSender(reply, self._responses.event_stream(self._created, self._after), self._start)
         status, error = CLIENT_CLOSED_STATUS, None
         try:
             error = await self._responses.caller_tasks.run_while_connected(
@@ -140,8 +140,8 @@ class ResponseStreamReply(Response):
 
     async def _abandon(self, *, stored: bool) -> None:
         """Cancel the response if it is bound to this connection. With `stored`, cancel it even if it can be retrieved."""
-        if self._made.bound_to_connection and (stored or self._made.stored is None):
-            await self._responses.abandon(self._made)
+        if self._created.bound_to_connection and (stored or self._created.stored is None):
+            await self._responses.abandon(self._created)
 
 
 def _size(events: list[ResponseEvent]) -> int:

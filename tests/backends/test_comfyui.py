@@ -240,7 +240,7 @@ async def test_a_workflow_that_makes_no_sense_stops_the_worker_at_its_start(
 def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="flows"):
         make_backend("comfyui", BackendConfig(url="http://x", options={"flows": "y"}))
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="the folder does not exist"):
         make_backend("comfyui", BackendConfig(url="http://x", options={"workflows": "/nowhere"}))
 
 

@@ -39,7 +39,7 @@ class ResponseDecoder:
         self._dropped = not whole and self._coding not in CODINGS
         if self._coding not in CODINGS and whole:
             raise BackendError(
-                f"{origin} answered in the Content-Encoding {encoding[:40]!r}, which was not asked for and cannot be decoded;"
+                f"{origin} answered in the Content-Encoding {encoding[:40]!r}, which the worker did not request and cannot decode;"
                 " turn compression off at the server or the proxy before it"
             )
         self._inner: _Decompressor | None = None

@@ -263,7 +263,7 @@ async def test_an_answer_holds_it_only_where_the_operator_wants(keep: bool, stre
 def test_the_option_is_true_or_false() -> None:
     assert not parse_keep_metadata({})
     assert parse_keep_metadata({"keep_metadata": "True"})
-    with pytest.raises(ValueError, match="keep_metadata is true or false"):
+    with pytest.raises(ValueError, match="keep_metadata must be true or false"):
         parse_keep_metadata({"keep_metadata": "yes"})
 
 

@@ -124,7 +124,7 @@ def test_times_that_nobody_gave_are_not_made_up(response_format: TranscriptForma
 
 def test_words_without_times_are_refused() -> None:
     spoken = parse_transcript(render_transcript(SPOKEN, "verbose_json")[0], "verbose_json")
-    with pytest.raises(BackendRefused, match="may be segment") as caught:
+    with pytest.raises(BackendRefused, match="must be segment") as caught:
         render_transcript(spoken, "verbose_json", granularities=["word"])
     assert caught.value.info.param == "timestamp_granularities"
 

@@ -101,8 +101,8 @@ def require_codec(codec: str, source: AudioFormat, speed: float) -> None:
     if codec in possible and speed == 1:
         return
     raise BackendRefused(
-        f"this worker can only make {' or '.join(possible)} at speed 1 of what its backend gives; "
-        f"its operator can add the rest with: {install_hint('audio')}",
+        f"this worker can return its backend's audio only as {' or '.join(possible)}, at speed 1; "
+        f"its operator can add other formats and speeds with: {install_hint('audio')}",
         param="speed" if codec in possible else "response_format",
     )
 

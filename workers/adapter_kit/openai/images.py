@@ -298,8 +298,8 @@ async def _download(api: OpenAIClient, url: str) -> bytes:
     origin = f"{whole.scheme}://{whole.netloc}"
     if origin != client.origin or not whole.path.startswith(f"{client.prefix}/"):
         raise BackendError(
-            f"the backend gave its image as a URL at {origin}, and only URLs at {client.origin}{client.prefix} are fetched;"
-            " set it up to answer with b64_json"
+            f"the backend gave its image as a URL at {origin}, and the worker fetches only URLs at {client.origin}{client.prefix};"
+            " configure the backend to answer with b64_json"
         )
     path = quote(whole.path.removeprefix(client.prefix) + (f"?{whole.query}" if whole.query else ""), safe=URL_SAFE)
     response = await client.request("GET", path)
