@@ -217,7 +217,7 @@ class GatewaySettings(CommonSettings):
     """Bytes of jobs' events on NATS's disk. The oldest are dropped first."""
     max_result_bytes: int = Field(default=2 * 1024**3, ge=1024 * 1024)
     """Bytes of results of up to 512 KiB each on NATS's disk. The oldest are dropped first. Larger results count
-    towards `MAX_BLOB_BYTES`.
+    toward `MAX_BLOB_BYTES`.
     """
     max_file_bytes: int = Field(default=512 * 1024**2, gt=0)
     """Largest uploaded file in bytes. A larger one is 413."""

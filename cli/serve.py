@@ -204,7 +204,7 @@ def run_as_member(membership: StackMembership | None, run: Callable[[], int], *,
 
 
 def check_backend_kind(kind: str) -> None:
-    """Raise ConsoleError, naming the kinds there are, when `kind` is none of them."""
+    """Raise ConsoleError, which names all kinds, when `kind` is unknown."""
     from workers.backends.base import load_adapters, unknown_adapter_message
 
     try:

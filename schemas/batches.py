@@ -159,7 +159,7 @@ class Batch(BaseModel):
     blob: str
     """The blob of the input, so that the batch can finish after its input file was deleted."""
     output_keep_s: float
-    """Seconds for which its output files are kept."""
+    """Seconds for which its output files are stored."""
     base_url: str = ""
     """The URL under which its caller reached the gateway, for results by URL."""
     runner: str = ""

@@ -108,7 +108,7 @@ class Envelope(BaseModel):
     """The name of the body's blob, when the body does not travel inline."""
     uploads: tuple[Upload, ...] = ()
     keep_s: float = 3600.0
-    """Seconds for which a result that is fetched by URL is kept; for a durable job, its result in any form."""
+    """Seconds for which a result that is fetched by URL is stored; for a durable job, its result in any form."""
     durable: bool = False
     """The job's events and outcome are stored, and the job continues when its caller disconnects."""
     stream_type: str = ""

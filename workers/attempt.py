@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 MAX_FRAME_BYTES = 256 * 1024
 """Payload bytes of one event; larger output travels in several."""
 REQUEST_RETRY_S = 0.25
-"""The pause before a gateway that did not answer is asked again."""
+"""The pause before the worker repeats a request that a gateway did not answer."""
 MAX_REQUESTS = 10
 """A gateway that does not receive this many requests is dead; after fewer, it may only be reconnecting."""
 STORED_FILE_PREFIX = "nexus-blob:"

@@ -91,7 +91,7 @@ class DurableAttempt(Attempt):
         """A gateway granted the start; False: none answered."""
         self._begun = False
         self._has_confirmed = False
-        """It has asked, FIRST_HEARTBEAT_S after its start, whether it may go on."""
+        """The attempt has sent its first heartbeat, FIRST_HEARTBEAT_S after its start."""
         self._running = False
         """Between PROCEED and the end of the backend's work, while the time limits hold."""
         self._pending_frames: list[bytes] = []

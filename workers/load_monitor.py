@@ -15,7 +15,7 @@ from workers.model_turns import ModelTurns
 log = structlog.get_logger(__name__)
 
 MIN_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S = 0.02, 0.25
-"""How often the server is asked which models it holds: often at first, when that shows whether the new model fits."""
+"""How often the worker polls which models the server holds: often at first, when that shows whether the new model fits."""
 RESPONSE_TIMEOUT_S = 10.0
 
 

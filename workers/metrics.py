@@ -21,7 +21,7 @@ class WorkerMetrics:
         )
         self.seconds = Histogram(
             "nexus_worker_attempt_duration_seconds",
-            "Time from taking a job to the end of the attempt.",
+            "Time from the delivery of a job to the end of the attempt.",
             ["capability", "model"],
             registry=reg,
             buckets=(0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900),

@@ -39,7 +39,7 @@ class BlobInfo(BaseModel):
 
 
 class BlobNotFound(NotFound):
-    """This content does not exist any more: the time for which it is kept has ended, or it was deleted."""
+    """This content does not exist any more: its lifetime has ended, or it was deleted."""
 
     code = "content_gone"
 

@@ -35,7 +35,7 @@ OnRefused = Callable[[str, str], None]
 
 
 class SealedJobLog:
-    """A job log that returns only what its seals prove."""
+    """A job log that returns only data whose seals are valid."""
 
     def __init__(self, inner: JobLog, on_refused: OnRefused) -> None:
         self._inner = inner
@@ -260,7 +260,7 @@ class SealedJobLog:
     # Dead letters
 
     async def list_jobs(self) -> list[str]:
-        """List the jobs; what is stored about each is checked when it is read."""
+        """List the jobs; their seals are checked when their data is read."""
         return await self._inner.list_jobs()
 
     async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:

@@ -28,7 +28,9 @@ BATCHES = b"nexus:doc:batch:"
 LISTS = (b"nexus:docs:", b"nexus:jobs:")
 REBUILT = (b"nexus:lease:", keys.TIMERS.encode(), b"nexus:queued:", b"nexus:running:")
 NOT_DATA = (PROBE_KEY.encode(), b"nexus:doc:system:", b"nexus:docs:system:")
-"""Notes of the gateways for themselves. Without them they go through the restored data, and create what is missing."""
+"""The write probe, and the markers of the gateways. Without the markers, gateways check the restored data and recreate missing
+records.
+"""
 SCAN_COUNT = 500
 BATCH_SIZE = 64
 """Values that are in memory at once; members of a list in one line."""

@@ -1,6 +1,6 @@
 """Speech-to-text servers: OpenAI-compatible ones (speaches, faster-whisper servers) and whisper.cpp's.
 
-The server is asked for verbose_json, whatever format the caller wants, and the answer is converted: servers differ in the formats that they have. A server
+The worker requests verbose_json, whatever format the caller wants, and converts the answer: servers differ in the formats that they have. A server
 without verbose_json, as a probe proves, is asked for the caller's own format instead.
 
 Most of these servers continue when their caller disconnects. So a cancelled request is read to its end, and its slot stays occupied until the server has
@@ -73,7 +73,7 @@ BODY_LIMIT = 32 * 1024 * 1024
 VERBOSE_JSON: TranscriptFormat = "verbose_json"
 OTHER_FORMATS: tuple[TranscriptFormat, ...] = ("json", "text")
 WHISPER_CPP_MODEL = "whisper"
-"""What whisper.cpp's model is called when nobody says: its server does not."""
+"""The model's name for whisper.cpp where the operator gives none: its server reports no name."""
 UNDECODABLE_AUDIO = re.compile(
     rb"invalid data found|failed to (?:read|decode|load|open|execute ffmpeg)|could not (?:read|decode|open)"
     rb"|(?:unsupported|unknown|invalid|unrecogni[sz]ed) (?:audio|file|format|media)|format not recogni[sz]ed"

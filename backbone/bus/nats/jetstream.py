@@ -82,7 +82,7 @@ class BlobBucketConfig:
     max_bytes: int = 4 * 1024**3
     replicas: int = 1
     max_age_s: int = 7 * 24 * 3600
-    """Nothing is kept longer than this, whatever its own lifetime."""
+    """The maximum lifetime of a blob; a blob with a longer one is deleted after this time."""
 
     def config(self) -> dict[str, Any]:
         """Return the configuration of the bucket's stream in terms of the JetStream API."""

@@ -1,4 +1,4 @@
-"""Keeps room in the stream of outcomes, which stores nothing once it is full."""
+"""Deletes the oldest recorded outcomes before their stream is full: a full stream refuses new outcomes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DROPPED_SHARE = 0.1
 
 
 class OutcomeRetention:
-    """Keeps room in the stream of outcomes. Every gateway runs it; concurrent runs do no harm."""
+    """Keeps the stream of outcomes below its limit. Every gateway runs it; concurrent runs do no harm."""
 
     def __init__(self, inbox: RequestInbox, max_bytes: int, *, replicated: bool) -> None:
         self._inbox = inbox
@@ -41,7 +41,7 @@ class OutcomeRetention:
                 log.exception("outcomes.retention_crashed")
 
     async def drop_recorded(self) -> None:
-        """Drop the oldest recorded outcomes until there is room. Raises Unavailable."""
+        """Drop the oldest recorded outcomes until the stream is below its limit. Raises Unavailable."""
         while (state := await self._outcomes.state())["bytes"] > self._max_bytes:
             first: int = state["first_seq"]
             upto = min(first + max(1, int(DROPPED_SHARE * (state["last_seq"] - first))), await self._recorded() + 1)

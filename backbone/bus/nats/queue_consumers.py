@@ -279,7 +279,7 @@ class QueueConsumers:
         self.notify_workers(queue)
 
     def notify_workers(self, queue: Queue) -> None:
-        """Tell the workers to pull from a queue."""
+        """Notify the workers that a queue holds a job."""
         with contextlib.suppress(Unavailable):
             self._connection.publish(_subject(queue).replace(JOBS.encode(), WAKEUPS.encode(), 1), QUEUE_HOLDS_JOBS)
 

@@ -68,7 +68,7 @@ def events_stream(retention: Retention) -> Config:
 
 def outcomes_stream(retention: Retention) -> Config:
     """Configure the stream of outcomes: one message per subject, the first. A full stream refuses messages:
-    `outcome_retention` makes room before.
+    `outcome_retention` deletes recorded outcomes before.
     """
     return _stream(OUTCOMES_STREAM, f"{OUTCOMES}.>", retention, retention.jobs_s) | {
         "description": "Nexus: how durable jobs ended",

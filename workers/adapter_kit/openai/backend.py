@@ -1,6 +1,6 @@
 """The base of adapters for servers that speak OpenAI's API. `workers/backends/openai.py` is the plain one.
 
-For text the server is always asked for a stream, also for a caller who does not want one: closing a stream stops the server's work, closing
+For text the worker always requests a stream, also for a caller who does not want one: closing a stream stops the server's work, closing
 a plain call may not. Where the server cannot stream, closing waits for its response.
 
 Options that every such adapter has: `api_path`, where the API lies below the URL (default: the URL's own end where it looks like `/v1`, else

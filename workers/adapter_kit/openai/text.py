@@ -1,6 +1,6 @@
 """`/v1/chat/completions` and `/v1/completions` of an OpenAI-style server.
 
-The server is always asked for a stream, even for a caller who does not want one: closing a stream stops the server's work, closing
+The worker always requests a stream, even for a caller who does not want one: closing a stream stops the server's work, closing
 a plain request may not. A server that refuses a stream is asked for an answer in one piece, which becomes events for a caller who
 streams. Only a probe of the worker's own proves that a model lacks a feature; without that proof, the fields that Nexus added are
 left out for this one request, and those that the caller sent are not.

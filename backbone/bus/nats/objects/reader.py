@@ -30,7 +30,7 @@ from schemas.errors import NexusError, Unavailable
 CHUNKS_PER_BATCH = 2
 """Chunks that are fetched together. One batch is yielded while the next one is fetched: a reader holds two."""
 REPLICA_LAG_TIMEOUT_S = 3.0
-"""The time that a replica gets to receive what its leader has, where the leader may not be asked."""
+"""The time that a replica gets to receive what its leader has, where this process may not read from the leader."""
 REPLICA_RETRY_DELAY_S = 0.1
 DIRECT_GET = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}".encode()
 
