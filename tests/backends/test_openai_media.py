@@ -297,7 +297,7 @@ async def test_a_picture_elsewhere_is_not_fetched(
 ) -> None:
     """Whatever the backend says, nobody else is asked."""
     monkeypatch.setattr(server, "_images", lambda _, edit: _answer({"data": [{"url": url}]}))
-    with pytest.raises(BackendError, match="are fetched"):
+    with pytest.raises(BackendError, match="fetches only"):
         await outputs_of(backend, work(Capability.IMAGES))
 
 

@@ -30,6 +30,6 @@ def test_an_invalid_setting_is_named_without_library_text(monkeypatch: pytest.Mo
 
     monkeypatch.setenv("PUBLIC_ROUTES", "nonsense")
     with pytest.raises(
-        ConsoleError, match=r"^PUBLIC_ROUTES \(in the environment\) is wrong: holds 'nonsense'; it may hold"
+        ConsoleError, match=r"^PUBLIC_ROUTES \(in the environment\) is wrong: contains 'nonsense'; allowed are"
     ):
         read_settings(GatewaySettings)
