@@ -1,6 +1,6 @@
 """Settings: environment variables, one class per process, read once at the edge and passed in.
 
-Every field here is documented in `.env.example`; a test holds the two against each other.
+A field's docstring is its documentation: `python -m docs.generator` writes `.env.example`, the reference and the chart's schema from it.
 """
 
 from __future__ import annotations
