@@ -196,10 +196,11 @@ def run_as_member(membership: StackMembership | None, run: Callable[[], int], *,
         return run()
     membership.follow(has_children=has_children)
     code = run()
-    if code:  # it may have started with credentials of a stack that was just ending
+    if has_children:  # it restarts its children until a signal comes, from its user or from itself
+        if membership.leaving.is_set():
+            membership.rejoin_if_restarted()
+    elif code:  # it may have started with credentials of a stack that was just ending
         membership.rejoin_if_ended()
-    if has_children:
-        membership.rejoin_if_restarted()
     return code
 
 

@@ -315,6 +315,8 @@ def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
         for index in [one for one, until in restart_at.items() if time.monotonic() > until and not stopping]:
             del restart_at[index]
             children[index] = start(index)
+            if stopping:  # the signal came while the process was being started
+                children[index].terminate()
         if not children:
             time.sleep(0.2)
         for index, child in list(children.items()):

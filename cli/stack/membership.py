@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -39,6 +39,8 @@ class StackMembership:
     data: DataDir
     start_id: str
     environment: Mapping[str, str]
+    leaving: threading.Event = field(default_factory=threading.Event)
+    """Set if this process, and nobody else, told itself to stop."""
 
     def follow(self, *, has_children: bool) -> None:
         """Rejoin whenever the stack is started again, from now on. Returns at once.
@@ -77,6 +79,7 @@ class StackMembership:
 
     def _end_children(self) -> None:
         """Send this process SIGTERM: its children would keep the port that the next ones need."""
+        self.leaving.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _state_file_version(self) -> tuple[int, int]:

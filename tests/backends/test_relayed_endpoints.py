@@ -100,7 +100,7 @@ async def test_another_answer_is_an_error(server: MediaDouble, backend: Backend,
     """What callers' SDKs could not read never reaches them."""
     for wrong in ({}, {"model": "m"}, [1]):
         server.media.relayed[spec.path] = wrong
-        with pytest.raises(BackendError, match="another form"):
+        with pytest.raises(BackendError, match="does not have the form"):
             await outputs_of(backend, work(spec))
 
 

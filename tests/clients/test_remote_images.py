@@ -173,7 +173,7 @@ async def test_a_url_becomes_data(double: OpenAIDouble, web: Web) -> None:
     [
         ("/none", "404"),
         ("/a.html", "text/html"),
-        ("/large", "more than 50000 bytes"),
+        ("/large", "larger than 50000 bytes"),
         ("/metadata", "not public"),
     ],
 )

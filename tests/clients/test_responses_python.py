@@ -597,7 +597,7 @@ class TestBackground:
     async def test_a_synchronous_one_cannot_be_cancelled(self, client: AsyncOpenAI) -> None:
         """Only background responses are cancelled by a request."""
         response = await client.responses.create(model="echo", input="hi")
-        with pytest.raises(openai.BadRequestError, match="synchronous"):
+        with pytest.raises(openai.BadRequestError, match="created with 'background'"):
             await client.responses.cancel(response.id)
 
     async def test_a_failure(self, client: AsyncOpenAI) -> None:

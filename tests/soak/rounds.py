@@ -189,7 +189,7 @@ async def queued(cluster: Cluster) -> int:
     """Messages in the queue of jobs."""
     connection = await nats.connect(cluster.nats.url.split(","))
     try:
-        return int((await connection.jetstream().stream_info("NEXUS_JOBS")).state.messages)
+        return int((await connection.jetstream(timeout=30).stream_info("NEXUS_JOBS")).state.messages)
     finally:
         await connection.close()
 
@@ -198,7 +198,7 @@ async def stored_jobs(cluster: Cluster) -> set[str]:
     """Jobs of which any event is kept: those that were in the queue."""
     connection = await nats.connect(cluster.nats.url.split(","))
     try:
-        info = await connection.jetstream().stream_info("NEXUS_EVENTS", subjects_filter="nexus.events.*")
+        info = await connection.jetstream(timeout=30).stream_info("NEXUS_EVENTS", subjects_filter="nexus.events.*")
         return {subject.rpartition(".")[2] for subject in info.state.subjects or ()}
     finally:
         await connection.close()
@@ -217,8 +217,8 @@ async def terminal_words(cluster: Cluster) -> dict[str, Ended]:
     connection = await nats.connect(cluster.nats.url.split(","))
     words: dict[str, Ended] = {}
     try:
-        reader = await connection.jetstream().subscribe("nexus.done.*", ordered_consumer=True)
-        count = (await connection.jetstream().stream_info("NEXUS_DONE")).state.messages
+        reader = await connection.jetstream(timeout=30).subscribe("nexus.done.*", ordered_consumer=True)
+        count = (await connection.jetstream(timeout=30).stream_info("NEXUS_DONE")).state.messages
         for _ in range(count):
             message = await reader.next_msg(timeout=10)
             word, _payload = Outcome.decode(message.data)

@@ -125,8 +125,17 @@ async def test_a_gateway_by_hand_serves_after_a_restart(tmp_path: Path, up: Up, 
             assert gateway.poll() is None, log.read_text()
     finally:
         gateway.terminate()
-        # 15: a process of it that was still starting
-        assert await asyncio.to_thread(gateway.wait, 30) in (0, 15)
+        try:
+            # 15: a process of it that was still starting
+            assert await asyncio.to_thread(gateway.wait, 30) in (0, 15)
+        except subprocess.TimeoutExpired:
+            tree = subprocess.run(
+                ["ps", "-eo", "pid,ppid,stat,etimes,args"], capture_output=True, text=True, check=False
+            )
+            gateway.kill()
+            pytest.fail(
+                f"it does not end: {log.read_text()[-3000:]}\n{[line for line in tree.stdout.splitlines() if 'gateway' in line]}"
+            )
 
 
 async def answers(up: Up, port: int, within_s: float = 60.0) -> None:

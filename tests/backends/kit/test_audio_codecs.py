@@ -234,10 +234,10 @@ async def test_without_the_codecs_the_possible_formats_are_named(monkeypatch: py
     assert not has_pyav()
     assert b"".join(encoded("wav", tone(0.1))) == wav_header(RATE, 1) + tone(0.1)
     for codec, speed, source, named in (
-        ("mp3", 1.0, PIPER, "only make wav at speed 1"),
+        ("mp3", 1.0, PIPER, "only as wav, at speed 1"),
         ("wav", 2.0, PIPER, "speed"),
         ("mp3", 1.0, AudioFormat(), "wav or pcm"),
-        ("wav", 1.0, AudioFormat("opus"), "only make opus"),
+        ("wav", 1.0, AudioFormat("opus"), "only as opus"),
     ):
         with pytest.raises(BackendRefused, match=named) as caught:
             require_codec(codec, source, speed)

@@ -183,3 +183,13 @@ def test_a_stopped_process_does_not_wait(data: DataDir, joined: StackMembership)
         return 0
 
     assert run_as_member(joined, run) == 0
+
+
+def test_a_supervisor_stopped_by_its_user_does_not_wait(data: DataDir, joined: StackMembership) -> None:
+    """One of its processes was still starting and died of the signal, after the stack has ended."""
+
+    def run() -> int:
+        data.clear_state()
+        return 15
+
+    assert run_as_member(joined, run, has_children=True) == 15
