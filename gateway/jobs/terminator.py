@@ -28,11 +28,12 @@ class JobTerminator:
         """
         if not await self.store_outcome(gateway_outcome(record, status, error)):
             return False
-        with contextlib.suppress(Unavailable):  # the recorder of outcomes deletes it too, until NATS confirms it
-            await self.remove_from_queue(record)
         if record.worker:
             control = Control(op=ControlOp.CANCEL, job=record.id, run=record.run)
             self._bus.send_control(record.worker, control.model_dump_json().encode())
+        # Last, since it waits for NATS. The recorder of outcomes deletes it too, until NATS confirms it.
+        with contextlib.suppress(Unavailable):
+            await self.remove_from_queue(record)
         return True
 
     async def remove_from_queue(self, record: JobRecord) -> None:
