@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasPath, BaseModel, ConfigDict, Field
 
 from schemas.endpoints import Capability as Capability  # noqa: PLC0414 - a job names it, and those who read jobs need it
 from schemas.names import Subject, SubjectToken
@@ -72,36 +72,67 @@ class Upload(BaseModel):
     """The caller owns the file, so that it is not deleted with the job."""
 
 
-class Envelope(BaseModel):
+class JobSpec(BaseModel):
+    """The specification of one run of a job: what a gateway decides when it accepts the request, and no attempt changes.
+
+    It travels to the worker in the job message (`Envelope`), is repeated by the outcome (`schemas.outcome.Outcome`), and is
+    shown to the caller by the record (`JobRecord`); any of the three can be made from any other. Each of them writes these
+    fields flat into its JSON.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    """`job_` and 32 hex digits of a UUIDv7."""
+    run: int = 1
+    """Counts retries and replays of the job. NATS's own redeliveries are deliveries."""
+    owner: str
+    endpoint: str
+    """The endpoint that the caller used."""
+    capability: Capability
+    lane: Lane = Lane.DEFAULT
+    model: str
+    """The name under which workers offer the model: aliases are resolved. The job is in this model's queue."""
+    public_model: str
+    """The name that the caller used, which answers carry."""
+    request_id: str = ""
+    """`req_…`, the same in every log event and in the response's `x-request-id`."""
+    metadata: dict[str, str] = Field(default_factory=dict)
+    key: str = ""
+    """The id of the API key whose limits the job counts against."""
+    webhook: str = ""
+    """The URL that receives the job's outcome."""
+    batch: str = ""
+    """The id of the batch that the job is a line of."""
+    stream: bool = False
+
+    def spec(self) -> dict[str, Any]:
+        """Return the specification, and as `uploads` the names of the blobs that are deleted with the job.
+
+        The seal of a job covers these values in this order (`backbone.bus.seals`).
+        """
+        return {name: getattr(self, name) for name in SPEC_FIELDS}
+
+
+SPEC_FIELDS = (*JobSpec.model_fields, "uploads")
+
+
+class Envelope(JobSpec):
     """The first line of a job message. The request's body follows it, and then the inline uploads.
 
     Wire form: `envelope JSON` + newline + `body` + inline uploads. The body holds the bytes that the caller sent; for
     a multipart form it holds the fields as a JSON object. A large body travels as a blob.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     job: SubjectToken
-    """`job_` and 32 hex digits of a UUIDv7."""
-    run: int = 1
-    """Counts retries and replays of the job. NATS's own redeliveries are deliveries."""
-    request_id: str
-    """`req_…`, the same in every log event and in the response's `x-request-id`."""
+    owner: str = "default"
     endpoint: str
-    capability: Capability
-    lane: Lane = Lane.DEFAULT
-    model: str
-    """The name under which workers offer the model. Aliases are resolved."""
-    public_model: str
-    """The name that the caller used, which answers carry."""
-    stream: bool = False
+    """The endpoint whose request the body holds: `/v1/responses` travels as chat. See `shown_endpoint`."""
     reply: Subject
     """The subject for frames. It holds 128 random bits per run, so that others cannot guess it."""
-    owner: str = "default"
     hops: int = 0
     """The number of gateways that the request had passed before this one."""
     limits: Limits = Limits()
-    metadata: dict[str, str] = Field(default_factory=dict)
     body_size: int | None = None
     """Bytes of the body, when inline uploads follow it. None: all that follows is the body."""
     body_blob: str | None = None
@@ -114,21 +145,19 @@ class Envelope(BaseModel):
     stream_type: str = ""
     """The content type of an answer that is passed on while it is produced. Empty: the answer comes in one piece."""
     shown_endpoint: str = ""
-    """The endpoint that the caller used, when it differs from `endpoint`: `/v1/responses` travels as chat."""
-    key: str = ""
-    """The id of the API key whose limits the job counts against."""
+    """The endpoint that the caller used, when it differs from `endpoint`."""
     unsupported: Literal["", "refuse", "adapt"] = ""
     """The alias's policy for parameters that the server lacks. Empty: the worker's own policy."""
-    webhook: str = ""
-    """The URL that receives the job's outcome."""
-    batch: str = ""
-    """The id of the batch that the job is a line of."""
     ticket: str = ""
     """For durable jobs: the key of the attempts' tokens. Gateways check it and the seals (`backbone.bus.seals`)."""
     seal: str = ""
     """For durable jobs: the value that the outcome must repeat."""
     message_seal: str = ""
-    """For durable jobs: the seal over the whole message."""
+    """For durable jobs: the seal over the whole message but this field, which is therefore the last one."""
+
+    def spec(self) -> dict[str, Any]:
+        """Return the specification; see `JobSpec.spec`."""
+        return super().spec() | {"endpoint": self.shown_endpoint or self.endpoint, "uploads": self.own_blobs}
 
     @property
     def own_blobs(self) -> tuple[str, ...]:
@@ -204,23 +233,19 @@ class WebhookState(BaseModel):
     """The newest deliveries, oldest first."""
 
 
-class JobRecord(BaseModel):
-    """The record of a durable job in Redis."""
+class JobRecord(JobSpec):
+    """The record of a durable job in Redis. Its JSON has the API's names; see `encode` and `decode`."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=False)
 
-    id: str
-    owner: str
-    endpoint: str
-    """As the caller named it."""
-    model: str
-    """As the caller named it."""
+    job: str = Field(alias="id")
     capability: Capability = Capability.CHAT
-    queue_model: str = ""
-    """The model whose queue the job is in. Empty: `model`."""
-    service_tier: Lane = Lane.DEFAULT
+    lane: Lane = Field(Lane.DEFAULT, alias="service_tier")
+    model: str = Field(alias="queue_model")
+    public_model: str = Field(alias="model")
+    webhook: str = Field("", validation_alias=AliasPath("webhook", "url"), exclude=True)
+    webhook_state: WebhookState | None = Field(None, alias="webhook")
     status: JobStatus = JobStatus.QUEUED
-    run: int = 1
     attempts: int = 0
     """The attempts of this run that were started, without those that a worker returned because it shut down."""
     seq: int | None = None
@@ -240,19 +265,22 @@ class JobRecord(BaseModel):
     adapted: tuple[str, ...] = ()
     """Parameters that were replaced by their nearest equivalent."""
     error: dict[str, Any] | None = None
-    metadata: dict[str, str] = Field(default_factory=dict)
-    key: str = ""
-    """The id of the API key whose limits the job counts against."""
-    request_id: str = ""
-    stream: bool = False
     queue_s: float = 86_400.0
     """Seconds for which the job may wait for a worker."""
-    batch: str = ""
     uploads: tuple[str, ...] = ()
     """The blobs that came with the request and are deleted with the job: `Envelope.own_blobs`."""
-    webhook: WebhookState | None = None
 
-    @property
-    def queue_name(self) -> str:
-        """Return the model whose queue the job is in."""
-        return self.queue_model or self.model
+    @classmethod
+    def of(cls, job: JobSpec, **state: Any) -> JobRecord:
+        """Return a record of the job. `state` holds the fields that are not part of the specification."""
+        webhook = WebhookState(url=job.webhook) if job.webhook else None
+        return cls.model_validate(job.spec() | {"webhook_state": webhook} | state)
+
+    def encode(self) -> bytes:
+        """Return the record as JSON."""
+        return self.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+    @classmethod
+    def decode(cls, data: bytes | str) -> JobRecord:
+        """Decode the JSON of a record. Raises ValueError (pydantic's ValidationError is one)."""
+        return cls.model_validate_json(data, by_alias=True, by_name=False)

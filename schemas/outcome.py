@@ -8,36 +8,29 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, StringConstraints
 
 from schemas.errors import ErrorInfo
 from schemas.frames import BlobRef
-from schemas.jobs import Capability, Envelope, JobStatus, Lane, Usage
+from schemas.jobs import Envelope, JobSpec, JobStatus, Usage
 
 
-class Outcome(BaseModel):
-    """How a job ended. It holds all that is needed to create the job's record again."""
-
-    model_config = ConfigDict(frozen=True)
+class RunStatus(BaseModel):
+    """The status of one run of a job."""
 
     job: str
     run: int = 1
     status: JobStatus
-    """A status of `schemas.jobs.TERMINAL_STATUSES`."""
-    owner: str
-    endpoint: str
-    """The endpoint that the caller used."""
-    capability: Capability
-    lane: Lane = Lane.DEFAULT
-    model: str
-    """The model whose queue the job was in."""
-    public_model: str
-    request_id: str = ""
-    metadata: dict[str, str] = Field(default_factory=dict)
-    key: str = ""
-    webhook: str = ""
-    batch: str = ""
-    stream: bool = False
+
+
+class Outcome(
+    JobSpec, RunStatus
+):  # RunStatus: gateways of earlier versions seal the fields in their order, `status` third
+    """How a job ended. It holds all that is needed to create the job's record again.
+
+    `status` is one of `schemas.jobs.TERMINAL_STATUSES`.
+    """
+
     token: str = ""
     """The attempt that ended the job. Empty: no attempt ended it."""
     delivery: int = 0
@@ -78,27 +71,7 @@ class Outcome(BaseModel):
         return cls.model_validate_json(line), payload
 
 
-def outcome_of(envelope: Envelope, status: JobStatus, **fields: object) -> Outcome:
-    """Return an outcome for the job of `envelope`. `fields` are those of `Outcome` that the envelope does not hold."""
-    return Outcome.model_validate(
-        {
-            "job": envelope.job,
-            "run": envelope.run,
-            "status": status,
-            "owner": envelope.owner,
-            "endpoint": envelope.shown_endpoint or envelope.endpoint,
-            "capability": envelope.capability,
-            "lane": envelope.lane,
-            "model": envelope.model,
-            "public_model": envelope.public_model,
-            "request_id": envelope.request_id,
-            "metadata": envelope.metadata,
-            "key": envelope.key,
-            "webhook": envelope.webhook,
-            "batch": envelope.batch,
-            "stream": envelope.stream,
-            "uploads": envelope.own_blobs,
-            "seal": envelope.seal,
-            **fields,
-        }
-    )
+def outcome_of(job: JobSpec, status: JobStatus, **fields: object) -> Outcome:
+    """Return an outcome of the job. `fields` are those of `Outcome` that are not part of the specification."""
+    seal = job.seal if isinstance(job, Envelope) else ""
+    return Outcome.model_validate(job.spec() | {"status": status, "seal": seal} | fields)

@@ -141,7 +141,7 @@ class SealedJobLog:
             with contextlib.suppress(ValueError):
                 frame = decode_durable_frame(event.data)
                 if frame.kind == QUEUED and self._is_old(event.stored_at):
-                    return JobRecord.model_validate_json(frame.payload)
+                    return JobRecord.decode(frame.payload)
         return None
 
     async def _is_of_older_job(self, outcome: Outcome) -> bool:
@@ -151,24 +151,7 @@ class SealedJobLog:
         record = await self._older_job(outcome.job)
         if record is None:
             return False
-        webhook = record.webhook.url if record.webhook is not None else ""
-        submitted = (
-            *(record.owner, record.endpoint, record.capability, record.service_tier, record.queue_name, record.model),
-            *(record.request_id, record.metadata, record.key, webhook, record.batch, record.stream, record.uploads),
-        )
-        claimed = (
-            *(outcome.owner, outcome.endpoint, outcome.capability, outcome.lane, outcome.model, outcome.public_model),
-            *(
-                outcome.request_id,
-                outcome.metadata,
-                outcome.key,
-                outcome.webhook,
-                outcome.batch,
-                outcome.stream,
-                outcome.uploads,
-            ),
-        )
-        return submitted == claimed
+        return record.spec() | {"run": outcome.run} == outcome.spec()
 
     def _is_attempt(self, job: str, token: str) -> bool:
         seals = self.seals

@@ -23,8 +23,8 @@ import orjson
 
 from backbone.ids import new_token
 from schemas.job_events import NO_TOKEN
-from schemas.jobs import Envelope, JobStatus
-from schemas.outcome import Outcome, outcome_of
+from schemas.jobs import Envelope, JobSpec, JobStatus
+from schemas.outcome import Outcome
 
 SECRET_BYTES = 32
 NONCE = 12
@@ -32,6 +32,8 @@ NONCE = 12
 BY_GATEWAY = "g"
 BY_WORKER = "w"
 """The first letter of an outcome's seal names the party that vouches for it."""
+MESSAGE_SEAL = b',"message_seal":"%b"}'
+"""The end of a sealed envelope: the seal covers the bytes before it."""
 WORKER_STATUSES = frozenset({JobStatus.COMPLETED, JobStatus.FAILED})
 
 
@@ -63,11 +65,11 @@ class Seals:
         given = envelope.model_copy(
             update={
                 "ticket": self._ticket(envelope.job),
-                "seal": self._job(_unended_outcome(envelope)),
+                "seal": self._job(envelope),
                 "message_seal": "",
             }
         )
-        return given.model_copy(update={"message_seal": self._message(given, body)})
+        return given.model_copy(update={"message_seal": self._message(given.encode(b"")[:-1], body)})
 
     def is_message(self, message: bytes, outcome: Outcome) -> bool:
         """Return whether a job message is the one that a gateway stored for the job of `outcome`."""
@@ -75,10 +77,11 @@ class Seals:
             envelope, body = Envelope.decode(message)
         except ValueError:
             return False
-        bare = envelope.model_copy(update={"message_seal": ""})
+        line = message[: len(message) - len(body) - 1]
+        sealed = line.removesuffix(MESSAGE_SEAL % envelope.message_seal.encode()) + b"}"
         # A retry that could not be queued ends with the message of the previous run.
         same = envelope.job == outcome.job and envelope.run <= outcome.run
-        return same and _equal(self._message(bare, body), envelope.message_seal)
+        return same and _equal(self._message(sealed, body), envelope.message_seal)
 
     # Outcomes
 
@@ -122,46 +125,16 @@ class Seals:
     def _ticket(self, job: str) -> str:
         return _mac(self.key, b"ticket", job.encode())
 
-    def _job(self, outcome: Outcome) -> str:
-        return BY_WORKER + _mac(self.key, b"job", _facts(outcome))
+    def _job(self, job: JobSpec) -> str:
+        """Seal what a worker cannot change: every statement of an outcome about its job rather than its attempt."""
+        values = orjson.dumps(tuple(job.spec().values()), option=orjson.OPT_SORT_KEYS)
+        return BY_WORKER + _mac(self.key, b"job", values)
 
     def _outcome(self, outcome: Outcome) -> str:
         return BY_GATEWAY + _mac(self.key, b"outcome", outcome.model_dump_json(exclude_defaults=True).encode())
 
-    def _message(self, envelope: Envelope, body: bytes) -> str:
-        return _mac(self.key, b"message", envelope.model_dump_json(exclude_defaults=True).encode(), body)
-
-
-def _unended_outcome(envelope: Envelope) -> Outcome:
-    return outcome_of(envelope, JobStatus.FAILED)
-
-
-def _facts(outcome: Outcome) -> bytes:
-    """Encode what a worker cannot change: every statement of an outcome about its job rather than its attempt."""
-    return orjson.dumps(
-        (
-            *(
-                outcome.job,
-                outcome.run,
-                outcome.owner,
-                outcome.endpoint,
-                outcome.capability,
-                outcome.lane,
-                outcome.model,
-                outcome.public_model,
-            ),
-            *(
-                outcome.request_id,
-                outcome.metadata,
-                outcome.key,
-                outcome.webhook,
-                outcome.batch,
-                outcome.stream,
-                outcome.uploads,
-            ),
-        ),
-        option=orjson.OPT_SORT_KEYS,
-    )
+    def _message(self, envelope: bytes, body: bytes) -> str:
+        return _mac(self.key, b"message", envelope, body)
 
 
 def _mac(key: bytes, purpose: bytes, *parts: bytes) -> str:

@@ -150,12 +150,12 @@ class RedisBackup:
     async def _count(self, value: bytes, expires: int, now_ms: int) -> None:
         """Rebuild the counts and the timer of a job that has not ended."""
         try:
-            record = JobRecord.model_validate_json(value)
+            record = JobRecord.decode(value)
         except ValidationError:
             return
         if record.status in TERMINAL_STATUSES:
             return
-        member, counted = keys.member(record.owner, record.id), keys.counted_in(record)
+        member, counted = keys.member(record.owner, record.job), keys.counted_in(record)
         await self._execute("ZADD", keys.TIMERS, now_ms, member)
         await self._execute("ZADD", counted, expires, member)
         await self._execute("PEXPIREAT", counted, expires, "NX")

@@ -7,7 +7,7 @@ from typing import Any
 from backbone.store.store import IllegalMove, TimerDelay
 from schemas.jobs import LEGAL_TRANSITIONS, TERMINAL_STATUSES, JobRecord, JobStatus
 
-FIXED = frozenset({"id", "owner", "status", "created_at"})
+FIXED = frozenset({"job", "owner", "status", "created_at"})
 """Fields that `changes` may not hold."""
 OF_A_RUN = frozenset(
     {"attempts", "seq", "started_at", "finished_at", "progress", "worker", "usage", "adapted", "error"}
@@ -20,10 +20,10 @@ def apply_move(record: JobRecord, to: JobStatus, changes: dict[str, Any]) -> Job
     """Return the record after a move. Raises IllegalMove; ValueError for invalid `changes`."""
     run = _run_of(record, changes)
     if run < record.run:
-        raise IllegalMove(f"job {record.id} is in run {record.run}; run {run} has ended")
+        raise IllegalMove(f"job {record.job} is in run {record.run}; run {run} has ended")
     newer = run > record.run
     if not (_runs_again(record, to) if newer else _goes_on(record, to)):
-        raise IllegalMove(f"job {record.id} cannot go from {record.status} to {to} in run {run}")
+        raise IllegalMove(f"job {record.job} cannot go from {record.status} to {to} in run {run}")
     return _changed(record, (_FRESH if newer else {}) | changes | {"status": to})
 
 
@@ -31,7 +31,7 @@ def apply_update(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
     """Return the record after an update. Raises IllegalMove; ValueError for invalid `changes`."""
     run = _run_of(record, changes)
     if run != record.run:
-        raise IllegalMove(f"job {record.id} is in run {record.run}, not {run}")
+        raise IllegalMove(f"job {record.job} is in run {record.run}, not {run}")
     return _changed(record, changes)
 
 
@@ -66,4 +66,4 @@ def _run_of(record: JobRecord, changes: dict[str, Any]) -> int:
 
 
 def _changed(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
-    return JobRecord.model_validate(record.model_dump() | changes)
+    return JobRecord.model_validate(record.__dict__ | changes)

@@ -73,14 +73,14 @@ class RedisStore:
     async def create(
         self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
     ) -> bool:
-        member = keys.member(record.owner, record.id)
+        member = keys.member(record.owner, record.job)
         answer = await self.connection.run(
             self._create,
             [keys.JOB + member, keys.jobs_of(record.owner), keys.TIMERS, keys.queued(record.key)],
             [
-                record.model_dump_json(),
+                record.encode(),
                 _ms(ttl_s, least=1),
-                "" if record.batch else record.id,
+                "" if record.batch else record.job,
                 member,
                 keys.jobs_prefix(record.owner),
                 keys.counted_in(record),
@@ -177,7 +177,7 @@ class RedisStore:
             new, due = change(old)
             counted = [keys.counted_in(old), keys.counted_in(new)]
             most = "" if limit is None else limit
-            raw = await self._replace([key, keys.TIMERS], [raw, new.model_dump_json(), member, *counted, due, most])
+            raw = await self._replace([key, keys.TIMERS], [raw, new.encode(), member, *counted, due, most])
             if raw == DONE:
                 return new
             if raw == FULL:
@@ -206,7 +206,7 @@ def _timer(after_s: float | None) -> str:
 
 def _parse(raw: bytes | str, job_id: str) -> JobRecord:
     try:
-        return JobRecord.model_validate_json(raw)
+        return JobRecord.decode(raw)
     except ValidationError as error:
         log.error("redis.record_malformed", job=job_id, error=str(error))
         raise InternalError(f"the record of job {job_id} cannot be read") from error

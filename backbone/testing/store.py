@@ -56,7 +56,7 @@ class MemoryStore:
         self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
     ) -> bool:
         await self._expire()
-        name = DueJob(record.owner, record.id)
+        name = DueJob(record.owner, record.job)
         if name in self._records:
             return False
         if max_queued is not None and self._count(record.key, JobStatus.QUEUED) >= max_queued:

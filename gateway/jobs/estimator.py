@@ -29,7 +29,7 @@ class EtaEstimator:
         slots = self._slots(record)
         if position is None or not slots:
             return None
-        service_s = await self._store.mean_service_time_s(record.capability, record.queue_name)
+        service_s = await self._store.mean_service_time_s(record.capability, record.model)
         return None if service_s is None else round(service_s * (position // slots + 2), 1)
 
     async def _remaining_s(self, record: JobRecord) -> float | None:
@@ -38,7 +38,7 @@ class EtaEstimator:
         spent = now() - record.started_at
         if record.progress:
             return round(spent * (1 - record.progress) / record.progress, 1)
-        service_s = await self._store.mean_service_time_s(record.capability, record.queue_name)
+        service_s = await self._store.mean_service_time_s(record.capability, record.model)
         return None if service_s is None else round(max(0.0, service_s - spent), 1)
 
     def _slots(self, record: JobRecord) -> int:
@@ -49,5 +49,5 @@ class EtaEstimator:
             worker.slots
             for worker in workers
             if worker.state is WorkerState.READY
-            and any(m.name == record.queue_name and record.capability in m.capabilities for m in worker.models)
+            and any(m.name == record.model and record.capability in m.capabilities for m in worker.models)
         )

@@ -107,7 +107,7 @@ class JobEventStream:
 
     async def _assembled_events(self, behind: int = 0) -> AsyncGenerator[JobEvent | None, None]:
         """Yield the events assembled from frames stored after a sequence number, and None whenever all stored frames are read."""
-        async with aclosing(self._log.follow_events(self._record.id, behind)) as stored:
+        async with aclosing(self._log.follow_events(self._record.job, behind)) as stored:
             async for event in stored:
                 for assembled in self._assembler.close_stored() if event is None else self._assemble(event):
                     yield await self._to_job_event(assembled)
@@ -127,11 +127,11 @@ class JobEventStream:
         try:
             return self._assembler.add(decode_durable_frame(event.data))
         except ValueError:
-            log.exception("request.event_unreadable", job=self._record.id)
+            log.exception("request.event_unreadable", job=self._record.job)
             return []
 
     async def _read_outcome(self) -> StoredOutcome | None:
-        stored = await self._log.read_outcome(self._record.id)
+        stored = await self._log.read_outcome(self._record.job)
         newest = max(self._record.run, self._assembler.run)
         if stored is None or stored.outcome.run < newest:
             return None
@@ -144,7 +144,7 @@ class JobEventStream:
             name = BlobRef.model_validate_json(data).name
             data = b"".join([part async for part in self._blobs.read(name)])
         elif assembled.kind is JobEventKind.QUEUED:
-            data = job_json(JobRecord.model_validate_json(data))
+            data = job_json(JobRecord.decode(data))
         return JobEvent(assembled.kind, f"{run}-{delivery}-{seq}", data)
 
     def _terminal_event(self, stored: StoredOutcome) -> JobEvent:

@@ -52,19 +52,21 @@ class ExpiryWatcher:
             await self._requeue(record)
         else:
             left = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
-            await self._store.update(record.owner, record.id, due_s=left)
+            await self._store.update(record.owner, record.job, due_s=left)
 
     async def _record_outcome(self, record: JobRecord) -> bool:
         """Write the outcome of an ended job into its record, and return whether there is one.
 
         A recovered record may lack an outcome that was recorded before the loss.
         """
-        stored = await self._log.read_outcome(record.id)
+        stored = await self._log.read_outcome(record.job)
         if stored is None or stored.outcome.run < record.run:
             return False
         with contextlib.suppress(IllegalMove):  # recorded in the meantime
             outcome = stored.outcome
-            await self._store.move(record.owner, record.id, outcome.status, **outcome_fields(outcome, stored.stored_at))
+            await self._store.move(
+                record.owner, record.job, outcome.status, **outcome_fields(outcome, stored.stored_at)
+            )
         return True
 
     async def _requeue(self, record: JobRecord) -> None:
@@ -72,7 +74,7 @@ class ExpiryWatcher:
         due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
         back = {"worker": None, "progress": None, "run": record.run, "queued_at": now()}
         with contextlib.suppress(IllegalMove):  # the job has ended in the meantime
-            await self._store.move(record.owner, record.id, JobStatus.QUEUED, due_s=due_s, **back)
+            await self._store.move(record.owner, record.job, JobStatus.QUEUED, due_s=due_s, **back)
 
     def _expiry_error(self, record: JobRecord) -> ErrorInfo | None:
         at = now()

@@ -84,7 +84,7 @@ class DurableRequestHandler:
                 owner, preferences.key, request.endpoint.path, request.received
             )
         record = await self._jobs.submit(submission)
-        reply.headers.append((b"x-nexus-job-id", record.id.encode()))
+        reply.headers.append((b"x-nexus-job-id", record.job.encode()))
         if preferences.respond_async:
             result = await self._result_within_wait(request, record) if preferences.wait_s else None
             if result is None:
@@ -98,8 +98,8 @@ class DurableRequestHandler:
     async def _result_within_wait(self, request: DurableRequest, record: JobRecord) -> JobResult | None:
         """Return the job's result if it ends within the preferred wait, else None. Raises CallerDisconnected."""
         if record.status in TERMINAL_STATUSES:
-            return await self._jobs.result(record.owner, record.id)
-        outcome = self._jobs.wait_for_result(record.owner, record.id, request.preferences.wait_s or 0.0)
+            return await self._jobs.result(record.owner, record.job)
+        outcome = self._jobs.wait_for_result(record.owner, record.job, request.preferences.wait_s or 0.0)
         try:
             return await self._caller_tasks.run_while_connected(outcome, request.scope, request.receive)
         except Unavailable:
@@ -120,9 +120,9 @@ class DurableRequestHandler:
                     raise
                 # The result is stored longer than the events and contains all of them.
         if record.status in TERMINAL_STATUSES:
-            result = await self._jobs.result(record.owner, record.id)
+            result = await self._jobs.result(record.owner, record.job)
         else:
-            result = await self._responder.wait_for_result(record.owner, record.id)
+            result = await self._responder.wait_for_result(record.owner, record.job)
         return await self._responder.send_result(request.reply, result, base_url(request.scope), request.exchange)
 
     # POST /v1/jobs
@@ -185,9 +185,9 @@ class DurableRequestHandler:
         finally:
             if received.blobs:
                 await received.discard()
-        reply.headers.append((b"x-nexus-job-id", record.id.encode()))
+        reply.headers.append((b"x-nexus-job-id", record.job.encode()))
         await self._responder.send_accepted(reply, record, preferences)
-        return record.id
+        return record.job
 
     def _require_endpoint(self, principal: Principal, request: SubmitRequest) -> EndpointSpec:
         """Return the job's endpoint. Raises InvalidRequest, PermissionDenied."""

@@ -65,7 +65,7 @@ class JobResponder:
         self, reply: Reply, record: JobRecord, preferences: DeliveryPreferences | None = None
     ) -> None:
         """Send 202 with the job."""
-        headers: Headers = [(b"location", f"/v1/jobs/{record.id}".encode())]
+        headers: Headers = [(b"location", f"/v1/jobs/{record.job}".encode())]
         if preferences is not None:
             headers += [(b"preference-applied", preferences.applied), (b"vary", b"prefer")]
         await reply.send_response(202, "application/json", orjson.dumps(job_object(record)), headers)
@@ -122,7 +122,7 @@ class JobResponder:
         An error before the first byte becomes an HTTP status. Return the error.
         """
         stream = _StreamRelay(reply, content_type, exchange, ids=ids)
-        events = self._jobs.follow(record.owner, record.id)
+        events = self._jobs.follow(record.owner, record.job)
         hold = exchange.report_buffered if exchange is not None else no_report
         async with aclosing(read_ahead(events, self._comment_after_s, event_size, hold)) as paced:
             async for ready in paced:
@@ -138,7 +138,7 @@ class JobResponder:
     async def _position(self, record: JobRecord) -> int | None:
         """Return the queue position of a waiting job, or None."""
         with suppress(NexusError):
-            return (await self._jobs.estimate(await self._jobs.get(record.owner, record.id)))[0]
+            return (await self._jobs.estimate(await self._jobs.get(record.owner, record.job)))[0]
         return None
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import orjson
 
 from gateway import clock
-from schemas.errors import ErrorInfo
-from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus, WebhookState
+from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus
 from schemas.outcome import Outcome
 
 
@@ -28,26 +27,7 @@ def id_created_at(job_id: str) -> int | None:
 
 def new_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) -> JobRecord:
     """Return the first record of a job."""
-    return JobRecord(
-        id=envelope.job,
-        owner=envelope.owner,
-        endpoint=envelope.shown_endpoint or envelope.endpoint,
-        model=envelope.public_model,
-        capability=envelope.capability,
-        queue_model=envelope.model,
-        service_tier=envelope.lane,
-        run=envelope.run,
-        created_at=now(),
-        expires_at=expires_at,
-        metadata=envelope.metadata,
-        key=envelope.key,
-        request_id=envelope.request_id,
-        stream=envelope.stream,
-        queue_s=queue_s,
-        batch=envelope.batch,
-        uploads=envelope.own_blobs,
-        webhook=WebhookState(url=envelope.webhook) if envelope.webhook else None,
-    )
+    return JobRecord.of(envelope, created_at=now(), expires_at=expires_at, queue_s=queue_s)
 
 
 def outcome_fields(outcome: Outcome, at: int | None = None) -> dict[str, Any]:
@@ -68,25 +48,8 @@ def outcome_fields(outcome: Outcome, at: int | None = None) -> dict[str, Any]:
 def record_from_outcome(outcome: Outcome, at: int | None = None) -> JobRecord:
     """Return the record of a job of which only the outcome is known."""
     at = now() if at is None else at
-    return JobRecord(
-        id=outcome.job,
-        owner=outcome.owner,
-        endpoint=outcome.endpoint,
-        model=outcome.public_model,
-        capability=outcome.capability,
-        queue_model=outcome.model,
-        service_tier=outcome.lane,
-        status=outcome.status,
-        created_at=id_created_at(outcome.job) or at,
-        metadata=outcome.metadata,
-        key=outcome.key,
-        request_id=outcome.request_id,
-        stream=outcome.stream,
-        batch=outcome.batch,
-        uploads=outcome.uploads,
-        webhook=WebhookState(url=outcome.webhook) if outcome.webhook else None,
-        **outcome_fields(outcome, at),
-    )
+    created_at = id_created_at(outcome.job) or at
+    return JobRecord.of(outcome, status=outcome.status, created_at=created_at, **outcome_fields(outcome, at))
 
 
 def with_outcome(record: JobRecord, outcome: Outcome, at: int | None = None) -> JobRecord:
@@ -94,29 +57,6 @@ def with_outcome(record: JobRecord, outcome: Outcome, at: int | None = None) -> 
     if record.status in TERMINAL_STATUSES:
         return record
     return record.model_copy(update={"status": outcome.status, **outcome_fields(outcome, at)})
-
-
-def gateway_outcome(record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> Outcome:
-    """Return an outcome that a gateway decides, not an attempt: cancelled or expired."""
-    return Outcome(
-        job=record.id,
-        run=record.run,
-        status=status,
-        owner=record.owner,
-        endpoint=record.endpoint,
-        capability=record.capability,
-        lane=record.service_tier,
-        model=record.queue_name,
-        public_model=record.model,
-        request_id=record.request_id,
-        metadata=record.metadata,
-        key=record.key,
-        webhook=record.webhook.url if record.webhook is not None else "",
-        batch=record.batch,
-        stream=record.stream,
-        uploads=record.uploads,
-        error=error,
-    )
 
 
 def queue_deadline(record: JobRecord) -> float:
@@ -143,11 +83,11 @@ def seconds_until_due(record: JobRecord, status: JobStatus, silence_s: float) ->
 def job_object(record: JobRecord, *, position: int | None = None, eta_s: float | None = None) -> dict[str, Any]:
     """Return the API's job object. Unknown positions and estimates are null."""
     out: dict[str, Any] = {
-        "id": record.id,
+        "id": record.job,
         "object": "job",
         "endpoint": record.endpoint,
-        "model": record.model,
-        "service_tier": record.service_tier,
+        "model": record.public_model,
+        "service_tier": record.lane,
         "status": record.status,
         "created_at": record.created_at,
         "started_at": record.started_at,
@@ -162,13 +102,13 @@ def job_object(record: JobRecord, *, position: int | None = None, eta_s: float |
         "usage": record.usage,
         "error": record.error,
         "metadata": record.metadata,
-        "result_url": f"/v1/jobs/{record.id}/result",
-        "events_url": f"/v1/jobs/{record.id}/events",
+        "result_url": f"/v1/jobs/{record.job}/result",
+        "events_url": f"/v1/jobs/{record.job}/events",
     }
     if record.adapted:
         out["adapted"] = list(record.adapted)
-    if record.webhook is not None:
-        out["webhook"] = record.webhook.model_dump(mode="json")
+    if record.webhook_state is not None:
+        out["webhook"] = record.webhook_state.model_dump(mode="json")
     if record.batch:
         out["batch"] = record.batch
     return out

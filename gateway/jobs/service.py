@@ -148,9 +148,7 @@ class JobService:
         if record.status is JobStatus.QUEUED:
             seq = await self._terminator.queue_sequence(record)
             if seq is not None:
-                position = await self._log.queue_position(
-                    Queue(record.capability, record.service_tier, record.queue_name), seq
-                )
+                position = await self._log.queue_position(Queue(record.capability, record.lane, record.model), seq)
         return position, await self._estimator.eta_s(record, position)
 
     async def page(
@@ -167,7 +165,7 @@ class JobService:
                     return found, True
                 if _matches(record, status, model, metadata):
                     found.append(record)
-            after = records[-1].id
+            after = records[-1].job
         return found, True
 
     # Retries
@@ -210,7 +208,7 @@ class JobService:
                 await self._terminator.store_outcome(failed, message)
             raise
         if stored is not None:
-            await self._log.delete_outcome(record.id, stored.seq)
+            await self._log.delete_outcome(record.job, stored.seq)
         return new
 
     async def _create_run_record(self, record: JobRecord, envelope: Envelope) -> JobRecord:
@@ -220,13 +218,13 @@ class JobService:
             "run": envelope.run,
             "queued_at": now(),
             "expires_at": None if timeout_s is None else now() + timeout_s,
-            "webhook": WebhookState(url=record.webhook.url) if record.webhook is not None else None,
+            "webhook_state": WebhookState(url=record.webhook) if record.webhook else None,
         }
         due_s = seconds_until_due(
             record.model_copy(update={"expires_at": changes["expires_at"]}), JobStatus.QUEUED, 0.0
         )
         try:
-            new = await self._store.move(record.owner, record.id, JobStatus.QUEUED, due_s=due_s, **changes)
+            new = await self._store.move(record.owner, record.job, JobStatus.QUEUED, due_s=due_s, **changes)
         except IllegalMove:
             raise JobNotFailed(
                 "Another retry of this job is already in progress. Check its state with `GET /v1/jobs/{id}`."
@@ -304,6 +302,6 @@ def _to_result(stored: StoredOutcome) -> JobResult:
 def _matches(record: JobRecord, status: JobStatus | None, model: str, metadata: dict[str, str]) -> bool:
     return (
         (status is None or record.status is status)
-        and (not model or record.model == model)
+        and (not model or record.public_model == model)
         and all(record.metadata.get(name) == value for name, value in metadata.items())
     )

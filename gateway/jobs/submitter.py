@@ -17,7 +17,6 @@ from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.dispatcher import Dispatcher
 from gateway.jobs.api import Submission
 from gateway.jobs.records import (
-    gateway_outcome,
     new_record,
     now,
     outcome_fields,
@@ -30,6 +29,7 @@ from gateway.target_model import target_model
 from schemas.errors import NexusError, RateLimited, Unavailable
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
 from schemas.jobs import LANE_BY_TIER, Envelope, JobRecord, JobStatus, Lane
+from schemas.outcome import outcome_of
 
 EVENT_SUBJECT_PREFIX = "nexus.events."
 
@@ -62,13 +62,13 @@ class JobSubmitter:
         expires_at = None if submission.timeout_s is None else now() + max(1, round(submission.timeout_s))
         record = new_record(envelope, queue_s=self._queue_limit_s(submission), expires_at=expires_at)
         if not await self._create(record, submission):
-            existing = await self._store.get(record.owner, record.id)
-            if existing is not None and await self.was_enqueued(record.id):
+            existing = await self._store.get(record.owner, record.job)
+            if existing is not None and await self.was_enqueued(record.job):
                 return existing
         elif (
             submission.job_id
             and not submission.batch
-            and (ended := await self._recorded_outcome(record.id)) is not None
+            and (ended := await self._recorded_outcome(record.job)) is not None
         ):
             return ended
         return await self._enqueue(envelope, record, submission)
@@ -92,9 +92,9 @@ class JobSubmitter:
         await self._open_queue(envelope)
         seq = await self._store_message(envelope, body)
         record = record.model_copy(update={"seq": seq})
-        self._log.append_event_unconfirmed(record.id, _queued_event(record))
+        self._log.append_event_unconfirmed(record.job, _queued_event(record))
         with contextlib.suppress(NexusError, IllegalMove):  # the job is in the queue in any case
-            await self._store.update(record.owner, record.id, run=record.run, seq=seq)
+            await self._store.update(record.owner, record.job, run=record.run, seq=seq)
         return record
 
     async def _create(self, record: JobRecord, submission: Submission) -> bool:
@@ -113,7 +113,7 @@ class JobSubmitter:
             await self._open_queue(envelope)
         except BaseException:
             with contextlib.suppress(NexusError):  # otherwise the record expires without ever running
-                await self._store.remove(record.owner, record.id)
+                await self._store.remove(record.owner, record.job)
             raise
         try:
             seq = await self._store_message(envelope, submission.received.body)
@@ -124,7 +124,7 @@ class JobSubmitter:
         self._metrics.child(self._metrics.jobs_submitted, record.endpoint).inc()
         record = record.model_copy(update={"seq": seq})
         # The job is safely queued, so the caller need not wait for its first event.
-        self._log.append_event_unconfirmed(record.id, _queued_event(record))
+        self._log.append_event_unconfirmed(record.job, _queued_event(record))
         return record
 
     async def _open_queue(self, envelope: Envelope) -> None:
@@ -141,11 +141,11 @@ class JobSubmitter:
         """Undo a failed submission. NATS may have stored the message, so cancel the job unless it can be resubmitted."""
         with contextlib.suppress(NexusError):
             if isinstance(error, Unavailable) and not submission.job_id:
-                await self._terminator.store_outcome(gateway_outcome(record, JobStatus.CANCELLED))
+                await self._terminator.store_outcome(outcome_of(record, JobStatus.CANCELLED))
             elif isinstance(error, Unavailable):
                 submission.received.blobs = []  # a queued message may refer to them
         with contextlib.suppress(NexusError):
-            await self._store.remove(record.owner, record.id)
+            await self._store.remove(record.owner, record.job)
 
     def _envelope(self, submission: Submission) -> Envelope:
         endpoint, received, principal = submission.endpoint, submission.received, submission.principal
@@ -187,4 +187,4 @@ class JobSubmitter:
 
 
 def _queued_event(record: JobRecord) -> bytes:
-    return encode_durable_frame(QUEUED, record.run, 0, 0, NO_TOKEN, record.model_dump_json(exclude_none=True).encode())
+    return encode_durable_frame(QUEUED, record.run, 0, 0, NO_TOKEN, record.encode())

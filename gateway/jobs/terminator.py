@@ -6,12 +6,11 @@ import contextlib
 
 from backbone.bus.bus import GatewayBus
 from backbone.bus.job_log import JobLog
-from gateway.jobs.records import gateway_outcome
 from schemas.control import Control, ControlOp
 from schemas.errors import ErrorInfo, Unavailable
 from schemas.job_events import QUEUED, decode_durable_frame
 from schemas.jobs import JobRecord, JobStatus
-from schemas.outcome import Outcome
+from schemas.outcome import Outcome, outcome_of
 
 
 class JobTerminator:
@@ -26,10 +25,10 @@ class JobTerminator:
 
         A queued job never runs; the worker of a running job receives an instruction to stop. Raises Unavailable.
         """
-        if not await self.store_outcome(gateway_outcome(record, status, error)):
+        if not await self.store_outcome(outcome_of(record, status, error=error)):
             return False
         if record.worker:
-            control = Control(op=ControlOp.CANCEL, job=record.id, run=record.run)
+            control = Control(op=ControlOp.CANCEL, job=record.job, run=record.run)
             self._bus.send_control(record.worker, control.model_dump_json().encode())
         # Last, since it waits for NATS. The recorder of outcomes deletes it too, until NATS confirms it.
         with contextlib.suppress(Unavailable):
@@ -40,7 +39,7 @@ class JobTerminator:
         """Remove an ended job from its queue, even if a worker holds it. Raises Unavailable."""
         seq = await self.queue_sequence(record)
         if seq is not None:
-            await self._log.delete_job(seq, record.id, record.run)
+            await self._log.delete_job(seq, record.job, record.run)
 
     async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
         """Store an outcome, replacing a leftover outcome of an older run. Return False if the run has one. Raises Unavailable."""
@@ -57,7 +56,7 @@ class JobTerminator:
         """Return the job's sequence number in the queue, from its record or, for a first run, from its first event."""
         if record.seq:
             return record.seq
-        initial = await read_initial_record(self._log, record.id)
+        initial = await read_initial_record(self._log, record.job)
         return initial.seq if initial is not None and initial.run == record.run else None
 
 
@@ -70,5 +69,5 @@ async def read_initial_record(log: JobLog, job_id: str) -> JobRecord | None:
     for event in await log.first_events(job_id, MAX_EVENTS_READ):
         frame = decode_durable_frame(event.data)
         if frame.kind == QUEUED:
-            return JobRecord.model_validate_json(frame.payload)
+            return JobRecord.decode(frame.payload)
     return None

@@ -53,8 +53,8 @@ async def list_jobs(
     return {
         "object": "list",
         "data": [job_object(record) for record in records],
-        "first_id": records[0].id if records else None,
-        "last_id": records[-1].id if records else None,
+        "first_id": records[0].job if records else None,
+        "last_id": records[-1].job if records else None,
         "has_more": has_more,
     }
 

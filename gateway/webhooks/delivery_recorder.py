@@ -78,8 +78,8 @@ class DeliveryRecorder:
 
     async def _write(self, note: DeliveryNote) -> None:
         record = await self._store.get(note.owner, note.job)
-        if record is None or record.webhook is None or record.run != note.run:
+        if record is None or record.webhook_state is None or record.run != note.run:
             return  # the record has expired or belongs to another run
-        deliveries = (*record.webhook.deliveries, note.delivery)[-MAX_DELIVERIES:]
-        state = WebhookState(url=record.webhook.url, state=note.state, deliveries=deliveries)
-        await self._store.update(note.owner, note.job, webhook=state)
+        deliveries = (*record.webhook_state.deliveries, note.delivery)[-MAX_DELIVERIES:]
+        state = WebhookState(url=record.webhook, state=note.state, deliveries=deliveries)
+        await self._store.update(note.owner, note.job, webhook_state=state)

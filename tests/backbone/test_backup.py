@@ -21,10 +21,11 @@ from tests.servers import Server
 
 def record(job: str, owner: str = "an:owner", **fields: Any) -> JobRecord:
     return JobRecord(
-        id=job,
+        job=job,
         owner=owner,
         endpoint="/v1/chat/completions",
         model="m",
+        public_model="m",
         capability=Capability.CHAT,
         created_at=int(time.time()),
         queue_s=60,
@@ -86,7 +87,7 @@ async def test_what_follows_from_records(store: RedisStore, own_redis: Server) -
     assert (await store.count_queued("k"), await store.count_running("k")) == (1, 1)
     assert sorted(due.job for due in await store.claim_due(10)) == ["runs", "waits"]
     assert await store.acquire_lease("runs", "another", 1)
-    assert [one.id for one in await store.page("an:owner")] == ["waits", "runs", "ended"]
+    assert [one.job for one in await store.page("an:owner")] == ["waits", "runs", "ended"]
 
 
 async def test_what_has_ended_meanwhile(store: RedisStore, own_redis: Server) -> None:

@@ -227,9 +227,7 @@ async def test_an_item_that_no_gateway_put_there_is_dropped(desk: Desk) -> None:
 async def submitted_before(desk: Desk, monkeypatch: pytest.MonkeyPatch, env: Envelope) -> None:
     """Let the job's first event be older than the secret, and what comes now younger."""
     record = new_record(env, queue_s=60.0, expires_at=None)
-    await desk.log.append_event(
-        env.job, encode_durable_frame(QUEUED, env.run, 0, 0, NO_TOKEN, record.model_dump_json().encode())
-    )
+    await desk.log.append_event(env.job, encode_durable_frame(QUEUED, env.run, 0, 0, NO_TOKEN, record.encode()))
     [event] = await desk.log.first_events(env.job, 1)
     secret = desk.log.seal_secret
     assert secret is not None

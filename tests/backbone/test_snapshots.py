@@ -167,17 +167,18 @@ async def test_events_of_jobs_that_are_not_there(own_nats: Server) -> None:
 
 def queued(job: str, seq: int, run: int) -> bytes:
     record = JobRecord(
-        id=job,
+        job=job,
         owner="o",
         endpoint="/e",
         model="m",
+        public_model="m",
         capability=Capability.CHAT,
         created_at=1,
         run=run,
         seq=seq,
         queue_s=1,
     )
-    return encode_durable_frame(QUEUED, run, 0, 0, NO_TOKEN, record.model_dump_json().encode())
+    return encode_durable_frame(QUEUED, run, 0, 0, NO_TOKEN, record.encode())
 
 
 async def test_a_stream_that_is_there(own_nats: Server) -> None:

@@ -27,7 +27,13 @@ QUEUED, RUNNING, COMPLETED, FAILED = (
 
 
 def record(owner: str = "alice", **fields) -> JobRecord:
-    defaults = {"id": f"job_{uuid.uuid4().hex}", "endpoint": "/v1/chat/completions", "model": "m", "created_at": 1}
+    defaults = {
+        "job": f"job_{uuid.uuid4().hex}",
+        "endpoint": "/v1/chat/completions",
+        "model": "m",
+        "public_model": "m",
+        "created_at": 1,
+    }
     return JobRecord(owner=owner, **defaults | fields)
 
 
@@ -70,14 +76,14 @@ async def answers(store: Store) -> bool:
 class TestContract:
     async def test_a_record_comes_back_as_it_was(self, store):
         job = record(
-            service_tier=Lane.FLEX,
+            lane=Lane.FLEX,
             metadata={"größe": "1"},
             usage={"total_tokens": 2**60, "empty": [], "none": None},
             progress=0.1,
             error={"message": "x", "param": None},
         )
         assert await store.create(job, ttl_s=60)
-        assert await store.get("alice", job.id) == job
+        assert await store.get("alice", job.job) == job
         await store.ping()
 
     async def test_a_batchs_lines_are_in_no_list(self, store):
@@ -87,16 +93,16 @@ class TestContract:
         assert await store.create(job, ttl_s=60)
         assert await store.create(line, ttl_s=60)
         assert await store.page(owner) == [job]
-        assert await store.get(owner, line.id) == line
+        assert await store.get(owner, line.job) == line
 
     async def test_a_record_is_created_once(self, store):
         job = record()
         assert await store.create(job, ttl_s=60)
         assert not await store.create(job.model_copy(update={"model": "other"}), ttl_s=60)
-        assert (await store.get("alice", job.id)).model == "m"
+        assert (await store.get("alice", job.job)).model == "m"
 
     async def test_of_racing_creates_one_succeeds(self, store):
-        jobs = [record(id="job_race" + uuid.uuid4().hex, model=str(n)) for n in range(1)] * 20
+        jobs = [record(job="job_race" + uuid.uuid4().hex, model=str(n)) for n in range(1)] * 20
         assert sum(await asyncio.gather(*(store.create(job, ttl_s=60) for job in jobs))) == 1
 
     async def test_what_is_not_there_is_none(self, store):
@@ -106,23 +112,23 @@ class TestContract:
     async def test_another_owners_record_does_not_exist(self, store):
         job = record("alice")
         await store.create(job, ttl_s=60)
-        assert await store.get("bob", job.id) is None
-        assert await store.move("bob", job.id, RUNNING) is None
-        assert (await store.get("alice", job.id)).status is QUEUED
+        assert await store.get("bob", job.job) is None
+        assert await store.move("bob", job.job, RUNNING) is None
+        assert (await store.get("alice", job.job)).status is QUEUED
 
     async def test_no_made_up_id_reaches_another_owner(self, store):
         job = record("team:a")
         await store.create(job, ttl_s=60)
-        for owner, job_id in [("team", f"a:{job.id}"), ("team%3Aa", job.id), ("", f"team:a:{job.id}")]:
+        for owner, job_id in [("team", f"a:{job.job}"), ("team%3Aa", job.job), ("", f"team:a:{job.job}")]:
             assert await store.get(owner, job_id) is None
-        assert await store.get("team:a", job.id) == job
+        assert await store.get("team:a", job.job) == job
 
     async def test_a_move_changes_status_and_fields(self, store):
         job = record()
         await store.create(job, ttl_s=60)
-        moved = await store.move("alice", job.id, RUNNING, worker="w1", started_at=5, attempts=1)
+        moved = await store.move("alice", job.job, RUNNING, worker="w1", started_at=5, attempts=1)
         assert moved == job.model_copy(update={"status": RUNNING, "worker": "w1", "started_at": 5, "attempts": 1})
-        assert await store.get("alice", job.id) == moved
+        assert await store.get("alice", job.job) == moved
 
     @pytest.mark.parametrize("origin", JobStatus)
     async def test_only_legal_moves_happen(self, store, origin):
@@ -130,39 +136,39 @@ class TestContract:
             job = record(status=origin)
             await store.create(job, ttl_s=60)
             if to in LEGAL_TRANSITIONS[origin] and origin is not FAILED:  # which only a newer run takes anywhere
-                assert (await store.move("alice", job.id, to)).status is to
+                assert (await store.move("alice", job.job, to)).status is to
             else:
                 with pytest.raises(IllegalMove):
-                    await store.move("alice", job.id, to)
-                assert await store.get("alice", job.id) == job
+                    await store.move("alice", job.job, to)
+                assert await store.get("alice", job.job) == job
 
     @pytest.mark.parametrize("changes", [{"owner": "bob"}, {"id": "job_x"}, {"nonsense": 1}, {"attempts": "many"}])
     async def test_a_move_with_wrong_changes_is_a_defect_and_changes_nothing(self, store, changes):
         job = record()
         await store.create(job, ttl_s=60)
         with pytest.raises((ValueError, TypeError)):
-            await store.move("alice", job.id, RUNNING, **changes)
-        assert await store.get("alice", job.id) == job
+            await store.move("alice", job.job, RUNNING, **changes)
+        assert await store.get("alice", job.job) == job
 
     async def test_of_racing_moves_one_succeeds(self, store):
         for _ in range(20):
             job = record(status=RUNNING)
             await store.create(job, ttl_s=60)
             ends = [COMPLETED, FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED]
-            moves = (store.move("alice", job.id, end, worker=end.value) for end in ends)
+            moves = (store.move("alice", job.job, end, worker=end.value) for end in ends)
             results = await asyncio.gather(*moves, return_exceptions=True)
             won = [result for result in results if isinstance(result, JobRecord)]
             assert len(won) == 1
             assert all(isinstance(result, IllegalMove) for result in results if result not in won)
-            assert await store.get("alice", job.id) == won[0]
+            assert await store.get("alice", job.job) == won[0]
 
     async def test_a_record_is_gone_after_its_time_and_a_move_does_not_prolong_it(self, store, eventually):
         job = record()
         await store.create(job, ttl_s=0.5)
-        await store.move("alice", job.id, RUNNING)
+        await store.move("alice", job.job, RUNNING)
 
         async def gone() -> bool:
-            return await store.get("alice", job.id) is None
+            return await store.get("alice", job.job) is None
 
         await eventually(gone)
         assert await store.create(job, ttl_s=60)
@@ -176,34 +182,34 @@ class TestRuns:
     async def test_a_retry_begins_without_what_the_failed_run_left(self, store):
         job = record(metadata={"a": "b"})
         await store.create(job, ttl_s=60)
-        await store.move("alice", job.id, RUNNING, worker="w1", started_at=5, attempts=3, seq=7)
-        await store.move("alice", job.id, FAILED, error={"message": "x"}, finished_at=6, usage={"n": 1}, progress=0.5)
-        again = await store.move("alice", job.id, QUEUED, run=2)
+        await store.move("alice", job.job, RUNNING, worker="w1", started_at=5, attempts=3, seq=7)
+        await store.move("alice", job.job, FAILED, error={"message": "x"}, finished_at=6, usage={"n": 1}, progress=0.5)
+        again = await store.move("alice", job.job, QUEUED, run=2)
         assert again == job.model_copy(update={"run": 2})
-        assert await store.get("alice", job.id) == again
+        assert await store.get("alice", job.job) == again
 
     async def test_the_same_run_keeps_what_is_known_of_it(self, store):
         job = record()
         await store.create(job, ttl_s=60)
-        await store.move("alice", job.id, RUNNING, worker="w1", attempts=1)
-        moved = await store.move("alice", job.id, COMPLETED, run=1, finished_at=6)
+        await store.move("alice", job.job, RUNNING, worker="w1", attempts=1)
+        moved = await store.move("alice", job.job, COMPLETED, run=1, finished_at=6)
         assert (moved.worker, moved.attempts, moved.finished_at) == ("w1", 1, 6)
 
     async def test_another_attempt_of_a_running_job_begins(self, store):
         job = record()
         await store.create(job, ttl_s=60)
-        await store.move("alice", job.id, RUNNING, worker="w1", attempts=1)
-        assert (await store.move("alice", job.id, RUNNING, worker="w2", attempts=2)).worker == "w2"
+        await store.move("alice", job.job, RUNNING, worker="w1", attempts=1)
+        assert (await store.move("alice", job.job, RUNNING, worker="w2", attempts=2)).worker == "w2"
 
     async def test_what_an_old_run_says_late_changes_nothing(self, store):
         job = record(run=2)
         await store.create(job, ttl_s=60)
         for to in JobStatus:
             with pytest.raises(IllegalMove):
-                await store.move("alice", job.id, to, run=1)
+                await store.move("alice", job.job, to, run=1)
         with pytest.raises(IllegalMove):
-            await store.update("alice", job.id, run=1, progress=0.5)
-        assert await store.get("alice", job.id) == job
+            await store.update("alice", job.job, run=1, progress=0.5)
+        assert await store.get("alice", job.job) == job
 
     @pytest.mark.parametrize("origin", JobStatus)
     async def test_a_newer_run_goes_on_from_wherever_the_job_can_run_again(self, store, origin):
@@ -212,17 +218,17 @@ class TestRuns:
             job = record(status=origin, attempts=3)
             await store.create(job, ttl_s=60)
             if origin in {QUEUED, RUNNING, FAILED}:
-                moved = await store.move("alice", job.id, to, run=4, worker="w")
+                moved = await store.move("alice", job.job, to, run=4, worker="w")
                 assert (moved.status, moved.run, moved.attempts, moved.worker) == (to, 4, 0, "w")
             else:
                 with pytest.raises(IllegalMove):
-                    await store.move("alice", job.id, to, run=4)
-                assert await store.get("alice", job.id) == job
+                    await store.move("alice", job.job, to, run=4)
+                assert await store.get("alice", job.job) == job
 
     async def test_of_racing_retries_one_succeeds(self, store):
         job = record(status=FAILED)
         await store.create(job, ttl_s=60)
-        moves = (store.move("alice", job.id, QUEUED, run=2) for _ in range(20))
+        moves = (store.move("alice", job.job, QUEUED, run=2) for _ in range(20))
         results = await asyncio.gather(*moves, return_exceptions=True)
         assert sum(isinstance(result, JobRecord) for result in results) == 1
         assert sum(isinstance(result, IllegalMove) for result in results) == 19
@@ -232,17 +238,17 @@ class TestUpdates:
     async def test_an_update_changes_fields_and_not_the_status(self, store):
         job = record(status=RUNNING)
         await store.create(job, ttl_s=60)
-        assert await store.update("alice", job.id, progress=0.5) == job.model_copy(update={"progress": 0.5})
-        assert (await store.get("alice", job.id)).progress == 0.5
-        assert await store.update("bob", job.id, progress=1.0) is None
+        assert await store.update("alice", job.job, progress=0.5) == job.model_copy(update={"progress": 0.5})
+        assert (await store.get("alice", job.job)).progress == 0.5
+        assert await store.update("bob", job.job, progress=1.0) is None
 
     @pytest.mark.parametrize("changes", [{"status": COMPLETED}, {"id": "job_x"}, {"nonsense": 1}, {"run": "x"}])
     async def test_an_update_with_wrong_changes_is_a_defect_and_changes_nothing(self, store, changes):
         job = record()
         await store.create(job, ttl_s=60)
         with pytest.raises(ValueError):
-            await store.update("alice", job.id, **changes)
-        assert await store.get("alice", job.id) == job
+            await store.update("alice", job.job, **changes)
+        assert await store.get("alice", job.job) == job
 
     async def test_no_update_of_many_at_once_is_lost(self, store):
         job = record(status=RUNNING)
@@ -250,8 +256,8 @@ class TestUpdates:
         names = ("worker", "seq", "progress", "request_id", "batch", "attempts")
         values = ("w", 3, 0.5, "req", "b", 2)
         changes = [{name: value} for name, value in zip(names, values, strict=True)]
-        await asyncio.gather(*(store.update("alice", job.id, **change) for change in changes))
-        now = await store.get("alice", job.id)
+        await asyncio.gather(*(store.update("alice", job.job, **change) for change in changes))
+        now = await store.get("alice", job.job)
         assert tuple(getattr(now, name) for name in names) == values
 
 
@@ -262,9 +268,9 @@ class TestLimits:
         assert await store.create(jobs[1], ttl_s=60, max_queued=2)
         with pytest.raises(LimitReached):
             await store.create(jobs[2], ttl_s=60, max_queued=2)
-        assert await store.get(owner, jobs[2].id) is None
+        assert await store.get(owner, jobs[2].job) is None
         assert not await store.create(jobs[0], ttl_s=60, max_queued=2)  # it exists, full or not
-        await store.move(owner, jobs[0].id, RUNNING)
+        await store.move(owner, jobs[0].job, RUNNING)
         assert await store.create(jobs[2], ttl_s=60, max_queued=2)
 
     async def test_keys_count_for_themselves(self, store, owner):
@@ -288,19 +294,19 @@ class TestLimits:
             await store.create(job, ttl_s=60)
         assert (await store.count_running(owner), await store.count_queued(owner)) == (0, 3)
         for job in jobs:
-            await store.move(owner, job.id, RUNNING)
-            await store.move(owner, job.id, RUNNING, attempts=2)
+            await store.move(owner, job.job, RUNNING)
+            await store.move(owner, job.job, RUNNING, attempts=2)
         assert (await store.count_running(owner), await store.count_queued(owner)) == (3, 0)
-        await store.move(owner, jobs[0].id, QUEUED)
-        await store.move(owner, jobs[1].id, COMPLETED)
+        await store.move(owner, jobs[0].job, QUEUED)
+        await store.move(owner, jobs[1].job, COMPLETED)
         assert (await store.count_running(owner), await store.count_queued(owner)) == (1, 1)
-        await store.remove(owner, jobs[2].id)
+        await store.remove(owner, jobs[2].job)
         assert await store.count_running(owner) == 0
 
     async def test_a_job_that_changes_its_key_counts_for_the_new_one(self, store, owner):
         job = record(owner, key=f"{owner}:1", status=RUNNING)
         await store.create(job, ttl_s=60)
-        await store.update(owner, job.id, key=f"{owner}:2")
+        await store.update(owner, job.job, key=f"{owner}:2")
         assert (await store.count_running(f"{owner}:1"), await store.count_running(f"{owner}:2")) == (0, 1)
 
     async def test_records_that_have_expired_block_no_key(self, store, owner, eventually):
@@ -323,10 +329,10 @@ class TestLimits:
 
 class TestPages:
     async def test_an_owners_jobs_are_listed_newest_first(self, store, owner):
-        jobs = [record(owner, id=f"job_{number:02}") for number in range(7)]
+        jobs = [record(owner, job=f"job_{number:02}") for number in range(7)]
         for job in (*jobs[3:], *jobs[:3]):
             await store.create(job, ttl_s=60)
-        await store.create(record(f"{owner}:", id="job_99"), ttl_s=60)
+        await store.create(record(f"{owner}:", job="job_99"), ttl_s=60)
         newest = list(reversed(jobs))
         assert await store.page(owner) == newest
         assert await store.page(owner, limit=3) == newest[:3]
@@ -339,16 +345,16 @@ class TestPages:
     async def test_odd_ids_are_listed_in_the_same_order_everywhere(self, store, owner):
         ids = ["job 1", "job%201", "job:1", "jöb", "job\x00", "job~", "JOB", "日本", "a" * 300]
         for job_id in ids:
-            await store.create(record(owner, id=job_id), ttl_s=60)
+            await store.create(record(owner, job=job_id), ttl_s=60)
         seen, after = [], ""
         while page := await store.page(owner, after=after, limit=2):
-            seen += [job.id for job in page]
+            seen += [job.job for job in page]
             after = seen[-1]
         assert seen == sorted(ids, reverse=True)
 
     async def test_records_that_expire_while_one_reads_are_left_out(self, store, owner, eventually):
         for number in range(30):
-            await store.create(record(owner, id=f"job_{number:02}"), ttl_s=0.4 if number % 3 else 60)
+            await store.create(record(owner, job=f"job_{number:02}"), ttl_s=0.4 if number % 3 else 60)
         assert len(await store.page(owner, limit=1)) == 1
 
         async def gone() -> bool:
@@ -357,16 +363,16 @@ class TestPages:
         await eventually(gone)
         seen, after = [], ""
         while page := await store.page(owner, after=after, limit=4):
-            seen += [job.id for job in page]
+            seen += [job.job for job in page]
             after = seen[-1]
         assert seen == [f"job_{number:02}" for number in range(27, -1, -3)]
 
     async def test_a_removed_record_is_forgotten_everywhere(self, store, owner):
-        job = record(owner, key=owner, id="job_1")
+        job = record(owner, key=owner, job="job_1")
         await store.create(job, ttl_s=60, due_s=0)
-        await store.remove(owner, job.id)
-        await store.remove(owner, job.id)
-        assert await store.get(owner, job.id) is None
+        await store.remove(owner, job.job)
+        await store.remove(owner, job.job)
+        assert await store.get(owner, job.job) is None
         assert await store.page(owner) == []
         assert [due for due in await store.claim_due(1000) if due.owner == owner] == []
         assert await store.create(job, ttl_s=60, max_queued=1)
@@ -381,13 +387,13 @@ class TestTimers:
         for job in jobs:
             await store.create(job, ttl_s=60, due_s=0)
         first, second = await asyncio.gather(*(self.due(store, owner) for _ in range(2)))
-        assert sorted(first + second) == sorted(job.id for job in jobs)
+        assert sorted(first + second) == sorted(job.job for job in jobs)
         assert await self.due(store, owner) == []
 
     async def test_what_is_due_first_is_given_first_and_no_more_than_asked_for(self, own_store, own_redis):
         async with Redis.from_url(own_redis.url) as redis:
             for number in range(4):
-                await own_store.create(record("a b", id=f"job:{number}"), ttl_s=60, due_s=3600)
+                await own_store.create(record("a b", job=f"job:{number}"), ttl_s=60, due_s=3600)
                 await redis.zadd("nexus:timers", {f"a%20b:job%3A{number}": 4 - number}, xx=True)
         assert await own_store.claim_due(3) == [DueJob("a b", f"job:{number}") for number in (3, 2, 1)]
         assert await own_store.claim_due(3) == [DueJob("a b", "job:0")]
@@ -398,26 +404,26 @@ class TestTimers:
         await store.create(late, ttl_s=60, due_s=3600)
         await store.create(soon, ttl_s=60, due_s=0.2)
         await store.create(never, ttl_s=60)
-        assert await eventually(lambda: self.due(store, owner)) == [soon.id]
+        assert await eventually(lambda: self.due(store, owner)) == [soon.job]
 
     async def test_moves_set_and_remove_timers_and_updates_leave_them(self, store, owner):
         job = record(owner)
         await store.create(job, ttl_s=60, due_s=3600)
-        await store.move(owner, job.id, RUNNING, due_s=0)
-        assert await self.due(store, owner) == [job.id]
-        await store.update(owner, job.id, due_s=0)
-        await store.update(owner, job.id, progress=0.5)
-        assert await self.due(store, owner) == [job.id]
-        await store.update(owner, job.id, due_s=0)
-        await store.move(owner, job.id, QUEUED)
+        await store.move(owner, job.job, RUNNING, due_s=0)
+        assert await self.due(store, owner) == [job.job]
+        await store.update(owner, job.job, due_s=0)
+        await store.update(owner, job.job, progress=0.5)
+        assert await self.due(store, owner) == [job.job]
+        await store.update(owner, job.job, due_s=0)
+        await store.move(owner, job.job, QUEUED)
         assert await self.due(store, owner) == []
 
     @pytest.mark.parametrize("end", sorted(TERMINAL_STATUSES))
     async def test_a_job_that_has_ended_has_no_timer(self, store, owner, end):
         job = record(owner)
         await store.create(job, ttl_s=60, due_s=0)
-        await store.move(owner, job.id, end, due_s=0)
-        await store.update(owner, job.id, progress=1.0, due_s=0)
+        await store.move(owner, job.job, end, due_s=0)
+        await store.update(owner, job.job, progress=1.0, due_s=0)
         await store.create(record(owner, status=end), ttl_s=60, due_s=0)
         assert await self.due(store, owner) == []
 
@@ -426,7 +432,7 @@ class TestTimers:
         await store.create(job, ttl_s=0.3, due_s=0.2)
 
         async def gone() -> bool:
-            return await store.get(owner, job.id) is None
+            return await store.get(owner, job.job) is None
 
         await eventually(gone)
         assert await self.due(store, owner) == []
@@ -528,9 +534,9 @@ class TestFaults:
     async def test_the_ttl_is_redis_own_and_a_move_keeps_it(self, own_store, own_redis):
         job = record()
         await own_store.create(job, ttl_s=100)
-        await own_store.move("alice", job.id, RUNNING)
+        await own_store.move("alice", job.job, RUNNING)
         async with Redis.from_url(own_redis.url) as redis:
-            assert 0 < await redis.ttl(f"nexus:job:alice:{job.id}") <= 100
+            assert 0 < await redis.ttl(f"nexus:job:alice:{job.job}") <= 100
 
     async def test_racing_moves_of_two_processes(self, own_store, own_redis):
         other = RedisStore(own_redis.url)
@@ -538,8 +544,8 @@ class TestFaults:
             job = record(status=RUNNING)
             await own_store.create(job, ttl_s=60)
             results = await asyncio.gather(
-                own_store.move("alice", job.id, COMPLETED),
-                other.move("alice", job.id, FAILED),
+                own_store.move("alice", job.job, COMPLETED),
+                other.move("alice", job.job, FAILED),
                 return_exceptions=True,
             )
             assert sorted(type(result).__name__ for result in results) == ["IllegalMove", "JobRecord"]
@@ -555,11 +561,11 @@ class TestFaults:
 
         async def replace(keys, args):
             if not once:
-                once.append(await other.move("alice", job.id, RUNNING, worker="w1"))
+                once.append(await other.move("alice", job.job, RUNNING, worker="w1"))
             return await real(keys, args)
 
         own_store._replace = replace
-        assert (await own_store.move("alice", job.id, COMPLETED)).worker == "w1"
+        assert (await own_store.move("alice", job.job, COMPLETED)).worker == "w1"
         await other.close()
 
     async def test_redis_away_from_the_start(self, own_redis, eventually):
@@ -577,15 +583,15 @@ class TestFaults:
     async def test_redis_killed_and_started_again(self, own_store, own_redis, eventually):
         job = record()
         await own_store.create(job, ttl_s=60)
-        await asyncio.gather(*(own_store.get("alice", job.id) for _ in range(20)))  # fill the pool
+        await asyncio.gather(*(own_store.get("alice", job.job) for _ in range(20)))  # fill the pool
         own_redis.kill()
         await own_redis.process.wait()
         for _ in range(3):
             with pytest.raises(Unavailable):
-                await own_store.get("alice", job.id)
+                await own_store.get("alice", job.job)
         await own_redis.restart()
         await eventually(lambda: answers(own_store))
-        results = await asyncio.gather(*(own_store.get("alice", job.id) for _ in range(20)))
+        results = await asyncio.gather(*(own_store.get("alice", job.job) for _ in range(20)))
         assert len(set(map(repr, results))) == 1
 
     async def test_a_restart_between_two_calls_costs_nothing(self, own_store, own_redis):
@@ -594,7 +600,7 @@ class TestFaults:
         await asyncio.gather(*(own_store.create(record(), ttl_s=60) for _ in range(20)))
         await own_redis.restart()
         assert await own_store.create(job, ttl_s=60)
-        assert all(await asyncio.gather(*(own_store.get("alice", job.id) for _ in range(20))))
+        assert all(await asyncio.gather(*(own_store.get("alice", job.job) for _ in range(20))))
 
     async def test_a_frozen_redis_costs_one_time_out_and_then_nothing(self, own_store, own_redis, eventually):
         job = record()
@@ -603,13 +609,13 @@ class TestFaults:
         own_redis.pause()
         async with asyncio.timeout(10):
             with pytest.raises(Unavailable, match="within"):
-                await own_store.get("alice", job.id)
+                await own_store.get("alice", job.job)
             for _ in range(200):
                 with pytest.raises(Unavailable, match="recent calls"):
-                    await own_store.move("alice", job.id, RUNNING)
+                    await own_store.move("alice", job.job, RUNNING)
         own_redis.resume()
         await own_store.ping()  # an active round trip closes the breaker
-        assert await own_store.get("alice", job.id) == job
+        assert await own_store.get("alice", job.job) == job
 
     @pytest.mark.parametrize("calls", [1, 200])
     async def test_a_frozen_redis_fails_in_time_and_recovers(self, own_store, own_redis, eventually, calls):
@@ -618,41 +624,41 @@ class TestFaults:
         await own_store.create(job, ttl_s=60)
         own_redis.pause()
         began = time.monotonic()
-        results = await asyncio.gather(*(own_store.get("alice", job.id) for _ in range(calls)), return_exceptions=True)
+        results = await asyncio.gather(*(own_store.get("alice", job.job) for _ in range(calls)), return_exceptions=True)
         took = time.monotonic() - began
         assert all(isinstance(result, Unavailable) for result in results)
         assert took < 6  # about one; a machine under load gets more
         own_redis.resume()
         await eventually(lambda: answers(own_store))
-        assert await own_store.get("alice", job.id) == job
+        assert await own_store.get("alice", job.job) == job
 
     async def test_answers_that_come_too_late_reach_no_other_call(self, own_store, own_redis, eventually):
         jobs = [record(model=str(n)) for n in range(10)]
         for job in jobs:
             await own_store.create(job, ttl_s=60)
         own_redis.pause()
-        await asyncio.gather(*(own_store.get("alice", job.id) for job in jobs), return_exceptions=True)
+        await asyncio.gather(*(own_store.get("alice", job.job) for job in jobs), return_exceptions=True)
         own_redis.resume()
         await eventually(lambda: answers(own_store))
         for job in reversed(jobs):
-            assert await own_store.get("alice", job.id) == job
+            assert await own_store.get("alice", job.job) == job
 
     async def test_a_caller_who_gives_up_harms_no_other_call(self, own_store):
         jobs = [record(model=str(n)) for n in range(10)]
         for job in jobs:
             await own_store.create(job, ttl_s=60)
         for turn in range(50):
-            call = asyncio.create_task(own_store.get("alice", jobs[turn % 10].id))
+            call = asyncio.create_task(own_store.get("alice", jobs[turn % 10].job))
             for _ in range(turn % 5):
                 await asyncio.sleep(0)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
-            assert await own_store.get("alice", jobs[(turn + 1) % 10].id) == jobs[(turn + 1) % 10]
+            assert await own_store.get("alice", jobs[(turn + 1) % 10].job) == jobs[(turn + 1) % 10]
 
     async def test_many_callers_who_give_up_at_once_hold_nobody_up(self, own_store):
         job = record()
         await own_store.create(job, ttl_s=60)
-        calls = [asyncio.create_task(own_store.get("alice", job.id)) for _ in range(600)]
+        calls = [asyncio.create_task(own_store.get("alice", job.job)) for _ in range(600)]
         await asyncio.sleep(0)  # all have asked, and nothing is sent yet
         for call in calls[:-1]:
             call.cancel()
@@ -672,29 +678,29 @@ class TestFaults:
         """Nothing raises: the data is gone, and the jobs that come after it are listed, counted and timed as ever."""
         job = record(key="k")
         await own_store.create(job, ttl_s=60, due_s=0)
-        await own_store.move("alice", job.id, RUNNING, due_s=0)
-        assert await own_store.acquire_lease(job.id, "a", 60)
+        await own_store.move("alice", job.job, RUNNING, due_s=0)
+        assert await own_store.acquire_lease(job.job, "a", 60)
         async with Redis.from_url(own_redis.url) as redis:
             await redis.flushall()
-        assert await own_store.get("alice", job.id) is None
-        assert await own_store.move("alice", job.id, COMPLETED) is None
-        assert await own_store.update("alice", job.id, progress=0.5) is None
+        assert await own_store.get("alice", job.job) is None
+        assert await own_store.move("alice", job.job, COMPLETED) is None
+        assert await own_store.update("alice", job.job, progress=0.5) is None
         assert (await own_store.page("alice"), await own_store.claim_due(10), await own_store.count_running("k")) == (
             [],
             [],
             0,
         )
-        assert await own_store.acquire_lease(job.id, "b", 60)
-        await own_store.release_lease(job.id, "a")
-        await own_store.remove("alice", job.id)
+        assert await own_store.acquire_lease(job.job, "b", 60)
+        await own_store.release_lease(job.job, "a")
+        await own_store.remove("alice", job.job)
         assert await own_store.create(job, ttl_s=60, due_s=0, max_queued=1)
-        assert (await own_store.page("alice"), await own_store.claim_due(10)) == ([job], [DueJob("alice", job.id)])
+        assert (await own_store.page("alice"), await own_store.claim_due(10)) == ([job], [DueJob("alice", job.job)])
 
     async def test_what_has_expired_leaves_nothing_behind(self, own_store, own_redis, eventually):
         await asyncio.gather(*(own_store.create(record(key="k"), ttl_s=0.3, max_queued=50) for _ in range(50)))
         job = record(key="k")
         await own_store.create(job, ttl_s=0.3)
-        await own_store.move("alice", job.id, RUNNING)
+        await own_store.move("alice", job.job, RUNNING)
         async with Redis.from_url(own_redis.url) as redis:
 
             async def empty() -> bool:
@@ -713,11 +719,11 @@ class TestFaults:
     async def test_thousands_that_have_expired_are_passed_over(self, own_store, own_redis):
         """A page of what is behind them comes at once, and full."""
         for number in range(3):
-            await own_store.create(record(id=f"job_{number}"), ttl_s=60)
+            await own_store.create(record(job=f"job_{number}"), ttl_s=60)
         async with Redis.from_url(own_redis.url) as redis:
             await redis.zadd("nexus:jobs:alice", {f"job_9{number:04}": 0 for number in range(3500)})
             await redis.zadd("nexus:timers", {f"alice:job_9{number:04}": number for number in range(900)})
-            assert [job.id for job in await own_store.page("alice", limit=2)] == ["job_2", "job_1"]
+            assert [job.job for job in await own_store.page("alice", limit=2)] == ["job_2", "job_1"]
             assert await redis.zcard("nexus:jobs:alice") == 3
             await own_store.update("alice", "job_0", due_s=0)
             assert await own_store.claim_due(2) == [DueJob("alice", "job_0")]
@@ -726,7 +732,7 @@ class TestFaults:
     async def test_a_script_that_redis_has_forgotten(self, own_store, own_redis):
         job = record()
         await own_store.create(job, ttl_s=60)
-        await own_store.move("alice", job.id, RUNNING)
+        await own_store.move("alice", job.job, RUNNING)
         async with Redis.from_url(own_redis.url) as redis:
             await redis.script_flush()
-        assert (await own_store.move("alice", job.id, COMPLETED)).status is COMPLETED
+        assert (await own_store.move("alice", job.job, COMPLETED)).status is COMPLETED

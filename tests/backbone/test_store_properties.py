@@ -96,7 +96,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(job=JOBS, key=KEYS, due_s=DUE, limit=st.sampled_from([None, 0, 1, 2]))
     def create(self, job: str, key: str, due_s: float | None, limit: int | None) -> None:
-        record = JobRecord(id=job, owner=self.owner, endpoint="/v1/x", model="m", created_at=1, key=self.key(key))
+        record = JobRecord(
+            job=job, owner=self.owner, endpoint="/v1/x", model="m", public_model="m", created_at=1, key=self.key(key)
+        )
         call = self.store.create(record, ttl_s=3600, due_s=due_s, max_queued=limit)
         if job in self.jobs:
             assert not self.do(call)
@@ -190,9 +192,9 @@ class StoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "owner"):
             return
         listed = self.do(self.store.page(self.owner))
-        assert [record.id for record in listed] == sorted(self.jobs, reverse=True)
+        assert [record.job for record in listed] == sorted(self.jobs, reverse=True)
         for record in listed:
-            model = self.jobs[record.id]
+            model = self.jobs[record.job]
             assert (record.status, record.run, record.attempts) == (model.status, model.run, model.attempts)
             assert record.key == self.key(model.key)
 
@@ -206,11 +208,19 @@ class StoreMachine(RuleBasedStateMachine):
         for key in ("", "key_1", "key_2"):
             assert await self.store.count_running(self.key(key)) == self.count(key, RUNNING)
             waiting = self.count(key, QUEUED)
-            probe = JobRecord(id="job_9", owner=self.owner, endpoint="/", model="m", created_at=1, key=self.key(key))
+            probe = JobRecord(
+                job="job_9",
+                owner=self.owner,
+                endpoint="/",
+                model="m",
+                public_model="m",
+                created_at=1,
+                key=self.key(key),
+            )
             with pytest.raises(LimitReached):
                 await self.store.create(probe, ttl_s=3600, max_queued=waiting)
             assert await self.store.create(probe, ttl_s=3600, max_queued=waiting + 1)
-            await self.store.remove(self.owner, probe.id)
+            await self.store.remove(self.owner, probe.job)
 
     def teardown(self) -> None:
         self.do(self.store.close())

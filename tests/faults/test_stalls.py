@@ -26,7 +26,7 @@ LOOPS: dict[str, Run] = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 
 def record(number: int) -> JobRecord:
     return JobRecord(
-        id=f"job_{number:032x}", owner="alice", endpoint="/v1/chat/completions", model="m",
+        job=f"job_{number:032x}", owner="alice", endpoint="/v1/chat/completions", model="m", public_model="m",
         capability=Capability.CHAT, created_at=1,
     )  # fmt: skip
 
@@ -45,7 +45,7 @@ def test_a_held_up_loop_opens_no_breaker(own_redis: Server, run: Run) -> None:
                 waiting = [asyncio.create_task(store.create(job, ttl_s=60)) for job in jobs]
                 loop.call_soon(time.sleep, STALL_S)  # after the calls have been asked for, before any is answered
                 assert await asyncio.gather(*waiting) == [True] * len(jobs)
-                assert await store.get("alice", jobs[0].id) == jobs[0]
+                assert await store.get("alice", jobs[0].job) == jobs[0]
         finally:
             await store.close()
 
@@ -87,12 +87,12 @@ def test_a_frozen_redis_is_known_in_time(own_redis: Server) -> None:
         try:
             began, lost_s = loop.time(), store.connection._stalls.stalled_s
             with pytest.raises(Unavailable, match="within"):
-                await store.get("alice", record(1).id)
+                await store.get("alice", record(1).job)
             lost_s = store.connection._stalls.stalled_s - lost_s  # this machine's own, which is busy
             assert loop.time() - began - lost_s < OPENED_S
             began = loop.time()
             with pytest.raises(Unavailable, match="recent calls"):
-                await store.get("alice", record(1).id)
+                await store.get("alice", record(1).job)
             assert loop.time() - began < 1.0
         finally:
             own_redis.resume()

@@ -65,7 +65,7 @@ async def test_a_job_that_never_was_is_none(
         assert (await cluster.get(f"/v1/jobs/{job}{path}")).status_code == 404
     assert job not in (await cluster.get("/v1/jobs")).text
     assert (await liar.jetstream().stream_info("NEXUS_HOOKS")).state.messages == hooks
-    assert data == b"garbage" or await refused(cluster, "outcome") >= 1
+    assert b"forged" not in data or await refused(cluster, "outcome") >= 1  # an unreadable outcome is deleted uncounted
 
 
 async def test_a_real_job_ends_by_its_own_worker(

@@ -365,7 +365,7 @@ def _run_queued_after(message: StoredMessage, last: int) -> int:
         frame = decode_durable_frame(message.data)
         if frame.kind != QUEUED:
             return 0
-        seq = JobRecord.model_validate_json(frame.payload).seq
+        seq = JobRecord.decode(frame.payload).seq
     except ValueError:
         return 0
     return frame.run if seq is not None and seq > last else 0

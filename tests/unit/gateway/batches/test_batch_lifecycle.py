@@ -625,7 +625,13 @@ async def test_a_job_whose_end_was_dropped_is_waited_for_no_longer(
     batch, signals = await desk.create(line("a")), line_jobs.BatchSignals()
     job = job_id(batch.id, 1)
     desk.jobs.forgotten[job] = JobRecord(
-        id=job, owner=batch.owner, endpoint=batch.endpoint, model="m", created_at=1, status=JobStatus.COMPLETED
+        job=job,
+        owner=batch.owner,
+        endpoint=batch.endpoint,
+        model="m",
+        public_model="m",
+        created_at=1,
+        status=JobStatus.COMPLETED,
     )
     if stopped:
         signals.stop()

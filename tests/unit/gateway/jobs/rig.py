@@ -251,7 +251,7 @@ class Rig:
 
     async def submit(self, text: str = "hello you", **fields: Any) -> str:
         """The id of a new job."""
-        return (await self.jobs.submit(self.submission(text, **fields))).id
+        return (await self.jobs.submit(self.submission(text, **fields))).job
 
     async def status(self, job: str) -> JobStatus:
         return (await self.jobs.get(OWNER, job)).status

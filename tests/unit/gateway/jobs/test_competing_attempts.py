@@ -65,9 +65,7 @@ async def log() -> MemoryJobLog:
     """A log in which a second attempt starts after the first one stored its events and before its outcome."""
     log = MemoryJobLog(MemoryBroker())
     await log.start()
-    await log.append_event(
-        JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, QUEUED_RECORD.model_dump_json().encode())
-    )
+    await log.append_event(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, QUEUED_RECORD.encode()))
     await say(log, "first", 1, 0, 4)
     return log
 

@@ -30,14 +30,14 @@ async def test_fifty_at_once_are_one_job(rig: Rig) -> None:
     gateways = [rig.gateways[0], await rig.gateway(), await rig.gateway()]
     await rig.worker()
     records = await asyncio.gather(*(submit(rig, gateways[at % 3], "k") for at in range(50)))
-    assert len({record.id for record in records}) == 1
-    job = records[0].id
+    assert len({record.job for record in records}) == 1
+    job = records[0].job
     assert (await rig.ended(job)).status is JobStatus.COMPLETED
     await rig.eventually(lambda: not rig.queued)
     assert rig.ran == [job]
     assert rig.broker.last_seq == 1
     again = await submit(rig, gateways[1], "k")
-    assert (again.id, again.status) == (job, JobStatus.COMPLETED)
+    assert (again.job, again.status) == (job, JobStatus.COMPLETED)
     assert rig.kinds(job).count("q") >= 1
 
 
@@ -69,14 +69,14 @@ async def test_another_request_under_the_same_key_is_refused(rig: Rig, fields: d
         await submit(rig, gateway, "k", **fields)
     assert (caught.value.info.status, caught.value.info.code) == (422, "idempotency_mismatch")
     assert rig.queued == 1
-    assert (await submit(rig, gateway, "k")).id == record.id
+    assert (await submit(rig, gateway, "k")).job == record.job
 
 
 async def test_the_same_request_written_otherwise_is_the_same(rig: Rig) -> None:
     """Fields in any order."""
     gateway = rig.gateways[0]
     first = await submit(rig, gateway, "k", temperature=0.5, max_tokens=3)
-    assert (await submit(rig, gateway, "k", max_tokens=3, temperature=0.5)).id == first.id
+    assert (await submit(rig, gateway, "k", max_tokens=3, temperature=0.5)).job == first.job
 
 
 async def test_files_are_compared_by_their_bytes(rig: Rig) -> None:
@@ -109,7 +109,7 @@ class TestTheFirstDies:
         first = rig.submission()
         job = await Idempotency(gateway.log, rig.blobs).job_id(OWNER, "k", first.endpoint.path, first.received)
         await rig.worker()
-        assert (await submit(rig, gateway, "k")).id == job
+        assert (await submit(rig, gateway, "k")).job == job
         assert (await rig.ended(job)).status is JobStatus.COMPLETED
         assert rig.ran == [job]
 
@@ -151,18 +151,18 @@ class TestTheFirstDies:
         assert rig.queued == 0
         record = await submit(rig, gateway, "k")
         await rig.worker()
-        assert (await rig.ended(record.id)).status is JobStatus.COMPLETED
+        assert (await rig.ended(record.job)).status is JobStatus.COMPLETED
 
     async def test_between_queue_and_answer(self, rig: Rig) -> None:
         """It is in the queue already, and stays there once."""
         gateway = rig.gateways[0]
         first = await submit(rig, gateway, "k")
         rig.broker.job_log.events.clear()  # its first event was not stored any more
-        assert (await submit(rig, gateway, "k")).id == first.id
+        assert (await submit(rig, gateway, "k")).job == first.job
         await rig.worker()
-        assert (await rig.ended(first.id)).status is JobStatus.COMPLETED
+        assert (await rig.ended(first.job)).status is JobStatus.COMPLETED
         await rig.eventually(lambda: not rig.queued)
-        assert rig.ran == [first.id]
+        assert rig.ran == [first.job]
 
 
 async def test_one_that_was_refused_may_come_again(rig: Rig) -> None:
@@ -175,7 +175,7 @@ async def test_one_that_was_refused_may_come_again(rig: Rig) -> None:
     rig.broker.max_per_queue = 10
     record = await submit(rig, gateway, "k")
     await rig.worker()
-    assert (await rig.ended(record.id)).status is JobStatus.COMPLETED
+    assert (await rig.ended(record.job)).status is JobStatus.COMPLETED
 
 
 async def test_without_a_key_what_was_refused_never_runs(rig: Rig) -> None:

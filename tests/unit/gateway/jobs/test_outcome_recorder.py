@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from backbone.testing.job_log import MemoryJobLog
-from gateway.jobs.records import gateway_outcome
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus, Upload
-from schemas.outcome import Outcome
+from schemas.outcome import Outcome, outcome_of
 from tests.unit.gateway.jobs.rig import OWNER, Rig
 
 COMPLETED, FAILED = JobStatus.COMPLETED, JobStatus.FAILED
@@ -57,11 +56,11 @@ async def test_a_job_has_ended_before_that_is_recorded(rig: Rig) -> None:
         for task in gateway._tasks:
             task.cancel()
     await rig.gateways[0].terminator.terminate(record, JobStatus.CANCELLED)
-    stored = await rig.store.get(OWNER, record.id)
+    stored = await rig.store.get(OWNER, record.job)
     assert stored is not None
     assert stored.status is JobStatus.QUEUED
-    assert await rig.status(record.id) is JobStatus.CANCELLED
-    assert (await rig.jobs.wait(OWNER, record.id, 60)).status is JobStatus.CANCELLED
+    assert await rig.status(record.job) is JobStatus.CANCELLED
+    assert (await rig.jobs.wait(OWNER, record.job, 60)).status is JobStatus.CANCELLED
 
 
 async def test_a_cancelled_job_leaves_the_queue_whatever_happens_to_nats(rig: Rig) -> None:
@@ -100,7 +99,7 @@ async def test_a_record_that_was_lost_is_rebuilt(rig: Rig) -> None:
 async def test_a_concurrently_recovered_record_gets_its_outcome(rig: Rig) -> None:
     """Between the recorder's look and its own making of the record."""
     record = await rig.jobs.get(OWNER, await rig.submit())
-    await rig.store.remove(OWNER, record.id)
+    await rig.store.remove(OWNER, record.job)
     create = rig.store.create
     raced: list[bool] = []
 
@@ -112,7 +111,7 @@ async def test_a_concurrently_recovered_record_gets_its_outcome(rig: Rig) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rig.store, "create", late)
         await rig.gateways[0].terminator.terminate(record, JobStatus.CANCELLED)
-        assert (await rig.ended(record.id)).status is JobStatus.CANCELLED
+        assert (await rig.ended(record.job)).status is JobStatus.CANCELLED
     assert raced == [True]
 
 
@@ -120,12 +119,12 @@ async def test_a_record_recovered_too_late_is_corrected(rig: Rig) -> None:
     """A recovery that started before the end creates a record of a waiting job."""
     record = await rig.jobs.get(OWNER, await rig.submit())
     await rig.gateways[0].terminator.terminate(record, JobStatus.CANCELLED)
-    await rig.ended(record.id)
-    await rig.store.remove(OWNER, record.id)
+    await rig.ended(record.job)
+    await rig.store.remove(OWNER, record.job)
     await rig.store.create(record, ttl_s=3600, due_s=30)
-    assert await rig.status(record.id) is JobStatus.CANCELLED
+    assert await rig.status(record.job) is JobStatus.CANCELLED
     rig.clock.ahead += 31
-    await rig.until(record.id, JobStatus.CANCELLED)
+    await rig.until(record.job, JobStatus.CANCELLED)
 
 
 async def test_a_webhook_that_cannot_be_queued_is_queued_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +158,11 @@ async def test_uploads_are_deleted_with_their_job(rig: Rig) -> None:
     for name, status in ((kept, FAILED), (gone, COMPLETED)):
         record = await rig.jobs.get(OWNER, await rig.submit())
         outcome = Outcome(
-            job=record.id, status=status, owner=OWNER, endpoint="/", capability=record.capability, model="echo",
+            job=record.job, status=status, owner=OWNER, endpoint="/", capability=record.capability, model="echo",
             public_model="echo", uploads=(name,), token="t", seconds=0.5,
         )  # fmt: skip
         assert await rig.gateways[0].log.store_outcome(outcome)
-        ended[name] = await rig.ended(record.id)
+        ended[name] = await rig.ended(record.job)
     await rig.eventually(lambda: gone not in rig.blobs.chunks_by_name())
     assert kept in rig.blobs.chunks_by_name()
     assert await rig.store.mean_service_time_s("chat", "echo") == 0.5
@@ -193,9 +192,9 @@ async def test_uploads_are_deleted_if_the_outcome_was_already_recorded(rig: Rig)
     await writer.write(b"{}")
     name = (await writer.close()).name
     record = await rig.jobs.get(OWNER, await rig.submit())
-    await rig.store.move(OWNER, record.id, COMPLETED)
+    await rig.store.move(OWNER, record.job, COMPLETED)
     await rig.gateways[0].terminator.store_outcome(
-        gateway_outcome(record, COMPLETED).model_copy(update={"uploads": (name,)})
+        outcome_of(record, COMPLETED).model_copy(update={"uploads": (name,)})
     )
     await rig.eventually(lambda: name not in rig.blobs.chunks_by_name())
 
@@ -205,7 +204,7 @@ async def test_a_job_that_was_ended_leaves_the_queue(rig: Rig, status: JobStatus
     """Also where the gateway that ended it died before it was out, and no worker is there to take it."""
     record = await rig.jobs.get(OWNER, await rig.submit())
     assert len(rig.broker.jobs) == 1
-    assert await rig.gateways[0].terminator.store_outcome(gateway_outcome(record, status))
+    assert await rig.gateways[0].terminator.store_outcome(outcome_of(record, status))
     await rig.eventually(lambda: not rig.broker.jobs)
 
 

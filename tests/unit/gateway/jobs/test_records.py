@@ -16,7 +16,6 @@ from gateway.jobs import records
 from gateway.jobs.api import JobEvent
 from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.records import (
-    gateway_outcome,
     id_created_at,
     new_record,
     outcome_fields,
@@ -84,7 +83,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(**fields: Any) -> JobRecord:
-    plain = {"id": new_job_id(), "owner": "o", "endpoint": "/v1/chat/completions", "model": "m", "created_at": AT - 100}
+    plain = {
+        "job": new_job_id(),
+        "owner": "o",
+        "endpoint": "/v1/chat/completions",
+        "model": "m",
+        "public_model": "m",
+        "created_at": AT - 100,
+    }
     return JobRecord(**plain | fields)
 
 
@@ -134,26 +140,26 @@ class TestOutcomes:
     ) -> None:
         """Beside what only the attempt knows; also which blobs go with the job."""
         record = new_record(envelope, queue_s=60, expires_at=None)
-        outcome = gateway_outcome(record, status, error)
-        assert outcome == outcome_of(envelope, status, error=error)
+        outcome = outcome_of(record, status, error=error)
+        assert outcome == outcome_of(envelope, status, error=error, seal="")
 
 
 class TestRecords:
     def test_an_end_that_no_worker_made_leaves_what_is_known_of_it(self) -> None:
         running = job(status=RUNNING, worker="w", attempts=2, progress=0.5, started_at=AT - 5)
-        after = with_outcome(running, gateway_outcome(running, JobStatus.CANCELLED))
+        after = with_outcome(running, outcome_of(running, JobStatus.CANCELLED))
         assert (after.status, after.worker, after.attempts, after.progress) == (JobStatus.CANCELLED, "w", 2, None)
         assert after.finished_at == AT
 
     def test_a_record_that_has_ended_stays_as_it_is(self) -> None:
         """A later outcome does not change it."""
         done = job(status=JobStatus.COMPLETED, finished_at=AT - 50)
-        assert with_outcome(done, gateway_outcome(done, JobStatus.CANCELLED)) == done
+        assert with_outcome(done, outcome_of(done, JobStatus.CANCELLED)) == done
 
     def test_an_error_is_recorded_as_callers_see_it(self) -> None:
         """OpenAI's object, without what is only for headers."""
         error = DeadlineExceeded("too late", retry_after_s=4).info
-        assert outcome_fields(gateway_outcome(job(), JobStatus.EXPIRED, error))["error"] == {
+        assert outcome_fields(outcome_of(job(), JobStatus.EXPIRED, error=error))["error"] == {
             "message": "too late", "type": "timeout_error", "param": None, "code": "timeout",
         }  # fmt: skip
 
@@ -162,7 +168,7 @@ class TestRecords:
             job="job_" + "0" * 32, request_id="r", endpoint="/", capability=Capability.CHAT, model="m", public_model="m",
             reply="x", webhook="https://example.com",
         )  # fmt: skip
-        assert new_record(envelope, queue_s=1, expires_at=None).webhook == WebhookState(url="https://example.com")
+        assert new_record(envelope, queue_s=1, expires_at=None).webhook_state == WebhookState(url="https://example.com")
 
     @pytest.mark.parametrize("number", [0, (1 << 128) - 1, 0x4 << 76 | 0x2 << 62, 0x7 << 76])
     def test_an_id_that_was_not_made_by_a_clock_has_no_time(self, number: int) -> None:
@@ -299,13 +305,13 @@ class TestEstimates:
         assert await eta(job(), 0) is None
         outlook.show(self.ready, (1, WorkerState.READY, "new", Capability.CHAT))
         assert await eta(job(), None) is None
-        assert await eta(job(model="alias", queue_model="new"), 0) is None
+        assert await eta(job(public_model="alias", model="new"), 0) is None
         assert await eta(job(status=RUNNING), None) is None
-        assert await eta(job(status=RUNNING, queue_model="new", started_at=AT - 5), None) is None
+        assert await eta(job(status=RUNNING, model="new", started_at=AT - 5), None) is None
 
     async def test_an_alias_is_estimated_by_the_model_behind_it(self, eta: Any, outlook: Outlook) -> None:
         outlook.show(self.ready)
-        assert await eta(job(model="alias", queue_model="m"), 0) == 20.0
+        assert await eta(job(public_model="alias", model="m"), 0) == 20.0
 
     @pytest.mark.parametrize(
         ("spent", "progress", "seconds"),

@@ -71,7 +71,7 @@ class TestRetry:
         job = await failed(rig)
         rig.gate.clear()
         record = await rig.jobs.retry(OWNER, job)
-        assert (record.id, record.status, record.run, record.attempts) == (job, QUEUED, 2, 0)
+        assert (record.job, record.status, record.run, record.attempts) == (job, QUEUED, 2, 0)
         assert (record.error, record.finished_at, record.worker) == (None, None, None)
         rig.gate.set()
         await completed(rig, job)

@@ -13,10 +13,11 @@ from schemas.jobs import Capability, JobRecord
 
 JOB = "job_01a20f1b33c97ef68834fadc3c3648a7"
 RECORD = JobRecord(
-    id=JOB,
+    job=JOB,
     owner="o",
     endpoint="/v1/chat/completions",
     model="m",
+    public_model="m",
     capability=Capability.CHAT,
     created_at=1,
     seq=7,
@@ -32,5 +33,5 @@ async def test_a_quick_workers_events_may_come_first(before: int) -> None:
         kind = FrameKind.STARTED if seq == 0 else FrameKind.CHUNK
         await log.append_event(JOB, encode_durable_frame(kind.value, 1, 1, seq, "t", b"{}"))
     assert await read_initial_record(log, JOB) is None
-    await log.append_event(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.model_dump_json().encode()))
+    await log.append_event(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.encode()))
     assert await read_initial_record(log, JOB) == RECORD

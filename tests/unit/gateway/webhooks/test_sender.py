@@ -163,13 +163,15 @@ def make_word(**fields: Any) -> Outcome:
 def make_record(**fields: Any) -> JobRecord:
     return JobRecord.model_validate(
         {
-            "id": JOB,
+            "job": JOB,
             "owner": "acme",
             "endpoint": "/v1/chat/completions",
             "model": "m",
+            "public_model": "m",
             "created_at": 1,
             "status": JobStatus.QUEUED,
-            "webhook": WebhookState(url=URL),
+            "webhook": URL,
+            "webhook_state": WebhookState(url=URL),
             **fields,
         }
     )
@@ -249,7 +251,7 @@ async def test_tries_follow_the_schedule_and_then_end():
     assert {headers["webhook-id"] for _, _, headers in stage.receiver.got} == {f"evt_{JOB}_1"}
     stamps = [int(headers["webhook-timestamp"]) for _, _, headers in stage.receiver.got]
     assert stamps == sorted(set(stamps))
-    state = (await stage.record()).webhook
+    state = (await stage.record()).webhook_state
     assert state is not None
     assert state.state == "failed"
     assert [delivery.attempt for delivery in state.deliveries] == list(range(1, 11))
@@ -273,7 +275,7 @@ async def test_what_fails_is_tried_again(failure: int | Exception):
     stage = Stage(failure, 202)
     await store_record(stage)
     await stage.tell()
-    state = (await stage.record()).webhook
+    state = (await stage.record()).webhook_state
     assert state is not None
     assert state.state == "delivered"
     first, second = state.deliveries
@@ -289,7 +291,7 @@ async def test_a_410_ends_the_delivery():
     await store_record(stage)
     await stage.tell()
     assert len(stage.receiver.got) == 1
-    state = (await stage.record()).webhook
+    state = (await stage.record()).webhook_state
     assert state is not None
     assert state.state == "failed"
 
@@ -300,7 +302,7 @@ async def test_without_a_secret_nothing_is_sent():
     await store_record(stage)
     await stage.tell()
     assert stage.receiver.got == []
-    state = (await stage.record()).webhook
+    state = (await stage.record()).webhook_state
     assert state is not None
     assert "API key" in str(state.deliveries[0].error)
 
@@ -351,13 +353,13 @@ async def test_redis_away_delays_no_delivery(eventually: Eventually, monkeypatch
         await eventually(lambda: stage.backlog.finished)
         stage.store.available = True
         await eventually(lambda: noted(stage, "delivered"))
-    state = (await stage.record()).webhook
+    state = (await stage.record()).webhook_state
     assert state is not None
     assert [delivery.status for delivery in state.deliveries] == [500, 200]
 
 
 async def noted(stage: Stage, state: str) -> bool:
-    webhook = (await stage.record()).webhook
+    webhook = (await stage.record()).webhook_state
     return webhook is not None and webhook.state == state
 
 
