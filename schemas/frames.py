@@ -1,12 +1,16 @@
 """Define what a worker sends about a synchronous job while it runs, on the job's reply subject.
 
-A frame is one NATS message: `<kind> <delivery> <seq>` + newline + payload. `delivery` counts NATS's deliveries of
-the job, `seq` counts the frames of one delivery from 0. A reader takes only the newest delivery and treats a gap in
-`seq` as an error: no frame is skipped silently, and two attempts are never mixed.
+A frame is one NATS message: `<kind> <run> <delivery> <seq> <token>` + newline + payload. `run` counts retries and replays,
+`delivery` counts NATS's deliveries of the job, `seq` counts the frames of one attempt from 0, `token` is the attempt's own name.
+A reader believes one attempt at a time and treats a gap in `seq` as an error: no frame is skipped silently, and two attempts are
+never mixed. The events of durable jobs (`schemas.job_events`) have the same form.
+
+The first frame of an attempt may stand for its STARTED: `<kind> … <token> <size> <elapsed_us>` + newline + `size` bytes of
+`AttemptStarted` + payload. Most attempts end so soon that a STARTED of their own would be half of their messages.
 
 | kind | payload | takes a seq |
 |---|---|---|
-| STARTED  | JSON `AttemptStarted`; sent as a request: the reply is PROCEED, STOP or SUPERSEDED | 0 |
+| STARTED  | JSON `AttemptStarted`; sent as a request by an attempt that still runs after a moment, or that may not start without the reply: PROCEED, STOP or SUPERSEDED | 0 |
 | CHUNK    | bytes for the caller, in the endpoint's own form; may join several tokens | yes |
 | BLOB     | JSON `BlobRef`: bytes for the caller that are too large for a CHUNK | yes |
 | PROGRESS | JSON `Progress`: how far the backend is | yes |
@@ -120,18 +124,42 @@ class AttemptDone(BaseModel):
     """The whole answer, when it is too large for events. Then no bytes came before it."""
 
 
+OLD_HEAD_FIELDS = 3
+"""Earlier workers send `<kind> <delivery> <seq>` about synchronous jobs."""
+
+
 class Frame(NamedTuple):
     """A decoded frame."""
 
     kind: str
+    """A letter of FrameKind, or `schemas.job_events.QUEUED`."""
+    run: int
     delivery: int
     seq: int
+    token: str
     payload: bytes
+    started: bytes = b""
+    """The payload of the STARTED that this frame stands for; empty: it stands for none."""
+    elapsed_us: int = 0
+    """Microseconds since that start."""
+
+    @property
+    def id(self) -> str:
+        """Return the id under which callers know the event."""
+        return f"{self.run}-{self.delivery}-{self.seq}"
 
 
-def encode_frame(kind: str, delivery: int, seq: int, payload: bytes = b"") -> bytes:
+def encode_frame(kind: str, run: int, delivery: int, seq: int, token: str, payload: bytes = b"") -> bytes:
     """Return the wire form of a frame."""
-    return b"%b %d %d\n%b" % (kind.encode(), delivery, seq, payload)
+    return b"%b %d %d %d %b\n%b" % (kind.encode(), run, delivery, seq, token.encode(), payload)
+
+
+def encode_first_frame(
+    kind: str, run: int, delivery: int, seq: int, token: str, payload: bytes, *, started: bytes, elapsed_us: int
+) -> bytes:
+    """Return the wire form of a frame that also says that its attempt has started, `elapsed_us` ago."""
+    head = (kind.encode(), run, delivery, seq, token.encode(), len(started), elapsed_us)
+    return b"%b %d %d %d %b %d %d\n%b%b" % (*head, started, payload)
 
 
 def decode_frame(data: bytes) -> Frame:
@@ -139,5 +167,15 @@ def decode_frame(data: bytes) -> Frame:
     head, newline, payload = data.partition(b"\n")
     if not newline:
         raise ValueError("The data is not a frame: it has no line end after its head.")
-    kind, delivery, seq = head.split(b" ")
-    return Frame(kind.decode(), int(delivery), int(seq), payload)
+    fields = head.split(b" ")
+    if len(fields) == OLD_HEAD_FIELDS:
+        kind, delivery, seq = fields
+        return Frame(kind.decode(), 1, int(delivery), int(seq), "", payload)
+    kind, run, delivery, seq, token, *first = fields
+    if not first:
+        return Frame(kind.decode(), int(run), int(delivery), int(seq), token.decode(), payload)
+    size, elapsed_us = map(int, first)
+    if not 0 < size <= len(payload) or elapsed_us < 0:
+        raise ValueError("The frame's head has a wrong size of its start.")
+    started, payload = payload[:size], payload[size:]
+    return Frame(kind.decode(), int(run), int(delivery), int(seq), token.decode(), payload, started, elapsed_us)

@@ -1,8 +1,7 @@
 """Define the events of durable jobs, and the messages between workers and the attempt gate.
 
 Events are frames on `nexus.events.<job>`, kept in the order in which they were stored.
-A frame is `<kind> <run> <delivery> <seq> <token>` + newline + payload. `run` counts retries and replays, `delivery`
-counts NATS's deliveries, `seq` the events of one attempt from 0 (its STARTED); `token` is the attempt's own random name.
+A frame is as `schemas.frames` describes; `token` is random and proves that its sender was given the job.
 A reader believes one attempt at a time: a later STARTED replaces the earlier attempt, whatever its numbers, and events of
 other attempts are dropped. A frame may be stored twice, when its acknowledgment was lost: the second copy is dropped. A missing
 `seq` may still arrive; if it is missing after the job has ended, that is an error.
@@ -32,37 +31,6 @@ from schemas.names import SubjectToken
 
 QUEUED = "q"
 NO_TOKEN = "-"
-
-
-class DurableFrame(NamedTuple):
-    """A decoded event of a durable job."""
-
-    kind: str
-    """`QUEUED` or a letter of FrameKind."""
-    run: int
-    delivery: int
-    seq: int
-    token: str
-    payload: bytes
-
-    @property
-    def id(self) -> str:
-        """Return the id under which callers know the event."""
-        return f"{self.run}-{self.delivery}-{self.seq}"
-
-
-def encode_durable_frame(kind: str, run: int, delivery: int, seq: int, token: str, payload: bytes = b"") -> bytes:
-    """Return the wire form of an event."""
-    return b"%b %d %d %d %b\n%b" % (kind.encode(), run, delivery, seq, token.encode(), payload)
-
-
-def decode_durable_frame(data: bytes) -> DurableFrame:
-    """Decode the wire form of an event. Raises ValueError when `data` is no event."""
-    head, newline, payload = data.partition(b"\n")
-    if not newline:
-        raise ValueError("The data is not a frame: it has no line end after its head.")
-    kind, run, delivery, seq, token = head.split(b" ")
-    return DurableFrame(kind.decode(), int(run), int(delivery), int(seq), token.decode(), payload)
 
 
 class GateRequest(BaseModel):

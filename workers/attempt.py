@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 
 import structlog
 
 from backbone.bus.blobs import BlobStore, BlobWriter
 from backbone.bus.bus import JobDelivery, WorkerBus
+from backbone.ids import new_token
 from schemas.errors import WORKER_DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.frames import (
     LOADING_PHASE,
@@ -44,6 +46,7 @@ from workers.backends.base import (
     wrap_exception,
 )
 from workers.gateway_health import GatewayHealth
+from workers.start_timer import StartTimer
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +62,7 @@ MAX_TRANSIENT_FAILURES = 3
 """Counted attempts after which a transient backend error is final; for a direct job, its gateway counts them."""
 UNCOUNTED_RETURN_S = 0.05
 """The pause before another worker gets a job that this worker's server has not begun."""
+TOKEN_PREFIX_LENGTH = 10
 CLOSE_TIMEOUT_S = 10.0
 """How long a cancelled backend call may take to end before its slot is freed anyway."""
 
@@ -84,6 +88,12 @@ ABANDONED_REASONS = frozenset({StopReason.DISCONNECTED, StopReason.CANCELLED})
 """No caller wants the answer: the job is acknowledged."""
 
 
+def make_tokens() -> Iterator[str]:
+    """Yield names for attempts that no other process yields. They are no secret, as a synchronous job's reply subject is."""
+    prefix = new_token()[:TOKEN_PREFIX_LENGTH]
+    return (f"{prefix}{number:x}" for number in itertools.count())
+
+
 @dataclass(frozen=True)
 class WorkerContext:
     """The worker that runs the attempts."""
@@ -93,6 +103,10 @@ class WorkerContext:
     gateways: GatewayHealth = field(default_factory=GatewayHealth, compare=False)
     adapts: bool = True
     """Parameters that the server lacks are replaced by the nearest equivalent, unless the job's alias decides; False: refused."""
+
+    tokens: Iterator[str] = field(default_factory=make_tokens, compare=False)
+    """The names of this worker's attempts at synchronous jobs."""
+    start_timer: StartTimer = field(default_factory=StartTimer, compare=False)
 
     @cached_property
     def started(self) -> bytes:
@@ -143,12 +157,13 @@ class Attempt(ABC):
         self.error: ErrorInfo | None = None
         self.failure: BackendError | None = None
         """The error of the backend, where it failed."""
-        self._log = log.bind(
-            request_id=envelope.request_id,
-            job=envelope.job,
-            run=envelope.run,
-            delivery=job.delivery,
-            model=envelope.model,
+
+    @cached_property
+    def _log(self) -> Any:
+        """Return the logger of this attempt, which costs too much to be made for each one."""
+        env = self.envelope
+        return log.bind(
+            request_id=env.request_id, job=env.job, run=env.run, delivery=self.job.delivery, model=env.model
         )
 
     @abstractmethod

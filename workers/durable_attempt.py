@@ -25,8 +25,8 @@ from backbone.bus.job_log import WorkerLog
 from backbone.bus.seals import attempt_token
 from backbone.retry import Backoff, retry
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
-from schemas.frames import BlobRef, FrameKind, Progress
-from schemas.job_events import GateReply, GateRequest, GateVerdict, encode_durable_frame
+from schemas.frames import BlobRef, FrameKind, Progress, encode_frame
+from schemas.job_events import GateReply, GateRequest, GateVerdict
 from schemas.jobs import Envelope, JobStatus, is_sse
 from schemas.outcome import Outcome, outcome_of
 from workers.attempt import (
@@ -222,7 +222,7 @@ class DurableAttempt(Attempt):
             self.stop(StopReason.OWNERSHIP_LOST)
             return
         env = self.envelope
-        self._events.append(encode_durable_frame(kind.value, env.run, self.job.delivery, seq, self._token, payload))
+        self._events.append(encode_frame(kind.value, env.run, self.job.delivery, seq, self._token, payload))
 
     def _take_chunk(self, chunk: Chunk) -> bool:
         """Buffer output for the result, and store it as an event where the caller streams. True: `_flush_output` must follow."""

@@ -1,7 +1,10 @@
-"""One attempt at a direct job, whose gateway waits: ask for the start grant, run the backend, send its output and the end.
+"""One attempt at a direct job, whose gateway waits: run the backend, send its output and the end.
+
+A fresh job starts at once. Its first frame says so; an attempt that still runs after START_REQUEST_DELAY_S asks for its start grant then,
+which tells whether the caller still waits. Any other job waits for the grant, as its gateway may be dead.
 
 requested ──PROCEED; or the job──► running ──Finish─────────► DONE, ack
-  │         is fresh: no answer yet   │ gateway unreachable, no PROCEED ─► nak, to wait for PROCEED next time
+  │         is fresh                  │ gateway unreachable, no PROCEED ─► nak, to wait for PROCEED next time
   │                                   │ permanent error ─────► FAILED, ack
   │                                   │ transient error ─────► RETURNED, nak   (only before the first output; the gateway
   │                                   │                        ends the request after three that count)
@@ -20,7 +23,7 @@ from time import monotonic
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore
 from backbone.bus.bus import JobDelivery, WorkerBus
 from schemas.errors import NexusError, Unavailable
-from schemas.frames import PROCEED, STOP, AttemptDone, BlobRef, FrameKind, encode_frame
+from schemas.frames import PROCEED, STOP, AttemptDone, BlobRef, FrameKind, encode_first_frame, encode_frame
 from schemas.jobs import Envelope
 from workers.adapter_kit.http_client import GATEWAY_HOPS
 from workers.attempt import (
@@ -59,6 +62,9 @@ class SyncAttempt(Attempt):
         body: bytes,
     ) -> None:
         super().__init__(bus, blobs, backend, context, job, envelope, body)
+        self._token = next(context.tokens)
+        self._announced = False
+        """The gateway has been sent the start of this attempt."""
         self._ticket = 0
         self._requests = 0
         """Requests to the gateway without an answer."""
@@ -78,7 +84,7 @@ class SyncAttempt(Attempt):
             if self._stop_reason is None:
                 # The gateway of a job that has waited may be dead: its caller is gone then, and the job must not run.
                 if self.job.fresh and not self._context.gateways.is_suspect(self._gateway):
-                    self._request_start()
+                    self._context.start_timer.add(self.request_start)
                 else:
                     await self._wait_for_grant()
                 await self._work()
@@ -98,13 +104,19 @@ class SyncAttempt(Attempt):
         """Extend the ownership of the job, tell the gateway that the attempt runs, and learn whether the caller still waits."""
         self.job.extend()
         if self._granted:
-            self._request(encode_frame(FrameKind.HEARTBEAT, self.job.delivery, self._seq))
+            self._request(self._encode(FrameKind.HEARTBEAT, self._seq))
 
     # Requests to the gateway
 
+    def request_start(self) -> None:
+        """Ask for the start grant, if the attempt still runs."""
+        if self.outcome == "running" and self._stop_reason is None:
+            self._request_start()
+
     def _request_start(self) -> None:
         self._requests += 1
-        self._request(encode_frame(FrameKind.STARTED, self.job.delivery, 0, self._context.started))
+        self._announced = True
+        self._request(self._encode(FrameKind.STARTED, 0, self._context.started))
 
     async def _wait_for_grant(self) -> None:
         """Wait until the gateway answers PROCEED; any other answer stops the attempt."""
@@ -128,11 +140,7 @@ class SyncAttempt(Attempt):
         try:
             self._ticket = self._bus.request(self.envelope.reply, frame, self._on_answer)
         except Unavailable:
-            self._loop.call_later(REQUEST_RETRY_S, self._retry_request)
-
-    def _retry_request(self) -> None:
-        if self.outcome == "running" and self._stop_reason is None:
-            self._request_start()
+            self._loop.call_later(REQUEST_RETRY_S, self.request_start)
 
     def _on_answer(self, answer: bytes | None) -> None:
         gateways = self._context.gateways
@@ -149,8 +157,8 @@ class SyncAttempt(Attempt):
         gateways.record_silence(self._gateway, disconnected=disconnected)
         if disconnected:
             self.stop(StopReason.DISCONNECTED)
-        elif self._granted or self._grant is not None:
-            self._loop.call_later(REQUEST_RETRY_S, self._retry_request)
+        elif self._granted or self._has_output or self._grant is not None:
+            self._loop.call_later(REQUEST_RETRY_S, self.request_start)
         else:
             self.stop(StopReason.GATEWAY_UNREACHABLE)
 
@@ -208,8 +216,19 @@ class SyncAttempt(Attempt):
         if not self.job.owned:
             self.stop(StopReason.OWNERSHIP_LOST)  # frozen or cut off for too long: the job is another worker's by now
             return
+        if self._announced:
+            frame = self._encode(kind, seq, payload)
+        else:
+            self._announced = True
+            frame = encode_first_frame(
+                kind, self.envelope.run, self.job.delivery, seq, self._token, payload,
+                started=self._context.started, elapsed_us=int(1e6 * (monotonic() - self.began)),
+            )  # fmt: skip
         with contextlib.suppress(Unavailable):
-            self._bus.send_event(self.envelope.reply, encode_frame(kind, self.job.delivery, seq, payload))
+            self._bus.send_event(self.envelope.reply, frame)
+
+    def _encode(self, kind: FrameKind, seq: int, payload: bytes = b"") -> bytes:
+        return encode_frame(kind, self.envelope.run, self.job.delivery, seq, self._token, payload)
 
     # The end
 

@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol
 from schemas.errors import NexusError
 from schemas.jobs import Capability, Envelope, Lane
 
-MAX_FRESH_AGE_S = 0.02
+MAX_FRESH_AGE_S = 0.25
 """A job that is delivered within this time after it was stored has not waited for a slot."""
 
 

@@ -18,7 +18,8 @@ from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobLog, StoredDeadLetter, StoredEvent, StoredOutcome, WorkItem, WorkQueue
 from backbone.bus.seals import WORKER_STATUSES, Seals, SealSecret
 from schemas.errors import Unavailable
-from schemas.job_events import QUEUED, GateReply, GateRequest, decode_durable_frame, encode_durable_frame
+from schemas.frames import decode_frame, encode_frame
+from schemas.job_events import QUEUED, GateReply, GateRequest
 from schemas.jobs import Envelope, JobRecord
 from schemas.outcome import Outcome
 
@@ -92,10 +93,10 @@ class SealedJobLog:
             self._inner.append_event_unconfirmed(job, self._sealed(job, frame))
 
     def _sealed(self, job: str, frame: bytes) -> bytes:
-        kind, run, delivery, seq, _, payload = decode_durable_frame(frame)
+        kind, run, delivery, seq, _, payload, *_ = decode_frame(frame)
         if kind != QUEUED:
             return frame
-        return encode_durable_frame(kind, run, delivery, seq, self.seals.record(job, payload), payload)
+        return encode_frame(kind, run, delivery, seq, self.seals.record(job, payload), payload)
 
     async def first_events(self, job: str, count: int) -> list[StoredEvent]:
         look = count
@@ -114,7 +115,7 @@ class SealedJobLog:
 
     async def _is_event(self, job: str, event: StoredEvent) -> bool:
         try:
-            frame = decode_durable_frame(event.data)
+            frame = decode_frame(event.data)
             if frame.kind == QUEUED:
                 believed = self.seals.is_record(job, frame.payload, frame.token) or self._is_old(event.stored_at)
             else:
@@ -139,7 +140,7 @@ class SealedJobLog:
     async def _submitted_before_seals(self, job: str) -> JobRecord | None:
         for event in await self._inner.first_events(job, FIRST_EVENTS):
             with contextlib.suppress(ValueError):
-                frame = decode_durable_frame(event.data)
+                frame = decode_frame(event.data)
                 if frame.kind == QUEUED and self._is_old(event.stored_at):
                     return JobRecord.decode(frame.payload)
         return None

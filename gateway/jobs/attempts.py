@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from backbone.bus.job_log import JobLog
 from schemas.errors import WORKER_DRAINED
-from schemas.frames import AttemptReturned, FrameKind
-from schemas.job_events import DurableFrame, decode_durable_frame
+from schemas.frames import AttemptReturned, Frame, FrameKind, decode_frame
 from schemas.outcome import Outcome
 
 FIRST_READ_COUNT = 4
@@ -27,7 +26,7 @@ class AttemptCount:
 async def count_attempts(log: JobLog, job: str, run: int) -> AttemptCount:
     """Count the attempts of one run. Raises Unavailable."""
     events = await log.first_events(job, FIRST_READ_COUNT)
-    frames = [decode_durable_frame(event.data) for event in events]
+    frames = [decode_frame(event.data) for event in events]
     if len(events) == FIRST_READ_COUNT:
         frames = await _all_frames(log, job)
     return _count(frames, run)
@@ -44,15 +43,15 @@ async def with_attempt_count(log: JobLog, outcome: Outcome) -> Outcome:
     return outcome.model_copy(update={"attempts": seen.starts or outcome.attempts})
 
 
-async def _all_frames(log: JobLog, job: str) -> list[DurableFrame]:
+async def _all_frames(log: JobLog, job: str) -> list[Frame]:
     """Return the stored frames that start or return an attempt."""
-    frames: list[DurableFrame] = []
+    frames: list[Frame] = []
     events = log.follow_events(job)
     try:
         async for event in events:
             if event is None:
                 break
-            frame = decode_durable_frame(event.data)
+            frame = decode_frame(event.data)
             if frame.kind in {FrameKind.STARTED, FrameKind.RETURNED}:
                 frames.append(frame)
     finally:
@@ -60,7 +59,7 @@ async def _all_frames(log: JobLog, job: str) -> list[DurableFrame]:
     return frames
 
 
-def _count(frames: list[DurableFrame], run: int) -> AttemptCount:
+def _count(frames: list[Frame], run: int) -> AttemptCount:
     seen, tokens, back = AttemptCount(), set[str](), set[str]()
     for frame in frames:
         if frame.run != run:

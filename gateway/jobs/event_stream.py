@@ -15,8 +15,8 @@ from gateway.jobs.api import EventsExpired, JobEvent
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import job_json, with_outcome
 from schemas.errors import InvalidRequest
-from schemas.frames import AttemptStarted, BlobRef, FrameKind
-from schemas.job_events import QUEUED, DurableFrame, EventId, JobEventKind, decode_durable_frame
+from schemas.frames import AttemptStarted, BlobRef, Frame, FrameKind, decode_frame
+from schemas.job_events import QUEUED, EventId, JobEventKind
 from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
@@ -125,7 +125,7 @@ class JobEventStream:
     def _assemble(self, event: StoredEvent) -> list[AssembledEvent]:
         self._seq = event.seq
         try:
-            return self._assembler.add(decode_durable_frame(event.data))
+            return self._assembler.add(decode_frame(event.data))
         except ValueError:
             log.exception("request.event_unreadable", job=self._record.job)
             return []
@@ -194,7 +194,7 @@ class EventAssembler:
         self._token = ""
         self._next = 1
         self._superseded: set[str] = set()
-        self._pending: dict[str, dict[int, DurableFrame]] = {}
+        self._pending: dict[str, dict[int, Frame]] = {}
         self._has_start = False
         """Whether the first event or the first attempt has been seen, so that no earlier event is missing."""
 
@@ -203,7 +203,7 @@ class EventAssembler:
         """The newest run that was seen."""
         return self._run
 
-    def add(self, frame: DurableFrame) -> list[AssembledEvent]:
+    def add(self, frame: Frame) -> list[AssembledEvent]:
         """Add a frame and return the events that it completes. Ignore copies and superseded attempts."""
         if frame.kind == QUEUED:
             return self._add_queued(frame)
@@ -218,7 +218,7 @@ class EventAssembler:
             waiting[frame.seq] = frame
         return []
 
-    def _is_other_attempt(self, frame: DurableFrame) -> bool:
+    def _is_other_attempt(self, frame: Frame) -> bool:
         """Return whether the frame belongs to an attempt that did not end the job."""
         if not self._only_token or frame.token == self._only_token:
             return False
@@ -255,7 +255,7 @@ class EventAssembler:
         """Return the id of the terminal event."""
         return EventId(max(1, self._run), self._delivery, self._next)
 
-    def _add_queued(self, frame: DurableFrame) -> list[AssembledEvent]:
+    def _add_queued(self, frame: Frame) -> list[AssembledEvent]:
         first = frame.run > self._run or not self._has_start
         self._has_start = True
         if not first or (self._only_token and self._restarted):
@@ -263,7 +263,7 @@ class EventAssembler:
         self._run, self._delivery, self._next = frame.run, 0, 1
         return self._unless_seen(JobEventKind.QUEUED, EventId(frame.run, 0, 0), frame.payload)
 
-    def _add_started(self, frame: DurableFrame) -> list[AssembledEvent]:
+    def _add_started(self, frame: Frame) -> list[AssembledEvent]:
         started = AttemptStarted.model_validate_json(frame.payload)
         seen = bool(self._token)
         elsewhere = self._only_token and self._after[:2] != (frame.run, frame.delivery)
@@ -279,12 +279,12 @@ class EventAssembler:
         kind = JobEventKind.RESTARTED if restarted else JobEventKind.STARTED
         return [*self._unless_seen(kind, EventId(frame.run, frame.delivery, 0), data), *self._drain()]
 
-    def _switch_to(self, token: str, frame: DurableFrame) -> None:
+    def _switch_to(self, token: str, frame: Frame) -> None:
         if self._token:
             self._superseded.add(self._token)
         self._token, self._run, self._delivery = token, frame.run, frame.delivery
 
-    def _add_current(self, frame: DurableFrame) -> list[AssembledEvent]:
+    def _add_current(self, frame: Frame) -> list[AssembledEvent]:
         if frame.seq < self._next:
             return []
         waiting = self._pending.setdefault(frame.token, {})
@@ -300,7 +300,7 @@ class EventAssembler:
             out += self._to_event(frame)
         return out
 
-    def _to_event(self, frame: DurableFrame) -> list[AssembledEvent]:
+    def _to_event(self, frame: Frame) -> list[AssembledEvent]:
         where = EventId(frame.run, frame.delivery, frame.seq)
         if where <= self._after:
             return []

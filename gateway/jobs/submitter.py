@@ -27,7 +27,8 @@ from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
 from gateway.target_model import target_model
 from schemas.errors import NexusError, RateLimited, Unavailable
-from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
+from schemas.frames import encode_frame
+from schemas.job_events import NO_TOKEN, QUEUED
 from schemas.jobs import LANE_BY_TIER, Envelope, JobRecord, JobStatus, Lane
 from schemas.outcome import outcome_of
 
@@ -187,4 +188,4 @@ class JobSubmitter:
 
 
 def _queued_event(record: JobRecord) -> bytes:
-    return encode_durable_frame(QUEUED, record.run, 0, 0, NO_TOKEN, record.encode())
+    return encode_frame(QUEUED, record.run, 0, 0, NO_TOKEN, record.encode())

@@ -8,7 +8,8 @@ from backbone.bus.bus import GatewayBus
 from backbone.bus.job_log import JobLog
 from schemas.control import Control, ControlOp
 from schemas.errors import ErrorInfo, Unavailable
-from schemas.job_events import QUEUED, decode_durable_frame
+from schemas.frames import decode_frame
+from schemas.job_events import QUEUED
 from schemas.jobs import JobRecord, JobStatus
 from schemas.outcome import Outcome, outcome_of
 
@@ -67,7 +68,7 @@ MAX_EVENTS_READ = 32
 async def read_initial_record(log: JobLog, job_id: str) -> JobRecord | None:
     """Return the record with which a job began. None if its first event is no longer stored. Raises Unavailable."""
     for event in await log.first_events(job_id, MAX_EVENTS_READ):
-        frame = decode_durable_frame(event.data)
+        frame = decode_frame(event.data)
         if frame.kind == QUEUED:
             return JobRecord.decode(frame.payload)
     return None

@@ -32,6 +32,7 @@ from schemas.frames import (
     AttemptReturned,
     AttemptStarted,
     BlobRef,
+    Frame,
     FrameKind,
     Progress,
     decode_frame,
@@ -64,7 +65,7 @@ class SyncRequest:
     """Follows the events of one job and buffers its output; the bus calls it as a `ReplyListener`."""
 
     __slots__ = (
-        "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_unread", "_waiter", "adapted", "backend", "delivered",
+        "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_token", "_unread", "_waiter", "adapted", "backend", "delivered",
         "delivery", "direct_writer", "done", "envelope", "error", "first_output_at", "last_event_at", "loop", "pause_error", "progress", "queue", "queued_at", "return_error",
         "seq", "started_at", "starts", "state", "submitted_at", "worker",
     )  # fmt: skip
@@ -84,6 +85,8 @@ class SyncRequest:
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
         self._seq = 0
+        self._token = ""
+        """Name of the attempt whose frames count."""
         self._abandoned = False
         self._loading_s = 0.0
         self.state = RequestState.QUEUED
@@ -239,11 +242,11 @@ class SyncRequest:
     def on_event(self, data: bytes) -> bytes | None:
         """Apply one event frame. Returns the reply to a frame that asks whether the attempt may proceed."""
         try:
-            kind, delivery, seq, payload = decode_frame(data)
+            frame = decode_frame(data)
         except ValueError:
             return None
         try:
-            return self._apply(kind, delivery, seq, payload)
+            return self._apply(frame)
         except ValueError as error:
             # An unreadable event ends this request alone: raising here would end the connection to NATS.
             log.error("request.event_unreadable", job=self.envelope.job, error=str(error))
@@ -252,10 +255,15 @@ class SyncRequest:
             )
             return None
 
-    def _apply(self, kind: str, delivery: int, seq: int, payload: bytes) -> bytes | None:
+    def _apply(self, frame: Frame) -> bytes | None:
+        kind, _, delivery, seq, token, payload, started, elapsed_us = frame
         if kind == _STARTED:
-            return self._on_started(delivery, payload)
-        if delivery < self.delivery:
+            return self._on_started(delivery, token, payload, 0)
+        if started:
+            verdict = self._on_started(delivery, token, started, elapsed_us)
+            if verdict is not PROCEED:
+                return verdict
+        if delivery < self.delivery or (delivery == self.delivery and token != self._token):
             return SUPERSEDED
         if self.state is RequestState.ENDED:
             return STOP
@@ -293,15 +301,16 @@ class SyncRequest:
             self.adapted = AdaptedParameters.model_validate_json(payload).parameters
         return None
 
-    def _on_started(self, delivery: int, payload: bytes) -> bytes:
+    def _on_started(self, delivery: int, token: str, payload: bytes, elapsed_us: int) -> bytes:
         if delivery < self.delivery:
             return SUPERSEDED
         if self.state is RequestState.ENDED:
             return STOP
         started = _read_started(payload)
         if delivery == self.delivery:
-            # From the same worker: our reply was lost. From another one: NATS was killed and forgot the first delivery.
-            return PROCEED if started.worker == self.worker else SUPERSEDED
+            # The same attempt asks after its first frame, or again. Another one: NATS was killed and forgot the first delivery.
+            same = token == self._token and started.worker == self.worker
+            return PROCEED if same else SUPERSEDED
         if self.delivered:
             self.fail(_lost_worker())
             return STOP
@@ -316,12 +325,12 @@ class SyncRequest:
         self.worker, self.backend = started.worker, started.backend
         self._forget_output()
         self.return_error = self.pause_error = None
-        self.delivery, self._seq = delivery, 0
+        self.delivery, self._token, self._seq = delivery, token, 0
         self.starts += 1
         self.state = RequestState.RUNNING
         self.last_event_at = now = monotonic()
         if self.started_at is None:
-            self.started_at = now
+            self.started_at = max(self.submitted_at, now - elapsed_us / 1e6)
         return PROCEED
 
     def _on_progress(self, payload: bytes) -> None:

@@ -336,7 +336,7 @@ async def test_events_arrive_in_order(world: World, eventually: Eventually) -> N
     """What a worker says reaches the sink, in order."""
     gateway, hand = await world.gateway(), await world.worker()
     envelope, ear = world.submit(gateway)
-    frames = [encode_frame(FrameKind.CHUNK, 1, seq, b"x" * seq) for seq in range(200)]
+    frames = [encode_frame(FrameKind.CHUNK, 1, 1, seq, "token", b"x" * seq) for seq in range(200)]
     for frame in frames:
         hand.bus.send_event(envelope.reply, frame)
     await eventually(lambda: len(ear.frames) == len(frames))
@@ -348,7 +348,7 @@ async def test_a_question_is_answered(world: World, eventually: Eventually) -> N
     gateway, hand = await world.gateway(), await world.worker()
     envelope, _ = world.submit(gateway)
     answers: list[bytes | None] = []
-    hand.bus.request(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
+    hand.bus.request(envelope.reply, encode_frame(FrameKind.STARTED, 1, 1, 0, "token"), answers.append)
     await eventually(lambda: answers)
     assert answers == [PROCEED]
 
@@ -360,7 +360,7 @@ async def test_a_released_job_is_gone(world: World, eventually: Eventually) -> N
     await eventually(lambda: ear.seq is not None)
     gateway.release(envelope.reply)
     answers: list[bytes | None] = []
-    hand.bus.request(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
+    hand.bus.request(envelope.reply, encode_frame(FrameKind.STARTED, 1, 1, 0, "token"), answers.append)
     await eventually(lambda: answers)
     assert answers == [STOP]
 
@@ -374,7 +374,7 @@ async def test_a_dead_gateway_is_noticed(world: World, eventually: Eventually) -
 
     def asked() -> bool:
         """Again and again: through a proxy, the bus hears a moment later that it is gone."""
-        hand.bus.request(reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
+        hand.bus.request(reply, encode_frame(FrameKind.STARTED, 1, 1, 0, "token"), answers.append)
         return bool(answers)
 
     await eventually(asked)

@@ -13,7 +13,7 @@ import pytest
 
 from backbone.bus.job_log import JobLog, Retention
 from schemas.errors import QueueFull, Unavailable
-from schemas.job_events import decode_durable_frame, encode_durable_frame
+from schemas.frames import decode_frame, encode_frame
 from schemas.jobs import JobStatus
 from tests.backbone.job_logs import MIB, World, envelope, new_job, outcome_of
 from tests.conftest import Eventually, running
@@ -83,7 +83,7 @@ async def _stream_while_one_dies(world: World, logs: list[JobLog], servers: list
     writer = (await world.worker()).event_writer(job)
     readers = [asyncio.create_task(_follow(log, job, count)) for log in logs]
     for n in range(count):
-        writer.append(encode_durable_frame("c", 1, 1, n, "token", b"x" * 100))
+        writer.append(encode_frame("c", 1, 1, n, "token", b"x" * 100))
         if n % 20 == 0:
             await asyncio.sleep(0.002)
         if n == count // 2:
@@ -103,7 +103,7 @@ async def _follow(log: JobLog, job: str, count: int) -> list[int]:
                 async for event in events:
                     if event is not None:
                         after = event.seq
-                        seqs[decode_durable_frame(event.data).seq] = None
+                        seqs[decode_frame(event.data).seq] = None
                     if len(seqs) == count:
                         break
     return list(seqs)

@@ -20,8 +20,8 @@ from backbone.bus.nats.requests import JetStreamError
 from backbone.bus.nats.worker_log import NatsWorkerLog
 from backbone.bus.subjects import EVENTS_STREAM, OUTCOMES_STREAM
 from schemas.errors import RequestTooLarge, Unavailable
-from schemas.frames import FrameKind
-from schemas.job_events import GateReply, GateRequest, GateVerdict, decode_durable_frame, encode_durable_frame
+from schemas.frames import FrameKind, decode_frame, encode_frame
+from schemas.job_events import GateReply, GateRequest, GateVerdict
 from schemas.jobs import JobStatus
 from tests.backbone.job_logs import MIB, SMALL, World, cancel, envelope, frames, new_job, next_of, outcome_of, read
 from tests.conftest import Eventually
@@ -118,7 +118,7 @@ async def test_events_survive_a_crash_of_nats_while_they_are_written(world: Worl
     async def follow() -> None:
         async with aclosing(log.follow_events(job)) as events:
             async for event in events:
-                seq = decode_durable_frame(event.data).seq if event else 0
+                seq = decode_frame(event.data).seq if event else 0
                 if event and (not seqs or seq > seqs[-1]):
                     assert seq == len(seqs)
                     seqs.append(seq)
@@ -127,7 +127,7 @@ async def test_events_survive_a_crash_of_nats_while_they_are_written(world: Worl
 
     following = asyncio.create_task(follow())
     for n in range(count):
-        writer.append(encode_durable_frame("c", 1, 1, n, "token", b"x" * 200))
+        writer.append(encode_frame("c", 1, 1, n, "token", b"x" * 200))
         if n == count // 2:
             own_nats.kill()
         if n % 10 == 0:
@@ -136,7 +136,7 @@ async def test_events_survive_a_crash_of_nats_while_they_are_written(world: Worl
     await asyncio.wait_for(writer.flush(), 30)
     await restarting
     await asyncio.wait_for(following, 30)
-    stored = [decode_durable_frame(event.data).seq for event in await log.first_events(job, 3 * count)]
+    stored = [decode_frame(event.data).seq for event in await log.first_events(job, 3 * count)]
     assert sorted(set(stored)) == seqs == list(range(count))
 
 

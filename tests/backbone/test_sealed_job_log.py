@@ -13,16 +13,8 @@ from backbone.bus.job_log import WorkerLog
 from backbone.bus.sealed_job_log import SealedJobLog
 from backbone.bus.seals import SealSecret, attempt_token
 from gateway.jobs.records import new_record
-from schemas.frames import FrameKind
-from schemas.job_events import (
-    NO_TOKEN,
-    QUEUED,
-    GateReply,
-    GateRequest,
-    GateVerdict,
-    decode_durable_frame,
-    encode_durable_frame,
-)
+from schemas.frames import FrameKind, decode_frame, encode_frame
+from schemas.job_events import NO_TOKEN, QUEUED, GateReply, GateRequest, GateVerdict
 from schemas.jobs import Envelope, JobStatus
 from schemas.outcome import Outcome, outcome_of
 from tests.backbone.job_logs import World, envelope, next_of, read
@@ -152,17 +144,17 @@ async def test_events_are_those_of_attempts_that_were_given_the_job(desk: Desk) 
     other, _ = await desk.given()
     token = attempt_token(env.ticket)
     false = ["t", NO_TOKEN, token[:12], attempt_token(other.ticket), attempt_token("")]
-    record = encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"mallory"}')
-    frames = [encode_durable_frame("s", 1, 1, 0, one, b"{}") for one in false]
+    record = encode_frame(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"mallory"}')
+    frames = [encode_frame("s", 1, 1, 0, one, b"{}") for one in false]
     writer = desk.worker.event_writer(env.job)
-    for frame in (b"garbage", record, *frames, encode_durable_frame("s", 1, 1, 0, token, b"{}"), *frames):
+    for frame in (b"garbage", record, *frames, encode_frame("s", 1, 1, 0, token, b"{}"), *frames):
         writer.append(frame)
     await writer.flush()
-    desk.log.append_event_unconfirmed(env.job, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"o"}'))
+    desk.log.append_event_unconfirmed(env.job, encode_frame(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"o"}'))
     async with aclosing(desk.log.follow_events(env.job)) as events:
-        found = [decode_durable_frame(data) for data in await read(events, 2)]
+        found = [decode_frame(data) for data in await read(events, 2)]
     assert [(frame.kind, frame.payload) for frame in found] == [("s", b"{}"), ("q", b'{"owner":"o"}')]
-    assert [decode_durable_frame(event.data).kind for event in await desk.log.first_events(env.job, 2)] == ["s", "q"]
+    assert [decode_frame(event.data).kind for event in await desk.log.first_events(env.job, 2)] == ["s", "q"]
     assert {kind for kind, _ in desk.refused} == {"event"}
     writer.close()
 
@@ -227,7 +219,7 @@ async def test_an_item_that_no_gateway_put_there_is_dropped(desk: Desk) -> None:
 async def submitted_before(desk: Desk, monkeypatch: pytest.MonkeyPatch, env: Envelope) -> None:
     """Let the job's first event be older than the secret, and what comes now younger."""
     record = new_record(env, queue_s=60.0, expires_at=None)
-    await desk.log.append_event(env.job, encode_durable_frame(QUEUED, env.run, 0, 0, NO_TOKEN, record.encode()))
+    await desk.log.append_event(env.job, encode_frame(QUEUED, env.run, 0, 0, NO_TOKEN, record.encode()))
     [event] = await desk.log.first_events(env.job, 1)
     secret = desk.log.seal_secret
     assert secret is not None
@@ -243,8 +235,8 @@ async def test_a_job_that_was_queued_before_there_were_seals_ends(desk: Desk, mo
     await submitted_before(desk, monkeypatch, env)
     token = attempt_token("")
     for number, kind in enumerate((FrameKind.STARTED, FrameKind.CHUNK)):
-        await desk.log.append_event(env.job, encode_durable_frame(kind.value, env.run, 1, number, token, b"{}"))
-    assert [decode_durable_frame(event.data).kind for event in await desk.log.first_events(env.job, 9)] == [
+        await desk.log.append_event(env.job, encode_frame(kind.value, env.run, 1, number, token, b"{}"))
+    assert [decode_frame(event.data).kind for event in await desk.log.first_events(env.job, 9)] == [
         QUEUED,
         "s",
         "c",

@@ -18,7 +18,8 @@ from backbone.bus.nats.broadcast import NatsBroadcast
 from backbone.bus.nats.requests import JetStreamError
 from backbone.bus.subjects import BLOBS_STREAM, CLAIMS_STREAM, EVENTS_STREAM, JOBS_STREAM, OUTCOMES_STREAM
 from schemas.errors import Unavailable
-from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
+from schemas.frames import encode_frame
+from schemas.job_events import NO_TOKEN, QUEUED
 from schemas.jobs import Capability, JobRecord, JobStatus
 from tests.backbone.job_logs import World, envelope, new_job, outcome_of
 from tests.conftest import Eventually, running
@@ -158,7 +159,7 @@ async def test_events_of_jobs_that_are_not_there(own_nats: Server) -> None:
         kept, lost, ended, again = jobs
         for job, seq, run in ((kept, 10, 1), (lost, 11, 1), (ended, 12, 1), (again, 9, 1), (again, 13, 2)):
             await log.append_event(job, queued(job, seq, run))
-        await log.append_event(lost, encode_durable_frame("s", 1, 1, 0, "token", b"{}"))
+        await log.append_event(lost, encode_frame("s", 1, 1, 0, "token", b"{}"))
         await log.store_outcome(outcome_of(ended))
         async with snapshots(own_nats.url) as there:
             assert await there.delete_lost_jobs(after=0, last=10) == 2
@@ -178,7 +179,7 @@ def queued(job: str, seq: int, run: int) -> bytes:
         seq=seq,
         queue_s=1,
     )
-    return encode_durable_frame(QUEUED, run, 0, 0, NO_TOKEN, record.encode())
+    return encode_frame(QUEUED, run, 0, 0, NO_TOKEN, record.encode())
 
 
 async def test_a_stream_that_is_there(own_nats: Server) -> None:

@@ -137,12 +137,12 @@ async def test_a_worker_serves_from_any_server(three: Three, number: int, eventu
     worker.pull(QUEUE, 2, PULL_S, lambda *_: None)
     envelope, ear = three.submit()
     await eventually(lambda: jobs)
-    worker.request(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0, b"{}"), answers.append)
+    worker.request(envelope.reply, encode_frame(FrameKind.STARTED, 1, 1, 0, "token", b"{}"), answers.append)
     await eventually(lambda: answers == [PROCEED])
     nobody: list[bytes | None] = []
     worker.request("nexus.reply.nobody.x", b"h 1 1\n", nobody.append)
     await eventually(lambda: nobody == [None])
-    worker.send_event(envelope.reply, encode_frame(FrameKind.DONE, 1, 1, b"{}\n"))
+    worker.send_event(envelope.reply, encode_frame(FrameKind.DONE, 1, 1, 1, "token", b"{}\n"))
     jobs[0].ack()
     await eventually(lambda: len(ear.frames) == 2)
 

@@ -13,7 +13,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 
 from backbone.ids import new_job_id
-from schemas.job_events import encode_durable_frame
+from schemas.frames import encode_frame
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 
@@ -79,7 +79,7 @@ async def test_a_real_job_ends_by_its_own_worker(
     }
     job = (await cluster.post("/v1/jobs", body)).json()["id"]
     for delivery in range(1, 5):
-        frame = encode_durable_frame("s", 1, delivery, 0, f"evil{delivery}", b'{"worker":"evil","backend":"b"}')
+        frame = encode_frame("s", 1, delivery, 0, f"evil{delivery}", b'{"worker":"evil","backend":"b"}')
         await liar.publish(f"nexus.events.{job}", frame)
     await liar.request(f"nexus.done.{job}", outcome(job, crew.model))
 

@@ -42,7 +42,8 @@ from backbone.bus.subjects import (
     work_queue_stream,
 )
 from schemas.errors import Unavailable
-from schemas.job_events import QUEUED, decode_durable_frame
+from schemas.frames import decode_frame
+from schemas.job_events import QUEUED
 from schemas.jobs import JobRecord
 
 WEBHOOKS_STREAM = work_queue_stream("hooks")
@@ -362,7 +363,7 @@ class LostJobCleaner:
 def _run_queued_after(message: StoredMessage, last: int) -> int:
     """Return the run that, by this event, was queued after sequence `last`; 0: the event says no such thing."""
     try:
-        frame = decode_durable_frame(message.data)
+        frame = decode_frame(message.data)
         if frame.kind != QUEUED:
             return 0
         seq = JobRecord.decode(frame.payload).seq

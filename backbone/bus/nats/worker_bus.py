@@ -59,7 +59,7 @@ class NatsDelivery:
         self._until = 0.0
 
     def ack(self) -> None:
-        """Acknowledge without waiting: if the acknowledgement is lost, the job is delivered again and the gateway answers GONE."""
+        """Acknowledge without waiting: if the acknowledgement is lost, the job is delivered again and the gateway answers STOP."""
         self._settle(b"+ACK")
 
     def nak(self, delay_s: float = 0.0) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -145,6 +145,31 @@ async def test_a_job_is_run_and_answered(rig: Rig, eventually: Eventually) -> No
     await call.wait_until_ended()
     assert (call.error, call.take_output()) == (None, b"answer of m")
     await eventually(lambda: not rig.broker.jobs)
+
+
+async def test_only_an_attempt_that_goes_on_asks_its_gateway(rig: Rig, eventually: Eventually) -> None:
+    """A short attempt sends its answer and nothing else; a longer one asks once whether its caller still waits."""
+    asked: list[bytes] = []
+    await eventually(lambda: rig.live() == ["m"])
+    bus = rig.worker._bus
+    assert bus is not None
+    request = bus.request
+
+    def note(reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
+        asked.append(frame)
+        return request(reply, frame, on_answer)
+
+    bus.request = note  # type: ignore[method-assign]
+    call = rig.call()
+    await call.wait_until_ended()
+    assert (call.worker, call.starts, asked) == ("w", 1, [])
+    rig.backend.go.clear()
+    call = rig.call()
+    await eventually(lambda: call.state is RequestState.RUNNING)
+    assert call.worker == "w"
+    rig.backend.go.set()
+    await call.wait_until_ended()
+    assert (call.error, len(asked)) == (None, 1)
 
 
 async def test_new_models_are_noticed(rig: Rig, eventually: Eventually) -> None:

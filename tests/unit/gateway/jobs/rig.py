@@ -33,7 +33,7 @@ from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
 from schemas.endpoints import CHAT, EndpointSpec
-from schemas.job_events import DurableFrame, decode_durable_frame
+from schemas.frames import Frame, decode_frame
 from schemas.jobs import Capability, JobRecord, JobStatus, Limits
 from schemas.outcome import Outcome
 from schemas.presence import CatalogEntry
@@ -281,8 +281,8 @@ class Rig:
     async def events(self, job: str, after: str = "") -> list[JobEvent]:
         return [event async for event in self.jobs.follow(OWNER, job, after)]
 
-    def frames(self, job: str) -> list[DurableFrame]:
-        return [decode_durable_frame(event.data) for event in self.broker.job_log.events.get(job, [])]
+    def frames(self, job: str) -> list[Frame]:
+        return [decode_frame(event.data) for event in self.broker.job_log.events.get(job, [])]
 
     def kinds(self, job: str) -> str:
         """The letters of its stored events."""

@@ -6,8 +6,8 @@ import pytest
 
 from gateway.jobs.attempt_gate import GATE_REQUESTS_PER_S
 from schemas.errors import WORKER_DRAINED, BackendFailed, Unavailable
-from schemas.frames import AttemptStarted, FrameKind, Progress
-from schemas.job_events import GateReply, GateRequest, GateVerdict, encode_durable_frame
+from schemas.frames import AttemptStarted, FrameKind, Progress, encode_frame
+from schemas.job_events import GateReply, GateRequest, GateVerdict
 from schemas.jobs import MAX_STARTS, JobStatus
 from tests.unit.gateway.jobs.rig import OWNER, Rig
 
@@ -59,9 +59,7 @@ class Desk:
         assert await self.ask(FrameKind.RETURNED, token, run=run) is None
 
     async def say(self, kind: FrameKind, seq: int, token: str, payload: bytes = b"", run: int = 1) -> None:
-        await self.rig.gateways[0].log.append_event(
-            self.job, encode_durable_frame(kind.value, run, 1, seq, token, payload)
-        )
+        await self.rig.gateways[0].log.append_event(self.job, encode_frame(kind.value, run, 1, seq, token, payload))
 
     async def answer(self, token: str, *, run: int = 1) -> GateVerdict:
         answer = await self.ask(FrameKind.STARTED, token, run=run)

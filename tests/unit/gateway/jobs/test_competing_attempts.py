@@ -12,8 +12,8 @@ from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.api import EventsExpired, JobEvent
 from gateway.jobs.event_stream import JobEventStream
 from gateway.jobs.records import record_from_outcome
-from schemas.frames import AttemptStarted, FrameKind
-from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
+from schemas.frames import AttemptStarted, FrameKind, encode_frame
+from schemas.job_events import NO_TOKEN, QUEUED
 from schemas.jobs import Capability, JobStatus
 from schemas.outcome import Outcome
 
@@ -57,7 +57,7 @@ async def say(log: MemoryJobLog, token: str, delivery: int, start: int, end: int
     """Events of one attempt: 0 is its start."""
     for seq in range(start, end):
         kind, payload = (FrameKind.STARTED, STARTED) if seq == 0 else (FrameKind.CHUNK, f"{token}.{seq}".encode())
-        await log.append_event(JOB, encode_durable_frame(kind.value, 1, delivery, seq, token, payload))
+        await log.append_event(JOB, encode_frame(kind.value, 1, delivery, seq, token, payload))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def log() -> MemoryJobLog:
     """A log in which a second attempt starts after the first one stored its events and before its outcome."""
     log = MemoryJobLog(MemoryBroker())
     await log.start()
-    await log.append_event(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, QUEUED_RECORD.encode()))
+    await log.append_event(JOB, encode_frame(QUEUED, 1, 0, 0, NO_TOKEN, QUEUED_RECORD.encode()))
     await say(log, "first", 1, 0, 4)
     return log
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gateway.jobs.api import EventsExpired
 from gateway.jobs.event_stream import BEFORE_FIRST, MAX_PENDING_FRAMES, AssembledEvent, EventAssembler
 from schemas.errors import Unavailable
-from schemas.frames import AttemptStarted, FrameKind
-from schemas.job_events import NO_TOKEN, QUEUED, DurableFrame, EventId, JobEventKind
+from schemas.frames import AttemptStarted, Frame, FrameKind
+from schemas.job_events import NO_TOKEN, QUEUED, EventId, JobEventKind
 
 BEGINS = {JobEventKind.STARTED, JobEventKind.RESTARTED}
 BACK = Unavailable("given back").info.model_dump_json().encode()
@@ -29,12 +29,12 @@ class Attempt:
     token: str
     kinds: tuple[FrameKind, ...] = ()
 
-    def frames(self) -> list[DurableFrame]:
+    def frames(self) -> list[Frame]:
         started = AttemptStarted(worker=self.token, backend="b").model_dump_json().encode()
-        frames = [DurableFrame(FrameKind.STARTED, self.run, self.delivery, 0, self.token, started)]
+        frames = [Frame(FrameKind.STARTED, self.run, self.delivery, 0, self.token, started)]
         for seq, kind in enumerate(self.kinds, 1):
             payload = BACK if kind is FrameKind.RETURNED else b"%b.%d" % (self.token.encode(), seq)
-            frames.append(DurableFrame(kind, self.run, self.delivery, seq, self.token, payload))
+            frames.append(Frame(kind, self.run, self.delivery, seq, self.token, payload))
         return frames
 
 
@@ -42,17 +42,17 @@ def attempt(token: str, chunks: int, run: int = 1, delivery: int = 1) -> Attempt
     return Attempt(run, delivery, token, (FrameKind.CHUNK,) * chunks)
 
 
-def queued(run: int = 1) -> DurableFrame:
-    return DurableFrame(QUEUED, run, 0, 0, NO_TOKEN, b"record %d" % run)
+def queued(run: int = 1) -> Frame:
+    return Frame(QUEUED, run, 0, 0, NO_TOKEN, b"record %d" % run)
 
 
-def read(stream: list[DurableFrame], after: EventId = BEFORE_FIRST) -> tuple[list[AssembledEvent], EventAssembler]:
+def read(stream: list[Frame], after: EventId = BEFORE_FIRST) -> tuple[list[AssembledEvent], EventAssembler]:
     """Return all events for a caller that received everything up to `after`. Raises EventsExpired."""
     assembly = EventAssembler(after)
     return [*feed(assembly, stream), *assembly.close_stored()], assembly
 
 
-def feed(assembly: EventAssembler, stream: list[DurableFrame]) -> list[AssembledEvent]:
+def feed(assembly: EventAssembler, stream: list[Frame]) -> list[AssembledEvent]:
     return [piece for frame in stream for piece in assembly.add(frame)]
 
 
@@ -67,7 +67,7 @@ def answer(pieces: list[AssembledEvent]) -> list[bytes]:
     return held
 
 
-def expected(stream: list[DurableFrame]) -> list[tuple[JobEventKind, EventId]]:
+def expected(stream: list[Frame]) -> list[tuple[JobEventKind, EventId]]:
     """The same by another way: cut at each first STARTED; of each attempt, what was stored until the next, without gaps."""
     told: list[tuple[JobEventKind, EventId]] = []
     begins: list[int] = []
@@ -99,11 +99,11 @@ def expected(stream: list[DurableFrame]) -> list[tuple[JobEventKind, EventId]]:
 
 
 @st.composite
-def streams(draw: st.DrawFn, *, forgetful: bool = False) -> list[DurableFrame]:
+def streams(draw: st.DrawFn, *, forgetful: bool = False) -> list[Frame]:
     """Generate streams as NATS may store them: several runs, with duplicate, late and reordered frames."""
-    stream: list[DurableFrame] = []
+    stream: list[Frame] = []
     tokens = iter("abcdefghijkl")
-    late: list[DurableFrame] = []
+    late: list[Frame] = []
     for run in range(1, draw(st.integers(1, 3)) + 1):
         if draw(st.integers(0, 9)):  # the first event may be lost
             stream.append(queued(run))
@@ -128,7 +128,7 @@ def streams(draw: st.DrawFn, *, forgetful: bool = False) -> list[DurableFrame]:
 
 @settings(max_examples=100, deadline=None)
 @given(streams(forgetful=True))
-def test_each_event_is_returned_once_in_order_and_attempts_are_never_mixed(stream: list[DurableFrame]) -> None:
+def test_each_event_is_returned_once_in_order_and_attempts_are_never_mixed(stream: list[Frame]) -> None:
     """Whatever was stored twice, late or in the wrong order."""
     pieces, _ = read(stream)
     assert [(piece.kind, piece.id) for piece in pieces] == expected(stream)
@@ -142,7 +142,7 @@ def test_each_event_is_returned_once_in_order_and_attempts_are_never_mixed(strea
 
 @settings(max_examples=100, deadline=None)
 @given(streams())
-def test_a_stream_resumed_anywhere_returns_the_remaining_events(stream: list[DurableFrame]) -> None:
+def test_a_stream_resumed_anywhere_returns_the_remaining_events(stream: list[Frame]) -> None:
     """No event is repeated or missing, whether the caller stopped during the job or at its end."""
     whole, _ = read(stream)
     assert [piece.id for piece in whole] == sorted({piece.id for piece in whole})
@@ -153,9 +153,7 @@ def test_a_stream_resumed_anywhere_returns_the_remaining_events(stream: list[Dur
 
 @settings(max_examples=100, deadline=None)
 @given(streams(), st.data())
-def test_a_stream_resumed_during_the_job_returns_the_remaining_events(
-    stream: list[DurableFrame], data: st.DataObject
-) -> None:
+def test_a_stream_resumed_during_the_job_returns_the_remaining_events(stream: list[Frame], data: st.DataObject) -> None:
     """The first part was read when less was stored."""
     early = stream[: data.draw(st.integers(0, len(stream)))]
     had = feed(EventAssembler(), early)
@@ -165,7 +163,7 @@ def test_a_stream_resumed_during_the_job_returns_the_remaining_events(
 
 @settings(max_examples=100, deadline=None)
 @given(streams(forgetful=True))
-def test_a_lost_delivery_count_mixes_no_attempts(stream: list[DurableFrame]) -> None:
+def test_a_lost_delivery_count_mixes_no_attempts(stream: list[Frame]) -> None:
     """Ids may then repeat. A resuming caller may receive events again after a RESTARTED; its answer is complete."""
     whole, _ = read(stream)
     for had in range(len(whole) + 1):
@@ -175,7 +173,7 @@ def test_a_lost_delivery_count_mixes_no_attempts(stream: list[DurableFrame]) -> 
 
 @settings(max_examples=100, deadline=None)
 @given(streams(forgetful=True), st.data())
-def test_a_complete_job_returns_the_attempt_that_ended_it(stream: list[DurableFrame], data: st.DataObject) -> None:
+def test_a_complete_job_returns_the_attempt_that_ended_it(stream: list[Frame], data: st.DataObject) -> None:
     """Whatever ran beside it, a resuming caller receives that attempt's answer or learns that it is incomplete."""
     tokens = sorted({frame.token for frame in stream if frame.kind == FrameKind.STARTED})
     if not tokens:
@@ -198,7 +196,7 @@ def test_a_complete_job_returns_the_attempt_that_ended_it(stream: list[DurableFr
 
 @settings(max_examples=100, deadline=None)
 @given(streams(), st.data())
-def test_deleted_events_are_never_skipped_silently(stream: list[DurableFrame], data: st.DataObject) -> None:
+def test_deleted_events_are_never_skipped_silently(stream: list[Frame], data: st.DataObject) -> None:
     """The oldest events are deleted first. A caller that received them continues; any other gets an error."""
     whole, assembly = read(stream)
     newest = assembly._token

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.jobs.api import EventsExpired, JobNotFound
 from schemas.errors import InvalidRequest
-from schemas.frames import AttemptStarted, FrameKind
-from schemas.job_events import JobEventKind, encode_durable_frame
+from schemas.frames import AttemptStarted, FrameKind, encode_frame
+from schemas.job_events import JobEventKind
 from schemas.jobs import JobStatus
 from schemas.outcome import Outcome
 from tests.unit.gateway.jobs.rig import OWNER, Rig
@@ -39,7 +39,7 @@ class ScriptedJob:
             self._store(FrameKind.CHUNK, token, delivery, chunk)
 
     def _store(self, kind: FrameKind, token: str, delivery: int, payload: bytes) -> None:
-        frame = encode_durable_frame(kind.value, 1, delivery, self.seqs[token], token, payload)
+        frame = encode_frame(kind.value, 1, delivery, self.seqs[token], token, payload)
         self.seqs[token] += 1
         self.rig.broker.job_log.append_event(self.job, frame)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from backbone.testing.job_log import MemoryWorkerLog
-from schemas.frames import AttemptStarted, FrameKind
-from schemas.job_events import JobEventKind, encode_durable_frame
+from schemas.frames import AttemptStarted, FrameKind, encode_frame
+from schemas.job_events import JobEventKind
 from schemas.jobs import Capability, JobStatus
 from schemas.outcome import Outcome
 from tests.unit.gateway.jobs.rig import OWNER, Rig
@@ -86,10 +86,8 @@ async def test_forged_events_are_ignored_and_fail_no_job(rig: Rig) -> None:
     writer = log.event_writer(job)
     started = AttemptStarted(worker="evil", backend="b").model_dump_json().encode()
     for number in range(5):
-        writer.append(encode_durable_frame(FrameKind.STARTED.value, 1, number + 1, 0, f"evil{number}", started))
-        writer.append(
-            encode_durable_frame(FrameKind.CHUNK.value, 1, number + 1, 1, f"evil{number}", b"data: forged\n\n")
-        )
+        writer.append(encode_frame(FrameKind.STARTED.value, 1, number + 1, 0, f"evil{number}", started))
+        writer.append(encode_frame(FrameKind.CHUNK.value, 1, number + 1, 1, f"evil{number}", b"data: forged\n\n"))
     await writer.flush()
     await rig.worker()
     assert (await rig.ended(job)).status is JobStatus.COMPLETED
@@ -105,7 +103,7 @@ async def test_a_record_that_redis_lost_is_that_of_the_gateway(rig: Rig) -> None
     lie = record.model_copy(update={"owner": "mallory", "webhook": None}).model_dump_json().encode()
     stored = rig.broker.job_log.events[job]
     rig.broker.job_log.events[job] = []
-    rig.broker.job_log.append_event(job, encode_durable_frame("q", 1, 0, 0, "-", lie))
+    rig.broker.job_log.append_event(job, encode_frame("q", 1, 0, 0, "-", lie))
     rig.broker.job_log.events[job] += stored
     await rig.store.remove(OWNER, job)
     assert (await rig.jobs.get(OWNER, job)).metadata == {"order": "1"}

@@ -20,8 +20,8 @@ from backbone.testing.job_log import MemoryWorkerLog
 from backbone.testing.job_log_state import JobLogState
 from gateway.jobs import records
 from schemas.errors import WORKER_DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable
-from schemas.frames import AttemptStarted, FrameKind
-from schemas.job_events import GateRequest, GateVerdict, encode_durable_frame
+from schemas.frames import AttemptStarted, FrameKind, encode_frame
+from schemas.job_events import GateRequest, GateVerdict
 from schemas.jobs import TERMINAL_STATUSES, Capability, Envelope, JobRecord, JobStatus, Lane, Limits
 from schemas.outcome import Outcome, outcome_of
 from tests.conftest import Eventually
@@ -80,7 +80,7 @@ class Attempt:
 
     async def _say(self, kind: FrameKind, payload: bytes = b"") -> None:
         env = self.envelope
-        frame = encode_durable_frame(kind.value, env.run, self.delivery.delivery, self.seq, self.token, payload)
+        frame = encode_frame(kind.value, env.run, self.delivery.delivery, self.seq, self.token, payload)
         self.seq += 1
         self.life.rig.broker.job_log.append_event(env.job, frame)
 

@@ -7,8 +7,8 @@ import pytest
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.terminator import read_initial_record
-from schemas.frames import FrameKind
-from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
+from schemas.frames import FrameKind, encode_frame
+from schemas.job_events import NO_TOKEN, QUEUED
 from schemas.jobs import Capability, JobRecord
 
 JOB = "job_01a20f1b33c97ef68834fadc3c3648a7"
@@ -31,7 +31,7 @@ async def test_a_quick_workers_events_may_come_first(before: int) -> None:
     await log.start()
     for seq in range(before):
         kind = FrameKind.STARTED if seq == 0 else FrameKind.CHUNK
-        await log.append_event(JOB, encode_durable_frame(kind.value, 1, 1, seq, "t", b"{}"))
+        await log.append_event(JOB, encode_frame(kind.value, 1, 1, seq, "t", b"{}"))
     assert await read_initial_record(log, JOB) is None
-    await log.append_event(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.encode()))
+    await log.append_event(JOB, encode_frame(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.encode()))
     assert await read_initial_record(log, JOB) == RECORD

@@ -19,6 +19,7 @@ from schemas.frames import (
     AttemptReturned,
     AttemptStarted,
     FrameKind,
+    encode_first_frame,
     encode_frame,
 )
 from schemas.jobs import MAX_STARTS, Capability, Envelope, Limits
@@ -45,6 +46,11 @@ class Bus:
         self.controlled.append(worker)
 
 
+def started(delivery: int, worker: str = "") -> bytes:
+    """Return the payload of STARTED."""
+    return AttemptStarted(worker=worker or f"w{delivery}", backend="b").model_dump_json().encode()
+
+
 class Rig:
     """A call, and the frames of its workers."""
 
@@ -56,16 +62,26 @@ class Rig:
         )  # fmt: skip
         self.call = SyncRequest(self.bus, envelope, ACK_WAIT_S, unread)  # type: ignore[arg-type]
         self.shown = b""
+        self.tokens: dict[int, str] = {}
 
     def hear(self, kind: FrameKind, delivery: int, seq: int, payload: bytes = b"") -> bytes | None:
-        return self.call.on_event(encode_frame(kind, delivery, seq, payload))
+        return self.call.on_event(encode_frame(kind, 1, delivery, seq, self.tokens.get(delivery, "lost"), payload))
 
     def start(self, delivery: int, worker: str = "") -> bytes | None:
-        return self.hear(
-            FrameKind.STARTED,
-            delivery,
-            0,
-            AttemptStarted(worker=worker or f"w{delivery}", backend="b").model_dump_json().encode(),
+        """Send STARTED of an attempt; an attempt of another worker at the same delivery has another token."""
+        token = f"{delivery}-{worker}"
+        answer = self.call.on_event(encode_frame(FrameKind.STARTED, 1, delivery, 0, token, started(delivery, worker)))
+        if answer == PROCEED:
+            self.tokens[delivery] = token
+        return answer
+
+    def first(
+        self, kind: FrameKind, delivery: int, payload: bytes, *, elapsed_us: int = 0, token: str = ""
+    ) -> bytes | None:
+        """Send the first frame of an attempt that started without a request."""
+        token = self.tokens[delivery] = token or f"{delivery}-"
+        return self.call.on_event(
+            encode_first_frame(kind, 1, delivery, 1, token, payload, started=started(delivery), elapsed_us=elapsed_us)
         )
 
     def chunk(self, delivery: int, seq: int, data: bytes) -> bytes | None:
@@ -348,3 +364,64 @@ async def test_attempts_are_never_mixed(actions: list[tuple[str, int]]) -> None:
     pieces = [tuple(map(int, piece.split(b":"))) for piece in rig.shown.split()]
     assert len({delivery for delivery, _ in pieces}) <= 1
     assert [number for _, number in pieces] == list(range(1, len(pieces) + 1))
+
+
+async def test_a_first_frame_stands_for_the_start() -> None:
+    """An answer in one frame names its worker, and the time of the start counts back from its arrival."""
+    rig = Rig(stream=False)
+    rig.call.submitted_at -= 10
+    assert (
+        rig.first(FrameKind.DONE, 1, AttemptDone().model_dump_json().encode() + b"\nwhole", elapsed_us=2_000_000)
+        is None
+    )
+    assert (rig.call.state, rig.call.worker, rig.call.backend, rig.call.starts) == (RequestState.ENDED, "w1", "b", 1)
+    assert rig.take() == b"whole"
+    assert rig.call.started_at == pytest.approx(rig.call.last_event_at - 2, abs=0.5)
+
+
+async def test_an_attempt_asks_after_its_first_frame() -> None:
+    """A stream that still runs asks for its grant with the same token, and goes on."""
+    rig = Rig()
+    rig.first(FrameKind.CHUNK, 1, b"a")
+    assert rig.start(1) == PROCEED
+    rig.chunk(1, 2, b"b")
+    assert rig.take() == b"ab"
+
+
+async def test_another_attempt_of_the_same_delivery_is_dropped() -> None:
+    """NATS was killed and forgot a delivery: frames of the second attempt are never mixed into those of the first."""
+    rig = Rig()
+    rig.first(FrameKind.CHUNK, 1, b"a")
+    intruder = encode_first_frame(FrameKind.CHUNK, 1, 1, 1, "other", b"x", started=started(1, "other"), elapsed_us=0)
+    assert rig.call.on_event(intruder) == SUPERSEDED
+    assert rig.call.on_event(encode_frame(FrameKind.CHUNK, 1, 1, 2, "other", b"y")) == SUPERSEDED
+    rig.chunk(1, 2, b"b")
+    assert (rig.take(), rig.call.worker, rig.call.error) == (b"ab", "w1", None)
+
+
+async def test_the_start_of_an_abandoned_request_is_refused() -> None:
+    """A caller has disconnected before the worker was known: the worker is told so when it asks."""
+    rig = Rig()
+    rig.call.on_stored(7)
+    rig.call.abandon()
+    assert rig.first(FrameKind.CHUNK, 1, b"late") == STOP
+    assert rig.start(1) == STOP
+    assert not rig.take()
+
+
+async def test_frames_of_an_earlier_worker_are_read() -> None:
+    """During an upgrade a worker may still send heads without run and token; another worker is fenced by its name."""
+    rig = Rig()
+    assert rig.call.on_event(b"s 1 0\n" + started(1)) == PROCEED
+    assert rig.call.on_event(b"s 1 0\n" + started(1, "other")) == SUPERSEDED
+    rig.call.on_event(b"c 1 1\na")
+    rig.call.on_event(b"d 1 2\n{}\nb")
+    assert (rig.take(), rig.call.error, rig.call.worker) == (b"ab", None, "w1")
+
+
+@pytest.mark.parametrize("head", [b"d 1 1 1 t 0 5", b"d 1 1 1 t 99 5", b"d 1 1 1 t 2 -5", b"d 1 1 1 t 2", b"d 1 1 1"])
+async def test_a_malformed_head_is_no_frame(head: bytes) -> None:
+    """A head with a wrong size, time or count of fields is ignored, and nothing is raised into the connection."""
+    rig = Rig()
+    assert rig.call.on_event(head + b"\n{}rest") is None
+    assert rig.call.state is RequestState.QUEUED
