@@ -14,9 +14,16 @@ from backbone.store.auth import RedisAccess
 from backbone.store.record_changes import apply_move, apply_update, timer_delay_s
 from backbone.store.redis_connection import RedisConnection
 from backbone.store.redis_pages import SortedSetPager
-from backbone.store.store import CLAIMED_TIMER_S, SERVICE_TIME_WEIGHT, DueJob, LimitReached, TimerDelay
+from backbone.store.store import (
+    CLAIMED_TIMER_S,
+    SERVICE_TIME_WEIGHT,
+    DueJob,
+    IllegalMove,
+    LimitReached,
+    TimerDelay,
+)
 from schemas.errors import InternalError, Unavailable
-from schemas.jobs import JobRecord, JobStatus
+from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +31,7 @@ RecordChange = Callable[[JobRecord], tuple[JobRecord, str]]
 """Return the changed record, and its timer as `redis_scripts.REPLACE` takes it."""
 
 MAX_WRITE_ATTEMPTS = 20
+MAX_REMEMBERED_RECORDS = 512
 DONE = 1
 """The answer of a script that found what it expected; otherwise the script returns what it found."""
 FULL = -1
@@ -55,6 +63,8 @@ class RedisStore:
         self._release = register(scripts.RELEASE)
         self._served = register(scripts.SERVED)
         self._pages = SortedSetPager(self.connection)
+        self._written: dict[str, bytes] = {}
+        """The records that this process wrote last, oldest first. Another process may have changed them."""
 
     async def start(self) -> None:
         """Try the connection, and log a failure."""
@@ -74,11 +84,12 @@ class RedisStore:
         self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
     ) -> bool:
         member = keys.member(record.owner, record.job)
+        encoded = record.encode()
         answer = await self.connection.run(
             self._create,
             [keys.JOB + member, keys.jobs_of(record.owner), keys.TIMERS, keys.queued(record.key)],
             [
-                record.encode(),
+                encoded,
                 _ms(ttl_s, least=1),
                 "" if record.batch else record.job,
                 member,
@@ -90,6 +101,8 @@ class RedisStore:
         )
         if answer < 0:
             raise LimitReached(f"{max_queued} jobs of this key are queued already")
+        if answer:
+            self._remember(member, record, encoded)
         return bool(answer)
 
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
@@ -166,23 +179,43 @@ class RedisStore:
     async def _replace_unchanged(
         self, owner: str, job_id: str, change: RecordChange, limit: int | None
     ) -> JobRecord | None:
-        """Read, change, and write if the record has not changed meanwhile; else change the newer record."""
+        """Read, change, and write if the record has not changed meanwhile; else change the newer record.
+
+        The first attempt takes the record as this process wrote it last, and reads nothing.
+        """
         member = keys.member(owner, job_id)
         key = keys.JOB + member
-        raw = await self.connection.get(key)
+        written = self._written.pop(member, None)
+        raw = await self.connection.get(key) if written is None else written
         for _ in range(MAX_WRITE_ATTEMPTS):
             if raw is None:
                 return None
             old = _parse(raw, job_id)
-            new, due = change(old)
+            try:
+                new, due = change(old)
+            except IllegalMove:
+                if raw is not written:
+                    raise
+                raw = await self.connection.get(key)
+                continue
+            encoded = new.encode()
             counted = [keys.counted_in(old), keys.counted_in(new)]
             most = "" if limit is None else limit
-            raw = await self._replace([key, keys.TIMERS], [raw, new.encode(), member, *counted, due, most])
+            raw = await self._replace([key, keys.TIMERS], [raw, encoded, member, *counted, due, most])
             if raw == DONE:
+                self._remember(member, new, encoded)
                 return new
             if raw == FULL:
                 raise LimitReached(f"{limit} jobs of this key are running already")
         raise Unavailable(f"the record of job {job_id} changes too fast; retry shortly")
+
+    def _remember(self, member: str, record: JobRecord, encoded: bytes) -> None:
+        """Remember an unfinished record as it was written."""
+        if record.status in TERMINAL_STATUSES:
+            return
+        if len(self._written) >= MAX_REMEMBERED_RECORDS:
+            del self._written[next(iter(self._written))]
+        self._written[member] = encoded
 
     async def _remove_unchanged(self, owner: str, job_id: str) -> None:
         member = keys.member(owner, job_id)

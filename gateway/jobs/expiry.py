@@ -9,7 +9,7 @@ import structlog
 
 from backbone.bus.job_log import JobLog
 from backbone.store.store import DueJob, IllegalMove, Store
-from gateway.jobs.records import now, outcome_fields, queue_deadline, seconds_until_due
+from gateway.jobs.records import now, queue_deadline, seconds_until_due
 from gateway.jobs.terminator import JobTerminator
 from schemas.errors import DeadlineExceeded, ErrorInfo, NexusError
 from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
@@ -62,11 +62,7 @@ class ExpiryWatcher:
         stored = await self._log.read_outcome(record.job)
         if stored is None or stored.outcome.run < record.run:
             return False
-        with contextlib.suppress(IllegalMove):  # recorded in the meantime
-            outcome = stored.outcome
-            await self._store.move(
-                record.owner, record.job, outcome.status, **outcome_fields(outcome, stored.stored_at)
-            )
+        await self._terminator.record_outcome(stored)
         return True
 
     async def _requeue(self, record: JobRecord) -> None:

@@ -109,7 +109,7 @@ class OutcomeRecorder:
         except IllegalMove:
             return  # already recorded, or an outcome of an older run
         after: list[Awaitable[object]] = []
-        if outcome.token:
+        if outcome.token and outcome.status is not JobStatus.COMPLETED:  # after COMPLETED no attempt follows
             after.append(self._store.release_lease(outcome.job, outcome.token))
         if outcome.status is JobStatus.COMPLETED and outcome.seconds is not None:
             after.append(self._store.record_service_time(outcome.capability.value, outcome.model, outcome.seconds))

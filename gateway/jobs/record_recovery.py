@@ -67,19 +67,20 @@ class RecordRecovery:
 
     async def _recover(self, job: str) -> bool:
         """Create the record of one job unless it exists. An existing record is newer than the log's data."""
-        record = await self._read_record(job)
+        record = await read_logged_record(self._log, job)
         if record is None:
             return False
         age_s = now() - (record.finished_at or record.created_at)
         due_s = None if record.status in TERMINAL_STATUSES else seconds_until_due(record, JobStatus.QUEUED, 0.0)
         return await self._store.create(record, ttl_s=max(1.0, self._keep_s - age_s), due_s=due_s)
 
-    async def _read_record(self, job: str) -> JobRecord | None:
-        """Return the job's record according to NATS, or None if NATS holds too little."""
-        record, stored = await asyncio.gather(read_initial_record(self._log, job), self._log.read_outcome(job))
-        if stored is None:
-            return record
-        outcome = await with_attempt_count(self._log, stored.outcome)
-        if record is None or record.owner != outcome.owner:
-            return record_from_outcome(outcome, stored.stored_at)
-        return with_outcome(record, outcome, stored.stored_at)
+
+async def read_logged_record(log: JobLog, job: str) -> JobRecord | None:
+    """Return the record of a job according to NATS, or None if NATS holds too little. Raises Unavailable."""
+    record, stored = await asyncio.gather(read_initial_record(log, job), log.read_outcome(job))
+    if stored is None:
+        return record
+    outcome = await with_attempt_count(log, stored.outcome)
+    if record is None or record.owner != outcome.owner:
+        return record_from_outcome(outcome, stored.stored_at)
+    return with_outcome(record, outcome, stored.stored_at)

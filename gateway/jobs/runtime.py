@@ -63,7 +63,7 @@ class JobRuntime:
 
     def __init__(self, settings: GatewaySettings, dependencies: JobDependencies) -> None:
         self._log = dependencies.log
-        terminator = JobTerminator(dependencies.log, dependencies.bus)
+        terminator = JobTerminator(dependencies.log, dependencies.store, dependencies.bus)
         submitter = JobSubmitter(
             dependencies.log,
             dependencies.store,

@@ -16,9 +16,10 @@ from gateway.jobs.api import JobEvent, JobNotFailed, JobNotFound, JobResult, Res
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.event_stream import JobEventStream, parse_after
+from gateway.jobs.record_recovery import read_logged_record
 from gateway.jobs.records import new_record, now, record_from_outcome, seconds_until_due, with_outcome
 from gateway.jobs.submitter import JobSubmitter
-from gateway.jobs.terminator import JobTerminator, read_initial_record
+from gateway.jobs.terminator import JobTerminator
 from schemas.errors import NexusError, NotFound
 from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus, WebhookState
 from schemas.outcome import Outcome
@@ -58,23 +59,14 @@ class JobService:
     async def get(self, owner: str, job_id: str) -> JobRecord:
         """See `JobsApi`."""
         _check_id(job_id)
-        record = await self._store.get(owner, job_id) or await self._record_from_log(owner, job_id)
-        if record is None:
+        record = await self._store.get(owner, job_id) or await read_logged_record(self._log, job_id)
+        if record is None or record.owner != owner:
             raise JobNotFound(f"Job '{job_id}' does not exist. `GET /v1/jobs` lists your jobs.")
         if record.status not in TERMINAL_STATUSES:
             stored = await self._log.read_outcome(job_id)
             if stored is not None and stored.outcome.run >= record.run:
                 return with_outcome(record, await with_attempt_count(self._log, stored.outcome), stored.stored_at)
         return record
-
-    async def _record_from_log(self, owner: str, job_id: str) -> JobRecord | None:
-        """Return the record of a job that Redis does not hold, from the job log. None if the log holds nothing about it."""
-        stored = await self._log.read_outcome(job_id)
-        if stored is not None:
-            outcome = await with_attempt_count(self._log, stored.outcome)
-            return record_from_outcome(outcome, stored.stored_at) if outcome.owner == owner else None
-        record = await read_initial_record(self._log, job_id)
-        return record if record is not None and record.owner == owner else None
 
     async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
         """See `JobsApi`."""

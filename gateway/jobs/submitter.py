@@ -19,7 +19,6 @@ from gateway.jobs.api import Submission
 from gateway.jobs.records import (
     new_record,
     now,
-    outcome_fields,
     record_from_outcome,
     seconds_until_due,
 )
@@ -79,10 +78,8 @@ class JobSubmitter:
         stored = await self._log.read_outcome(job_id)
         if stored is None:
             return None
-        outcome = stored.outcome
-        with contextlib.suppress(IllegalMove):  # another gateway recorded it
-            await self._store.move(outcome.owner, job_id, outcome.status, **outcome_fields(outcome, stored.stored_at))
-        return record_from_outcome(outcome, stored.stored_at)
+        await self._terminator.record_outcome(stored)
+        return record_from_outcome(stored.outcome, stored.stored_at)
 
     async def was_enqueued(self, job_id: str) -> bool:
         """Return whether the job is known to have been in the queue. Raises Unavailable."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 
 from backbone.bus.bus import GatewayBus
-from backbone.bus.job_log import JobLog
+from backbone.bus.job_log import JobLog, StoredOutcome
+from backbone.store.store import IllegalMove, Store
+from gateway.jobs.records import outcome_fields
 from schemas.control import Control, ControlOp
 from schemas.errors import ErrorInfo, Unavailable
 from schemas.frames import decode_frame
@@ -17,8 +19,9 @@ from schemas.outcome import Outcome, outcome_of
 class JobTerminator:
     """Stores outcomes that a gateway decides, and enforces them."""
 
-    def __init__(self, jobs: JobLog, bus: GatewayBus) -> None:
+    def __init__(self, jobs: JobLog, store: Store, bus: GatewayBus) -> None:
         self._log = jobs
+        self._store = store
         self._bus = bus
 
     async def terminate(self, record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> bool:
@@ -52,6 +55,13 @@ class JobTerminator:
                 return False
             await self._log.delete_outcome(outcome.job, stored.seq)
         return True
+
+    async def record_outcome(self, stored: StoredOutcome) -> None:
+        """Write a stored outcome into the job's record, unless another gateway has done so. Raises Unavailable."""
+        outcome = stored.outcome
+        with contextlib.suppress(IllegalMove):
+            changes = outcome_fields(outcome, stored.stored_at)
+            await self._store.move(outcome.owner, outcome.job, outcome.status, **changes)
 
     async def queue_sequence(self, record: JobRecord) -> int | None:
         """Return the job's sequence number in the queue, from its record or, for a first run, from its first event."""

@@ -327,6 +327,54 @@ class TestLimits:
         await eventually(none_runs)
 
 
+class TestTwoProcesses:
+    """Each remembers the records that it wrote; another process may have changed them since."""
+
+    @pytest.fixture
+    async def other(self, redis_url: str) -> AsyncIterator[RedisStore]:
+        store = RedisStore(redis_url)
+        await store.start()
+        yield store
+        await store.close()
+
+    @pytest.fixture
+    async def mine(self, redis_url: str) -> AsyncIterator[RedisStore]:
+        store = RedisStore(redis_url)
+        await store.start()
+        yield store
+        await store.close()
+
+    async def test_a_move_changes_the_newest_record(self, mine: RedisStore, other: RedisStore) -> None:
+        job = record()
+        await mine.create(job, ttl_s=60)
+        await other.move("alice", job.job, RUNNING, worker="w", attempts=1)
+        ended = await mine.move("alice", job.job, COMPLETED)
+        assert ended is not None
+        assert (ended.status, ended.worker, ended.attempts) == (COMPLETED, "w", 1)
+        assert await other.get("alice", job.job) == ended
+
+    async def test_a_move_is_judged_by_the_newest_record(self, mine: RedisStore, other: RedisStore) -> None:
+        """It is refused where it was legal before, and made where it was not."""
+        job = record()
+        await mine.create(job, ttl_s=60)
+        await other.move("alice", job.job, FAILED)
+        with pytest.raises(IllegalMove):
+            await mine.move("alice", job.job, RUNNING)
+        await mine.move("alice", job.job, QUEUED, run=2)
+        await other.remove("alice", job.job)
+        await other.create(job, ttl_s=60)
+        moved = await mine.move("alice", job.job, RUNNING, run=1)
+        assert moved is not None
+        assert (moved.status, moved.run) == (RUNNING, 1)
+
+    async def test_a_record_that_was_removed_is_not_there(self, mine: RedisStore, other: RedisStore) -> None:
+        job = record()
+        await mine.create(job, ttl_s=60)
+        await other.remove("alice", job.job)
+        assert await mine.move("alice", job.job, RUNNING) is None
+        assert await mine.update("alice", job.job, progress=0.5) is None
+
+
 class TestPages:
     async def test_an_owners_jobs_are_listed_newest_first(self, store, owner):
         jobs = [record(owner, job=f"job_{number:02}") for number in range(7)]

@@ -100,7 +100,7 @@ class Gateway:
         self.registry = MemoryRegistry(rig.hub)
         bus = MemoryGatewayBus(rig.broker)
         self.dispatcher = Dispatcher(bus, self.registry, self.metrics, rig.limits)
-        self.terminator = JobTerminator(self.log, bus)
+        self.terminator = JobTerminator(self.log, rig.store, bus)
         submitter = JobSubmitter(
             self.log, rig.store, self.terminator, self.dispatcher, self.metrics, keep_s=KEEP_S, queue_s=QUEUE_S
         )
