@@ -111,7 +111,8 @@ class JobSpec(BaseModel):
 
         The seal of a job covers these values in this order (`backbone.bus.seals`).
         """
-        return {name: getattr(self, name) for name in SPEC_FIELDS}
+        values = self.__dict__
+        return {name: values[name] for name in SPEC_FIELDS}
 
 
 SPEC_FIELDS = (*JobSpec.model_fields, "uploads")
