@@ -19,6 +19,7 @@ import base64
 import gc
 import struct
 import time
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -48,11 +49,15 @@ VECTORS = {
 }
 SOUND = b"HTTP/1.1 200 OK\r\ncontent-type: audio/pcm\r\ntransfer-encoding: chunked\r\n\r\n"
 
+IHDR = b"IHDR" + struct.pack(">IIBBBBB", 1024, 1024, 8, 2, 0, 0, 0)
+PNG_HEAD = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + IHDR + struct.pack(">II", zlib.crc32(IHDR), 2**30) + b"IDAT"
+
 
 @lru_cache
 def picture(size: int) -> bytes:
-    """An answer with a picture of so many bytes."""
-    return b'{"created":1700000000,"data":[{"b64_json":"%b"}]}' % base64.b64encode(bytes(size))
+    """An answer with a PNG of so many bytes, whose head says its size."""
+    image = PNG_HEAD + bytes(max(0, size - len(PNG_HEAD)))
+    return b'{"created":1700000000,"data":[{"b64_json":"%b"}]}' % base64.b64encode(image)
 
 
 def vectors(request: dict[str, Any]) -> bytes:
