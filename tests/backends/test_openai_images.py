@@ -12,10 +12,21 @@ from typing import Any, Literal
 import pytest
 from openai.types import ImageGenCompletedEvent, ImagesResponse
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.backends.image_tasks import answer_of, events_of, image_of, image_task
 from tests.backends.kit.test_limitations import Answer, Quirky, refused
-from workers.backends.base import Adaptation, Backend, BackendConfig, BackendRefused, Chunk, Finish, Task, make_backend
+from workers.backends.base import (
+    Adaptation,
+    Backend,
+    BackendConfig,
+    BackendError,
+    BackendRefused,
+    Chunk,
+    Finish,
+    Task,
+    make_backend,
+)
 
 JSON = dict[str, Any]
 SIZES = Literal["1024x1024", "1024x1536", "1536x1024"]
@@ -32,6 +43,9 @@ class Painter(Quirky):
         self.more: JSON = {}
         self.written = "{}"
         """How it writes base64."""
+        self.metadata: PngInfo | None = None
+        self.painted = ""
+        """The base64 of the last picture."""
         self.refuses_n = ""
         self.quirk = self._painted
 
@@ -44,8 +58,8 @@ class Painter(Quirky):
             if name in body:
                 return refused(f"Unknown parameter: '{name}'.", name)
         out = BytesIO()
-        Image.new("RGB", self.size, "red").save(out, self.makes)
-        coded = base64.b64encode(out.getvalue()).decode()
+        Image.new("RGB", self.size, "red").save(out, self.makes, pnginfo=self.metadata)
+        coded = self.painted = base64.b64encode(out.getvalue()).decode()
         count = min(self.most, int(body.get("n") or 1))
         usage: dict[str, Any] = {"input_tokens": 1, "output_tokens": count, "total_tokens": 1 + count}
         usage |= {"input_tokens_details": {"image_tokens": 0, "text_tokens": 1}}
@@ -95,6 +109,27 @@ async def test_base64_however_it_is_written(painter: Painter, backend: Backend, 
     chunks, _ = await drawn(backend, image_task("sdxl"))
     data = base64.b64decode(answer_of(chunks)["data"][0]["b64_json"], validate=True)
     assert Image.open(BytesIO(data)).format == "PNG"
+
+
+@pytest.mark.parametrize("metadata_bytes", [0, 400_000])
+async def test_an_image_in_the_requested_format_keeps_its_base64(
+    painter: Painter, backend: Backend, metadata_bytes: int
+) -> None:
+    """The base64 of the server is passed on in pieces; the size is right also where metadata fills the image's first bytes."""
+    painter.metadata = PngInfo()
+    painter.metadata.add_text("workflow", "x" * metadata_bytes)
+    chunks, _ = await drawn(backend, image_task("sdxl"))
+    answer = answer_of(chunks)
+    assert (answer["data"][0]["b64_json"], answer["size"]) == (painter.painted, "1024x1024")
+    assert max(len(chunk.data) for chunk in chunks) <= 256 * 1024
+
+
+@pytest.mark.parametrize("written", ["{}=", "{}A", "!!!!{}", "====", "=A==", "{}\u00e4\u00e4\u00e4\u00e4"])
+async def test_an_image_that_is_not_base64_is_an_error(painter: Painter, backend: Backend, written: str) -> None:
+    """A damaged image never reaches the caller."""
+    painter.written = written
+    with pytest.raises(BackendError, match="not base64"):
+        await drawn(backend, image_task("sdxl"))
 
 
 async def test_the_other_policy_refuses(painter: Painter, backend: Backend) -> None:

@@ -20,8 +20,8 @@ from workers.adapter_kit.images.responses import (
     GeneratedImage,
     ImageRequest,
     event_fields,
-    format_size,
     image_event,
+    is_base64,
     respond_with_images,
 )
 from workers.adapter_kit.multipart import FilePart, MultipartForm, encode_multipart
@@ -100,7 +100,7 @@ class _ImageGeneration:
             for item in items[: wanted - self._made_count]:
                 picture = await self._read_image(item)
                 yield picture
-                if self._has_wrong_size(await format_size(picture.data)):
+                if self._has_wrong_size(await picture.size()):
                     yield self._adapt("size")
                 item.clear()  # frees the memory of an image that was passed on
                 self._made_count += 1
@@ -187,7 +187,7 @@ class _ImageGeneration:
         return items
 
     async def _read_image(self, item: JSON) -> GeneratedImage:
-        data = await _read_image(self._api, item)
+        data, coded = await _read_image(self._api, item)
         prompt = item.get("revised_prompt")
         return GeneratedImage(
             data,
@@ -197,6 +197,7 @@ class _ImageGeneration:
                 name: value for name, value in item.items() if name not in ("b64_json", "url", "revised_prompt")
             },
             in_requested_format="output_format" not in self._omitted_fields,
+            encoded=coded,
         )
 
     async def _whole_as_event(self, response: BackendResponse) -> AsyncGenerator[Output]:
@@ -231,7 +232,7 @@ class _ImageGeneration:
         name, coded = str(event.get("type") or "message"), event.pop("b64_json", None)
         if not isinstance(coded, str):
             return [Chunk(b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(event)))]
-        data = await _read_image(self._api, {"b64_json": coded})
+        data = base64.b64decode((await _read_image(self._api, {"b64_json": coded}))[1])
         content_type = detect_content_type(data) or "image/png"
         wanted = CONTENT_TYPES[self._request.output_format]
         if self._request.format_given and content_type != wanted:
@@ -271,24 +272,26 @@ def _request_body(fields: JSON, request: ImageRequest) -> JSON | MultipartForm:
     return encode_multipart(form_fields(fields), parts)
 
 
-async def _read_image(api: OpenAIClient, item: JSON) -> bytes:
+async def _read_image(api: OpenAIClient, item: JSON) -> tuple[bytes, bytes]:
+    """Return the image's bytes where the server gave a URL, or else its base64."""
     coded, url = item.get("b64_json"), item.get("url")
     if not coded and isinstance(url, str) and not url.startswith("data:"):
-        return await _download(api, url)
+        return await _download(api, url), b""
     if not isinstance(coded, str) and isinstance(url, str):
         coded = url
     try:
-        data = base64.b64decode(_strip_data_url(coded or ""), validate=True)
+        data = (coded or "").encode("ascii")
     except (AttributeError, ValueError) as error:
         raise BackendError("the backend's image is not base64") from error
+    if data.startswith(b"data:"):
+        data = data.partition(b",")[2]
+    if not is_base64(data):
+        data = b"".join(data.split())  # some servers write it in lines
+        if not is_base64(data):
+            raise BackendError("the backend's image is not base64")
     if not data:
         raise BackendError("the backend's answer contains no image")
-    return data
-
-
-def _strip_data_url(coded: str) -> str:
-    """Return only the base64; some servers write it as a data URL, or in lines."""
-    return "".join((coded.partition(",")[2] if coded.startswith("data:") else coded).split())
+    return b"", data
 
 
 async def _download(api: OpenAIClient, url: str) -> bytes:
