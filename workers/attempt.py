@@ -21,6 +21,7 @@ import structlog
 from backbone.bus.blobs import BlobStore, BlobWriter
 from backbone.bus.bus import JobDelivery, WorkerBus
 from backbone.ids import new_token
+from backbone.logging import log_info
 from schemas.errors import WORKER_DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.frames import (
     LOADING_PHASE,
@@ -161,10 +162,17 @@ class Attempt(ABC):
     @cached_property
     def _log(self) -> Any:
         """Return the logger of this attempt, which costs too much to be made for each one."""
+        return log.bind(**self._log_fields())
+
+    def _log_fields(self) -> dict[str, Any]:
         env = self.envelope
-        return log.bind(
-            request_id=env.request_id, job=env.job, run=env.run, delivery=self.job.delivery, model=env.model
-        )
+        return {
+            "request_id": env.request_id,
+            "job": env.job,
+            "run": env.run,
+            "delivery": self.job.delivery,
+            "model": env.model,
+        }
 
     @abstractmethod
     async def run(self) -> None:
@@ -400,7 +408,7 @@ class Attempt(ABC):
         if self.error is not None:
             self._log.warning("attempt.finished", error=self.error.message, code=self.error.code, **fields)
         else:
-            self._log.info("attempt.finished", **fields)
+            log_info("attempt.finished", {**self._log_fields(), **fields})
 
 
 def returned_payload(error: NexusError, *, counted: bool) -> bytes:

@@ -39,3 +39,15 @@ class WorkerMetrics:
             registry=reg,
         )
         self.backend_up = Gauge("nexus_backend_up", "1 while the inference server answers.", ["backend"], registry=reg)
+        self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        """Children of `attempts` and `seconds`: finding them by labels costs more than counting. A worker has few models."""
+
+    def record_attempt(self, capability: str, model: str, outcome: str, seconds: float) -> None:
+        """Count an attempt that has ended, and its duration."""
+        key = capability, model, outcome
+        children = self._children.get(key)
+        if children is None:
+            children = self._children[key] = (self.attempts.labels(*key), self.seconds.labels(capability, model))
+        counter, histogram = children
+        counter.inc()
+        histogram.observe(seconds)

@@ -406,8 +406,7 @@ class Worker:
     def _record_end(self, attempt: Attempt, ended: float) -> None:
         env, metrics = attempt.envelope, self._metrics
         attempt.log_end(ended)
-        metrics.attempts.labels(env.capability, env.model, attempt.outcome).inc()
-        metrics.seconds.labels(env.capability, env.model).observe(ended - attempt.began)
+        metrics.record_attempt(env.capability, env.model, attempt.outcome, ended - attempt.began)
         if attempt.error is not None:
             metrics.backend_errors.labels(self._backend.name, attempt.error.code or "invalid_request").inc()
 

@@ -59,13 +59,34 @@ def events() -> dict[str, Event]:
     found: dict[str, Event] = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            for call, level in logger_calls(ast.parse(path.read_text())):
+            tree, module = ast.parse(path.read_text()), str(path.relative_to(ROOT))
+            for call, level in logger_calls(tree):
                 for key in keys(call):
                     event = found.setdefault(key, Event())
                     event.levels.add(level)
                     event.fields |= {one.arg for one in call.keywords if one.arg not in (None, "exc_info")}
-                    event.modules.add(str(path.relative_to(ROOT)))
+                    event.modules.add(module)
+            for key, fields in direct_lines(tree):
+                event = found.setdefault(key, Event())
+                event.levels.add("info")
+                event.fields |= fields
+                event.modules.add(module)
     return found
+
+
+def direct_lines(tree: ast.Module) -> Iterator[tuple[str, set[str]]]:
+    """Yield the event of each call of `log_info`, with the names of the fields that its function sets in dictionaries."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        nodes = list(ast.walk(function))
+        calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "log_info"]
+        names = [key for node in nodes if isinstance(node, ast.Dict) for key in node.keys]
+        names += [node.slice for node in nodes if isinstance(node, ast.Subscript)]
+        fields = {node.value for node in names if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        for call in calls:
+            for key in keys(call):
+                yield key, fields
 
 
 def logger_calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from backbone.bus.blobs import BlobStore
+from backbone.logging import log_info
 from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
 from gateway.durable_request import DurableAnswerer, DurableRequest
 from gateway.http.asgi import (
@@ -362,26 +363,22 @@ class _InferenceExchange:
         request, metrics, path = self._request, self._handler._metrics, self._endpoint.path
         seconds = ended_at - self._began_at
         error = self._error or (request.error if request is not None else None)
-        fields: dict[str, Any] = {"error": error.code or error.type} if error is not None else {}
+        fields: dict[str, Any] = {
+            "request_id": self._reply.request_id,
+            "endpoint": path,
+            "status": self._status,
+            "seconds": round(seconds, 4),
+        }
+        if error is not None:
+            fields["error"] = error.code or error.type
         if request is None:
             # The model's name is the caller's invention here: as a label it would grow without bound.
             metrics.child(metrics.requests, path, "", self._status).inc()
         else:
             self._record_metrics(request, seconds)
-            fields |= {
-                "job": request.envelope.job,
-                "model": request.envelope.model,
-                "worker": request.worker,
-                "attempts": request.starts,
-            }
-        log.info(
-            "request.finished",
-            request_id=self._reply.request_id,
-            endpoint=path,
-            status=self._status,
-            seconds=round(seconds, 4),
-            **fields,
-        )
+            fields["job"], fields["model"] = request.envelope.job, request.envelope.model
+            fields["worker"], fields["attempts"] = request.worker, request.starts
+        log_info("request.finished", fields)
 
     def _record_metrics(self, request: SyncRequest, seconds: float) -> None:
         metrics, path = self._handler._metrics, self._endpoint.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,15 +20,26 @@ from workers.adapter_kit.text.event_pattern import (
     find_only_text,
     parse_learnable_event,
 )
+from workers.adapter_kit.text.plain_answer import PlainAnswer, read_plain_answer
 from workers.backends.base import Chunk, Finish, Output
 
 JSON = dict[str, Any]
 
 KEEPALIVE_INTERVAL_S = 1.0
+MAX_UNREAD_BYTES = 1024 * 1024
+"""A longer stream is read as it comes."""
+DONE_MARKER = b"[DONE]"
+DONE_BYTES = 32
+"""The last bytes of a stream, among which its end marker is."""
+FIRST_TEXT = re.compile(rb'"(?:content|text|reasoning_content|reasoning)": ?"[^"]')
 
 
 class CompletionCollector(CompletionReader):
-    """Makes one body from all events. Until then it returns, once a second, a Chunk without data that counts tokens."""
+    """Makes one body from all events. Until then it returns, once a second, a Chunk without data that counts tokens.
+
+    The bytes of the stream are collected unread. An ordinary answer is read when it is complete (`plain_answer`); every other one, and
+    one that may hold an error, is read by events.
+    """
 
     def __init__(self, options: CompletionOptions) -> None:
         super().__init__(options)
@@ -36,9 +48,72 @@ class CompletionCollector(CompletionReader):
         self._merged: dict[int, JSON] = {}
         self._top: JSON = {}
         self._last_keepalive = 0.0
+        self._unread: list[bytes] | None = [] if options.choices == 1 else None
+        """The stream so far; None: it is read by events."""
+        self._unread_size = 0
+        self._reported = 0
+        """Tokens of the unread stream that a Chunk has counted."""
+        self._plain: PlainAnswer | None = None
+
+    def feed(self, data: bytes) -> Chunk | None:
+        unread = self._unread
+        if unread is None:
+            return super().feed(data)
+        unread.append(data)
+        self._unread_size += len(data)
+        if b"error" in data or self._unread_size > MAX_UNREAD_BYTES:
+            return self._read_events()
+        tail = data[-DONE_BYTES:] if len(data) >= DONE_BYTES else b"".join(unread[-DONE_BYTES:])[-DONE_BYTES:]
+        if DONE_MARKER in tail:
+            self._plain = read_plain_answer(b"".join(unread), chat=self.options.chat)
+            if self._plain is None:
+                return self._read_events()
+            self._unread, self.done = None, True
+            return None
+        return self._report_text(data)
+
+    def _report_text(self, data: bytes) -> Chunk | None:
+        """Return a Chunk for the first text, and then once a second where text comes."""
+        now = time.monotonic()
+        if now - self._last_keepalive < KEEPALIVE_INTERVAL_S or not FIRST_TEXT.search(data):
+            return None
+        self._last_keepalive = now
+        self._reported += 1
+        return Chunk(b"", 1)
+
+    def _read_events(self) -> Chunk | None:
+        """Read the collected bytes, and all that follow, by events."""
+        unread, self._unread = self._unread, None
+        return super().feed(b"".join(unread)) if unread else None
+
+    def _take_tokens(self) -> int:
+        tokens = super()._take_tokens()
+        reported = min(tokens, self._reported)
+        self._reported -= reported
+        return tokens - reported
+
+    def feed_end(self) -> Chunk | None:
+        if self._unread is not None:
+            self._read_events()
+        return super().feed_end()
+
+    def feed_whole(self, data: bytes, *, cut_short: bool = False) -> Chunk | None:
+        self._unread = None  # it is complete, and no chunk need tell that it grows
+        return super().feed_whole(data, cut_short=cut_short)
+
+    @property
+    def is_complete(self) -> bool:
+        if self._unread is not None:
+            self._read_events()
+        return super().is_complete
 
     def finish(self) -> Iterator[Output]:
         """Yield the body and `Finish`. Raises BackendError when the stream did not end properly."""
+        if self._plain is not None:
+            yield from self._finish_plain(self._plain)
+            return
+        if self._unread is not None:
+            self._read_events()
         self._settle_reasons()
         self._merge_texts()
         options = self.options
@@ -53,6 +128,18 @@ class CompletionCollector(CompletionReader):
             body["usage"] = usage
         yield Chunk(orjson.dumps(body), self._take_tokens())
         yield Finish(validated_usage(usage))
+
+    def _finish_plain(self, plain: PlainAnswer) -> Iterator[Output]:
+        chat = self.options.chat
+        self._set_constant_fields(plain.first)
+        given: JSON = {"delta": {"content": plain.text}} if chat else {"text": plain.text}
+        body = {**plain.fields, **self._constant}
+        body["object"] = "chat.completion" if chat else "text_completion"
+        body["choices"] = [finish_choice({"index": 0, **given, "finish_reason": plain.reason}, chat)]
+        if plain.usage is not None:
+            body["usage"] = plain.usage
+        yield Chunk(orjson.dumps(body), max(0, plain.tokens - self._reported))
+        yield Finish(validated_usage(plain.usage))
 
     def _merge(self, choice: JSON) -> None:
         merged = self._merged.setdefault(choice["index"], choice)
