@@ -14,6 +14,7 @@ import structlog
 from backbone.ids import new_request_id
 from gateway.http.asgi import (
     CLOSING_STATUSES,
+    COMMON_HEADERS,
     CONNECTION_CLOSE,
     HOPS,
     NO_STORE,
@@ -79,7 +80,7 @@ class AsgiApp:
         request_id = new_request_id()
         scope[REQUEST_ID] = request_id
         origin, hops = _origin_and_hops(scope["headers"])
-        common = [(b"x-request-id", request_id.encode()), *self._cors(origin)]
+        common = scope[COMMON_HEADERS] = [(b"x-request-id", request_id.encode()), *self._cors(origin)]
         started = closing = False
 
         async def reply(message: MutableMapping[str, Any]) -> None:

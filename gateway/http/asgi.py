@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import orjson
@@ -22,6 +21,8 @@ REQUEST_ID = "nexus.request_id"
 EXCHANGE = "nexus.line"
 CALLER_INFO = "nexus.caller"
 HOPS = "nexus.hops"
+COMMON_HEADERS = "nexus.common_headers"
+"""The headers that the ASGI app adds to every answer."""
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache, no-store"), (b"x-accel-buffering", b"no")]
 """Headers of a streamed answer: proxies must not buffer it."""
 NO_STORE = (b"cache-control", b"no-store")
@@ -87,8 +88,11 @@ class HttpExchange(Protocol):
     def truncate(self) -> None:
         """Close the connection after what was written, so that the caller sees that the answer is not complete."""
 
-    def single_write(self) -> AbstractContextManager[None]:
-        """Gather what is sent within the block into one write."""
+    def try_send(self, status: int, content_type: str, body: bytes, headers: Headers) -> bool:
+        """Send a complete answer, in one write. Returns False, and writes nothing, if it must go through `send`.
+
+        `headers` are all of its headers beside those that describe the body; their values are valid.
+        """
 
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -124,15 +128,30 @@ async def _wait_for_disconnect(receive: Receive, on_disconnect: Callable[[], Non
 class Reply:
     """Sends one HTTP response."""
 
-    __slots__ = ("_send", "headers", "request_id", "started", "status")
+    __slots__ = ("_send", "common_headers", "exchange", "headers", "request_id", "started", "status")
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(
+        self,
+        send: Send,
+        request_id: str,
+        *,
+        exchange: HttpExchange | None = None,
+        common_headers: Headers | None = None,
+    ) -> None:
+        """`exchange` takes complete answers past `send`, with `common_headers`, which `send` adds by itself."""
         self._send = send
         self.request_id = request_id
+        self.exchange = exchange
+        self.common_headers: Headers = common_headers or []
         self.headers: Headers = []
         self.started = False
         self.status = 0
         """Status that was sent; 0 before."""
+
+    @classmethod
+    def to(cls, scope: Scope, send: Send) -> Reply:
+        """Return the reply to the request of `scope`, which the ASGI app has given an id."""
+        return cls(send, request_id_of(scope), exchange=scope.get(EXCHANGE), common_headers=scope.get(COMMON_HEADERS))
 
     async def send_head(self, status: int, headers: Headers) -> None:
         """Send the head. The ASGI app adds the request id and CORS headers."""
@@ -149,6 +168,14 @@ class Reply:
 
     async def send_response(self, status: int, content_type: str, data: bytes, headers: Headers | None = None) -> None:
         """Send a complete response."""
+        if (
+            status == 200
+            and not headers
+            and self.exchange is not None
+            and self.exchange.try_send(status, content_type, data, self.headers + self.common_headers)
+        ):
+            self.started, self.status = True, status
+            return
         head = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(data)), NO_STORE]
         if headers:
             head += headers

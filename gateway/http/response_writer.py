@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterator, MutableMapping
+import functools
+from collections.abc import Callable, MutableMapping
 from typing import Any, Protocol, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
-from gateway.http.asgi import Send
+from gateway.http.asgi import NO_STORE, Headers, Send
+
+CLOSE_LINE = b"connection: close\r\n"
 
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -69,39 +70,34 @@ class UvicornExchange:
         self._cycle.disconnected = True
         self._cycle.transport.close()
 
-    @contextlib.contextmanager
-    def single_write(self) -> Iterator[None]:
+    def try_send(self, status: int, content_type: str, body: bytes, headers: Headers) -> bool:
         cycle = self._cycle
-        transport, gathering = cycle.transport, _GatheringTransport(cycle.transport)
-        cycle.transport = cast("asyncio.Transport", gathering)
-        try:
-            yield
-        finally:
-            cycle.transport = transport
-            gathering.flush()
+        if cycle.flow.write_paused or cycle.disconnected or cycle.response_started:
+            return False
+        head = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            head += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            head.append(CLOSE_LINE)
+        head.append(b"%bcontent-length: %d\r\n\r\n" % (_content_lines(content_type), len(body)))
+        head.append(body)
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.transport.write(b"".join(head))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+        return True
 
 
-class _GatheringTransport:
-    """A transport that gathers writes until it is flushed or closed."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self._parts.append(data)
-
-    def flush(self) -> None:
-        parts, self._parts = self._parts, []
-        if parts:
-            self._transport.write(b"".join(parts))
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+@functools.lru_cache(maxsize=256)
+def _content_lines(content_type: str) -> bytes:
+    """Return the header lines that describe a body. A worker names its type: anything but a header value becomes plain bytes."""
+    value = content_type.encode("latin-1", "replace")
+    if HEADER_VALUE_RE.search(value):
+        value = b"application/octet-stream"
+    return b"content-type: %b\r\n%b: %b\r\n" % (value, *NO_STORE)
 
 
 def without_chunks(cycle: RequestResponseCycle) -> Send:

@@ -12,7 +12,7 @@ import structlog
 from gateway.auth.authenticator import Authenticator, Principal
 from gateway.durable_request import DurableRequest
 from gateway.files import FileReferences
-from gateway.http.asgi import Receive, Reply, Scope, Send, body_is_complete, request_id_of, to_error_info
+from gateway.http.asgi import Receive, Reply, Scope, Send, body_is_complete, to_error_info
 from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.preferences import MAX_WAIT_S, read_preferences
@@ -90,7 +90,7 @@ class DurableRequestHandler:
             if result is None:
                 await self._responder.send_accepted(reply, record, preferences)
                 return None
-            return await self._responder.send_result(reply, result, base_url(request.scope), request.exchange)
+            return await self._responder.send_result(reply, result, base_url(request.scope))
         return await self._caller_tasks.run_while_connected(
             self._answer_synchronously(request, record), request.scope, request.receive
         )
@@ -123,13 +123,13 @@ class DurableRequestHandler:
             result = await self._jobs.result(record.owner, record.job)
         else:
             result = await self._responder.wait_for_result(record.owner, record.job)
-        return await self._responder.send_result(request.reply, result, base_url(request.scope), request.exchange)
+        return await self._responder.send_result(request.reply, result, base_url(request.scope))
 
     # POST /v1/jobs
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one `POST /v1/jobs`. Raises nothing but CancelledError."""
-        reply = Reply(send, request_id_of(scope))
+        reply = Reply.to(scope, send)
         info: ErrorInfo | None = None
         job = ""
         try:
@@ -244,7 +244,7 @@ class JobPollHandler:
 
     async def serve(self, job_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the job. With `?wait=N`, wait up to N seconds (at most 300) for its end. Raises nothing but CancelledError."""
-        reply = Reply(send, request_id_of(scope))
+        reply = Reply.to(scope, send)
         info: ErrorInfo | None = None
         try:
             caller = self._auth.authenticate(scope)

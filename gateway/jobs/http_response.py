@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, nullcontext, suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 import orjson
@@ -93,9 +93,7 @@ class JobResponder:
         if end:
             yield end
 
-    async def send_result(
-        self, reply: Reply, result: JobResult, base: str, exchange: HttpExchange | None
-    ) -> ErrorInfo | None:
+    async def send_result(self, reply: Reply, result: JobResult, base: str) -> ErrorInfo | None:
         """Send the result or the error of an ended job. Return the error."""
         error = result_error(result)
         if error is not None:
@@ -104,14 +102,16 @@ class JobResponder:
         payload = self.payload(result, base)
         pieces = payload.pieces()
         first = await anext(pieces, b"")  # a failure here can still be sent as an error
+        reply.headers += adapted_header(result.outcome.adapted)
+        if len(first) == payload.size:
+            await reply.send_response(200, payload.content_type, first)
+            return None
         head = [(b"content-type", payload.content_type.encode()), (b"content-length", b"%d" % payload.size), NO_STORE]
-        head += adapted_header(result.outcome.adapted)
-        with exchange.single_write() if exchange is not None and len(first) == payload.size else nullcontext():
-            await reply.send_head(200, head)
-            await reply.send_chunk(first)
-            async for piece in pieces:
-                await reply.send_chunk(piece)
-            await reply.send_end()
+        await reply.send_head(200, head)
+        await reply.send_chunk(first)
+        async for piece in pieces:
+            await reply.send_chunk(piece)
+        await reply.send_end()
         return None
 
     async def relay_stream(

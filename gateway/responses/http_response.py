@@ -19,7 +19,6 @@ from gateway.http.asgi import (
     Scope,
     Send,
     adapted_header,
-    request_id_of,
     to_error_info,
 )
 from gateway.http.request_body import CallerDisconnected
@@ -104,7 +103,7 @@ class ResponseStreamReply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events. Raises nothing but CancelledError."""
-        reply = Reply(send, request_id_of(scope))
+        reply = Reply.to(scope, send)
         reply.headers.append((b"x-nexus-job-id", self._created.job.encode()))
         sender = _EventSender(reply, self._responses.event_stream(self._created, self._after), self._start)
         status, error = CLIENT_CLOSED_STATUS, None

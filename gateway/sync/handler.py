@@ -29,7 +29,6 @@ from gateway.http.asgi import (
     Scope,
     Send,
     adapted_header,
-    request_id_of,
     to_error_info,
     watch_disconnect,
 )
@@ -90,7 +89,7 @@ class InferenceHandler:
 
     async def serve(self, endpoint: EndpointSpec, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises nothing but CancelledError."""
-        exchange = _InferenceExchange(self, endpoint, Reply(send, request_id_of(scope)), scope.get(EXCHANGE))
+        exchange = _InferenceExchange(self, endpoint, Reply.to(scope, send), scope.get(EXCHANGE))
         metrics = self._metrics
         metrics.in_flight.inc()
         try:
@@ -213,8 +212,7 @@ class _InferenceExchange:
             answer = request.take_output()
             if self._result_base_url is not None:
                 answer = self._handler._url_signer.sign_urls(answer, request.envelope.owner, self._result_base_url)
-            with self._exchange.single_write() if self._exchange is not None else contextlib.nullcontext():
-                await self._reply.send_response(200, request.done.content_type, answer)
+            await self._reply.send_response(200, request.done.content_type, answer)
 
     async def _send_blob(self, done: AttemptDone, ref: BlobRef) -> None:
         """Send an answer that travels by reference, piece by piece."""

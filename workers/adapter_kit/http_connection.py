@@ -168,6 +168,8 @@ class BackendConnection(asyncio.Protocol):
         self._complete = False
         self._reusable = False
         self._lingering: asyncio.TimerHandle | None = None
+        self._sends_head_alone = True
+        """The server may send the head of a response before its body; what it did last tells."""
         self._transport: asyncio.Transport
         self._socket: socket.socket | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -179,7 +181,7 @@ class BackendConnection(asyncio.Protocol):
         self._head_size = 0
         self._complete = False
         self._transport.write(data)
-        if QUICKACK is not None and self._socket is not None:
+        if self._sends_head_alone and QUICKACK is not None and self._socket is not None:
             # Python's own server sends the body only when the head is acknowledged, which the kernel would delay by 40 ms.
             try:  # noqa: SIM105 - on the hot path, `suppress` costs as much as the call
                 self._socket.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
@@ -241,7 +243,7 @@ class BackendConnection(asyncio.Protocol):
         if response is None:
             self.abort()  # bytes without a request
             return
-        self.silent = False
+        first, self.silent = self.silent, False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -249,6 +251,8 @@ class BackendConnection(asyncio.Protocol):
             if not self._complete:
                 self._fail(BackendError(f"{self._pool.origin} answered with something that is not HTTP: {error}"))
                 return
+        if first:
+            self._sends_head_alone = not (self._complete or response._pieces)
         if self._complete:
             self._finish(response)
             return

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import uvicorn
 
 from gateway.health import ShutdownState
@@ -90,20 +91,44 @@ async def test_an_answer_of_known_length_takes_no_direct_writes() -> None:
         writer.close()
 
 
-async def test_a_single_write_is_complete_and_the_connection_continues() -> None:
-    """Head and body leave together, also where the connection ends with them, and the next request is answered."""
-    closing = False
+async def test_a_complete_answer_leaves_in_one_write_and_the_connection_continues() -> None:
+    """An answer sent past ASGI has the same headers as one through it, and the next request is answered."""
+    past_asgi = True
 
     async def handler(exchange: HttpExchange, reply: Reply, _receive: Any) -> None:
-        with exchange.single_write():
-            await reply.send_response(200, "text/plain", b"hello", [(b"connection", b"close")] if closing else None)
+        if past_asgi:
+            assert exchange.try_send(200, "text/plain", b"hello", [(b"x-one", b"1")])
+            assert not exchange.try_send(200, "text/plain", b"again", [])
+        else:
+            await reply.send_response(200, "text/plain", b"hello", [(b"x-one", b"1")])
 
     async with serving(handler) as port:
         reader, writer = await exchange(port)
-        assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 OK\r\n")
-        closing = True
+        one = await reader.readuntil(b"hello")
+        past_asgi = False
         writer.write(REQUEST)
-        assert (await reader.read()).endswith(b"\r\n\r\nhello")
+        other = await reader.readuntil(b"hello")
+        assert sorted(one.split(b"\r\n")) == sorted(other.split(b"\r\n"))
+        past_asgi = True
+        writer.write(REQUEST.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
+        last = await reader.read()
+        assert b"\r\nconnection: close\r\n" in last
+        assert last.endswith(b"\r\n\r\nhello")
+        writer.close()
+
+
+@pytest.mark.parametrize("content_type", ["text/plain\r\nset-cookie: a=b", "text/plain\0", "a\nb"])
+async def test_a_content_type_adds_no_header(content_type: str) -> None:
+    """The type of an answer comes from a worker, which may be hostile."""
+
+    async def handler(exchange: HttpExchange, _reply: Reply, _receive: Any) -> None:
+        assert exchange.try_send(200, content_type, b"hello", [])
+
+    async with serving(handler) as port:
+        reader, writer = await exchange(port)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"content-type: application/octet-stream\r\n" in head
+        assert b"set-cookie" not in head
         writer.close()
 
 
