@@ -85,8 +85,10 @@ def log_info(event: str, fields: Mapping[str, Any]) -> None:
         _structlog.info(event, **fields)
         return
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    context = structlog.contextvars.get_contextvars()
-    lines.msg(orjson.dumps({**fields, **context, "event": event, "level": "info", "timestamp": now}, default=str))
+    line = {**fields, "event": event, "level": "info", "timestamp": now}
+    for name, value in structlog.contextvars.get_contextvars().items():
+        line.setdefault(name, value)
+    lines.msg(orjson.dumps(line, default=str))
 
 
 _structlog = structlog.get_logger(__name__)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from backbone.bus.bus import QueueChange, QueueDepth, StorageUsage
 from backbone.bus.refusal_counter import KINDS
@@ -26,32 +27,39 @@ MAX_AGE_S = 1.0
 
 
 class FastHistogram(Collector):
-    """A histogram with one label, observed once per token: 0.3 µs an observation instead of prometheus_client's 2."""
+    """A histogram that requests and tokens observe: 0.3 µs an observation instead of prometheus_client's 2."""
 
-    def __init__(self, name: str, text: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> None:
-        self._name, self._text, self._bounds = name, text, buckets
-        self._counts: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        buckets: tuple[float, ...],
+        registry: CollectorRegistry,
+        labels: tuple[str, ...] = ("model",),
+    ) -> None:
+        self._name, self._text, self._bounds, self._labels = name, text, buckets, labels
+        self._counts: dict[tuple[str, ...], list[int]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
         registry.register(self)
 
-    def observe(self, model: str, value: float) -> None:
-        """Observe one value, in seconds."""
-        counts = self._counts.get(model)
+    def observe(self, value: float, *labels: str) -> None:
+        """Observe one value, in seconds. `labels`: a value for each label."""
+        counts = self._counts.get(labels)
         if counts is None:
-            counts = self._counts[model] = [0] * (len(self._bounds) + 1)
-            self._sums[model] = 0.0
+            counts = self._counts[labels] = [0] * (len(self._bounds) + 1)
+            self._sums[labels] = 0.0
         counts[bisect_left(self._bounds, value)] += 1
-        self._sums[model] += value
+        self._sums[labels] += value
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics' samples, for prometheus_client."""
-        family = HistogramMetricFamily(self._name, self._text, labels=["model"])
-        for model, counts in self._counts.items():
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, counts in self._counts.items():
             total, buckets = 0, []
-            for bound, count in zip([*map(str, self._bounds), "+Inf"], counts, strict=True):
+            for bound, count in zip([*map(floatToGoString, self._bounds), "+Inf"], counts, strict=True):
                 total += count
                 buckets.append((bound, total))
-            family.add_metric([model], buckets, sum_value=self._sums[model])
+            family.add_metric(labels, buckets, sum_value=self._sums[labels])
         yield family
 
 
@@ -149,27 +157,26 @@ class GatewayMetrics:
             ["endpoint", "model", "status"],
             registry=reg,
         )
-        self.duration = Histogram(
+        self.duration = FastHistogram(
             "nexus_request_duration_seconds",
             "Time from the complete request to the last byte of the answer.",
-            ["endpoint", "model"],
-            registry=reg,
-            buckets=LATENCY,
+            LATENCY,
+            reg,
+            labels=("endpoint", "model"),
         )
-        self.ttft = Histogram(
+        self.ttft = FastHistogram(
             "nexus_time_to_first_token_seconds",
             "Time from the complete request to the backend's first output.",
-            ["model"],
-            registry=reg,
-            buckets=TTFT,
+            TTFT,
+            reg,
         )
         self.itl = FastHistogram("nexus_inter_token_latency_seconds", "Time between two writes of a stream.", ITL, reg)
-        self.queue_wait = Histogram(
+        self.queue_wait = FastHistogram(
             "nexus_queue_wait_seconds",
             "Time from submission to the first start on a worker.",
-            ["capability", "lane", "model"],
-            registry=reg,
-            buckets=LATENCY,
+            LATENCY,
+            reg,
+            labels=("capability", "lane", "model"),
         )
         self.queue_depth = Gauge(
             "nexus_queue_depth",
@@ -198,7 +205,10 @@ class GatewayMetrics:
             ["kind", "model"],
             registry=reg,
         )
-        self.in_flight = Gauge("nexus_requests_in_flight", "Requests that are being answered.", registry=reg)
+        self.requests_in_flight = 0
+        """Requests that are being answered; read at each scrape."""
+        in_flight = Gauge("nexus_requests_in_flight", "Requests that are being answered.", registry=reg)
+        in_flight.set_function(lambda: self.requests_in_flight)
         self.attempts = Counter(
             "nexus_redelivered_requests_total", "Requests that more than one worker attempted.", ["model"], registry=reg
         )

@@ -91,11 +91,11 @@ class InferenceHandler:
         """Answer one request. Raises nothing but CancelledError."""
         exchange = _InferenceExchange(self, endpoint, Reply.to(scope, send), scope.get(EXCHANGE))
         metrics = self._metrics
-        metrics.in_flight.inc()
+        metrics.requests_in_flight += 1
         try:
             await exchange.answer(scope, receive)
         finally:
-            metrics.in_flight.dec()
+            metrics.requests_in_flight -= 1
             # Deferred until the loop has written the answer: the caller does not wait for logs and metrics.
             asyncio.get_running_loop().call_soon(exchange.report, monotonic())
 
@@ -245,7 +245,7 @@ class _InferenceExchange:
         def note_chunk(data: bytes) -> None:
             nonlocal last, between_events
             now = monotonic()
-            observe(model, now - last)
+            observe(now - last, model)
             last, between_events = now, data.endswith(b"\n\n")
 
         if self._exchange is not None:
@@ -383,12 +383,12 @@ class _InferenceExchange:
         model, queue = request.envelope.model, request.queue
         child = metrics.child
         child(metrics.requests, path, model, self._status).inc()
-        child(metrics.duration, path, model).observe(seconds)
+        metrics.duration.observe(seconds, path, model)
         if request.first_output_at is not None:
-            child(metrics.ttft, model).observe(request.first_output_at - self._began_at)
+            metrics.ttft.observe(request.first_output_at - self._began_at, model)
         if request.started_at is not None:
             queue_wait_s = request.started_at - request.submitted_at
-            child(metrics.queue_wait, queue.capability, queue.lane, model).observe(queue_wait_s)
+            metrics.queue_wait.observe(queue_wait_s, queue.capability, queue.lane, model)
         if request.starts > 1:
             child(metrics.attempts, model).inc()
         usage = request.done.usage if request.done is not None else None

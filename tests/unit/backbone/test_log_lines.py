@@ -14,7 +14,7 @@ import sys
 import structlog
 from backbone.logging import configure_logging, log_info
 configure_logging(sys.argv[1], sys.argv[2])
-structlog.contextvars.bind_contextvars(worker="w1")
+structlog.contextvars.bind_contextvars(worker="w1", status=0)
 fields = {"request_id": "req_1", "seconds": 0.5, "status": 200, "kind": None, "text": "é", "path": __import__("pathlib").Path("x")}
 structlog.get_logger("x").info("request.finished", **fields)
 log_info("request.finished", fields)

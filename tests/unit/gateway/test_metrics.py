@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from gateway.cached_result import CachedResult
-from gateway.metrics import GatewayMetrics, MetricsExposition
+from gateway.metrics import FastHistogram, GatewayMetrics, MetricsExposition
 
 
 async def test_the_text_equals_prometheus_clients() -> None:
@@ -16,7 +16,7 @@ async def test_the_text_equals_prometheus_clients() -> None:
     metrics = GatewayMetrics()
     for number in range(20):
         metrics.child(metrics.requests, "/v1/x", f"model-{number}", 200).inc()
-        metrics.itl.observe(f"model-{number}", 0.01)
+        metrics.itl.observe(0.01, f"model-{number}")
     stable = [line for line in generate_latest(metrics.registry).splitlines() if not line.startswith(b"process_")]
     assert [
         line
@@ -70,3 +70,24 @@ async def test_a_failure_is_not_cached() -> None:
         await shared.get()
     fail = False
     assert await shared.get() == "text"
+
+
+def test_a_fast_histogram_reads_as_prometheus_clients() -> None:
+    """Both histograms have the same samples for the same observations, bounds included."""
+    one, other = CollectorRegistry(), CollectorRegistry()
+    bounds = (0.005, 1, 2.5)
+    fast = FastHistogram("seconds", "Text.", bounds, one, ("endpoint", "model"))
+    slow = Histogram("seconds", "Text.", ["endpoint", "model"], registry=other, buckets=bounds)
+    for value in (0.001, 0.005, 0.0051, 1, 2, 3, 100):
+        fast.observe(value, "/v1/x", "m")
+        slow.labels("/v1/x", "m").observe(value)
+    found, expected = (
+        [
+            (sample.name, sample.labels, sample.value)
+            for metric in registry.collect()
+            for sample in metric.samples
+            if not sample.name.endswith("_created")
+        ]
+        for registry in (one, other)
+    )
+    assert sorted(found, key=str) == sorted(expected, key=str)
