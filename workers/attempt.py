@@ -136,7 +136,7 @@ class Attempt(ABC):
         self.envelope = envelope
         self._body = body
         self._loop = asyncio.get_running_loop()
-        self.began = self.last_output = self._phase_began = monotonic()
+        self.began = self.last_output = self.last_heartbeat = self._phase_began = monotonic()
         self._seq = 0
         self._tokens = 0
         self._has_output = False

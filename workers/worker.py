@@ -412,16 +412,14 @@ class Worker:
 
     async def _watch_attempts(self) -> None:
         """Enforce time limits, send heartbeats, and update the worker's presence."""
-        next_beat = monotonic() + self._heartbeat_s
         while True:
             await asyncio.sleep(min(LIMIT_CHECK_INTERVAL_S, self._heartbeat_s / 2))
             now = monotonic()
-            beat = now >= next_beat
-            if beat:
-                next_beat = now + self._heartbeat_s
             for attempt in list(self._attempts.values()):
                 attempt.enforce_limits(now)
-                if beat:
+                # Each by its own start: hundreds of heartbeats in one turn would delay the tokens of all streams.
+                if now >= attempt.last_heartbeat + self._heartbeat_s:
+                    attempt.last_heartbeat = now
                     attempt.send_heartbeat()
             if self._state is WorkerState.READY and self._presence.take_update(now, len(self._attempts)):
                 await self._announce()

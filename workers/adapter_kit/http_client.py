@@ -35,7 +35,8 @@ from workers.backends.base import BackendError, BackendUnavailable
 __all__ = ["GATEWAY_HOPS", "BackendResponse", "HttpClient", "ends_with_connection"]
 
 CONNECT_TIMEOUT_S = 5.0
-MAX_IDLE_CONNECTIONS = 256
+MAX_IDLE_CONNECTIONS = 1024
+"""Fewer than a worker has slots would make each burst of requests connect again."""
 GATEWAY_HOPS: ContextVar[int] = ContextVar("hops", default=0)
 """How many gateways the job of the current task has passed before the gateway of this Nexus."""
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
