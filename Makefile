@@ -9,13 +9,14 @@
 #   make check         lint, format, types, import rules, language
 #   make docs          the docs site, built into site/; first the references that are generated from the code
 #   make bench         benchmarks; ARGS passes arguments
+#   make bench-gate    compares the CPU of a request and of a token with the recorded baseline; ARGS="--record" records a new one
 #   make fuzz          calls every route as the OpenAPI document says, for some minutes; ARGS="--seed 7" passes arguments to schemathesis
 #   make soak          an hour of kills, 10,000 jobs, a batch of 50,000 lines; ARGS="rounds --seed 7" passes arguments
 #   make clean         remove .venv and caches; .nexus (your data) stays
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up install test test-containers attack images check docs bench fuzz soak clean
+.PHONY: help up install test test-containers attack images check docs bench bench-gate fuzz soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -38,7 +39,7 @@ INSTALL := $(BIN)/python deploy/install.py
 STEPS := $(if $(filter-out up install,$(MAKECMDGOALS)),4,3)
 
 help:
-	@sed -n '3,14s/^# *//p' Makefile
+	@sed -n '3,15s/^# *//p' Makefile
 
 up: $(VENV)/.for-up
 	@exec $(BIN)/nexus up $(ARGS)
@@ -90,6 +91,9 @@ docs: $(VENV)/.for-test
 
 bench: $(VENV)/.for-test
 	@exec $(BIN)/python -m bench $(ARGS)
+
+bench-gate: $(VENV)/.for-test
+	@exec $(BIN)/python -m bench.gate $(ARGS)
 
 fuzz: $(VENV)/.for-test
 	@exec $(BIN)/python -m tests.clients.openapi_fuzz $(ARGS)

@@ -115,8 +115,8 @@ class SyncAttempt(Attempt):
 
     def _request_start(self) -> None:
         self._requests += 1
-        self._announced = True
-        self._request(self._encode(FrameKind.STARTED, 0, self._context.started))
+        if self._request(self._encode(FrameKind.STARTED, 0, self._context.started)):
+            self._announced = True
 
     async def _wait_for_grant(self) -> None:
         """Wait until the gateway answers PROCEED; any other answer stops the attempt."""
@@ -135,12 +135,15 @@ class SyncAttempt(Attempt):
         else:
             grant.set_result(None)
 
-    def _request(self, frame: bytes) -> None:
+    def _request(self, frame: bytes) -> bool:
+        """Send a request; return False where it could not be sent, and is repeated later."""
         self._bus.cancel_request(self._ticket)
         try:
             self._ticket = self._bus.request(self.envelope.reply, frame, self._on_answer)
         except Unavailable:
             self._loop.call_later(REQUEST_RETRY_S, self.request_start)
+            return False
+        return True
 
     def _on_answer(self, answer: bytes | None) -> None:
         gateways = self._context.gateways

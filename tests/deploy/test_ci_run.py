@@ -58,7 +58,7 @@ def test_an_engine_answers(checkout: Checkout) -> None:
     checkout.tools()
     code, out, notes = checkout.run()
     assert code == 0
-    assert makes(notes) == ["make check 1", "make test-containers 1", "make test 1"]
+    assert makes(notes) == ["make check 1", "make test-containers 1", "make bench-gate 1", "make test 1"]
     assert "Without containers" not in out
     assert not [note for note in notes if note.startswith("engine.sh")]
 
@@ -68,7 +68,7 @@ def test_no_engine(checkout: Checkout) -> None:
     checkout.command(checkout.bin / "docker", "exit 1")
     code, out, notes = checkout.run()
     assert code == 0
-    assert makes(notes) == ["make check", "make test"]
+    assert makes(notes) == ["make check", "make bench-gate", "make test"]
     assert "==> Without containers: no Docker engine answers, and nothing here brings one up" in out
 
 
@@ -81,7 +81,7 @@ def test_an_engine_is_brought_up(checkout: Checkout, tests: int) -> None:
     checkout.tools()
     code, _, notes = checkout.run()
     assert code == tests
-    assert makes(notes) == ["make check", "make test-containers 1", "make test 1"]
+    assert makes(notes) == ["make check", "make test-containers 1", "make bench-gate 1", "make test 1"]
     assert notes[-1] == "engine.sh down 1"
 
 
@@ -93,5 +93,5 @@ def test_an_engine_that_does_not_come_up(checkout: Checkout) -> None:
     code, out, notes = checkout.run()
     assert code == 0
     assert "==> Without containers: no room left" in out
-    assert makes(notes) == ["make check", "make test"]
+    assert makes(notes) == ["make check", "make bench-gate", "make test"]
     assert "engine.sh down" in notes

@@ -85,6 +85,25 @@ async def test_gone_while_running(
     await eventually(lambda: crew.idle())
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_gone_before_the_first_output(
+    crew: Crew, cluster: Cluster, double: OpenAIDouble, eventually: Eventually, *, streamed: bool
+) -> None:
+    """A caller hangs up as soon as the backend has the request, before the gateway knows which worker has it: the backend is stopped."""
+    worker = await on_double(crew, double)
+    behave(double, crew, first_delay_s=60.0)
+    caller = crew.ask("quick", stream=streamed)
+    while "quick" not in prompts(double):
+        await asyncio.sleep(0.001)
+    await caller.hang_up()
+    await asyncio.wait_for(double.disconnected.wait(), STOP_S + SLACK_S)
+    behave(double, crew)
+    assert (await crew.ask().end()).status == 200
+    await eventually(lambda: len(cluster.attempts(worker)) == 2)
+    assert [attempt["outcome"] for attempt in cluster.attempts(worker)] == ["cancelled", "completed"]
+    await eventually(lambda: crew.idle())
+
+
 async def test_gateway_killed_while_its_jobs_wait_and_run(
     crew: Crew, cluster: Cluster, double: OpenAIDouble, eventually: Eventually
 ) -> None:

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
+from bench.gate import BASELINE, LIMIT, LOADS, compare, ratio_of_best
 from bench.report import GOALS, Goal, figure, goals_table, middle, percentile, ratio, scenario_table, summary
 
 
@@ -51,3 +53,26 @@ def test_the_table_compares_with_direct_and_shows_a_failed_target_with_its_error
     assert lines[0].endswith("req/s, x direct  req/s, x naive")
     assert lines[3].split()[-2:] == ["0.500", "-"]
     assert lines[4] == "  naive: no result"
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(0.5, True), (1.0, True), (LIMIT, True), (1.5, False), (3.0, False)])
+def test_the_gate_catches_a_slowdown_of_a_half(factor, passes):
+    [verdict] = compare({"request": factor}, {"request": 1.0})
+    assert verdict.passes is passes
+    assert ("record" in verdict.describe()) is (factor not in {1.0, LIMIT})
+
+
+def test_the_gate_without_a_baseline_says_what_to_do():
+    [verdict] = compare({"request": 6.0}, {})
+    assert not verdict.passes
+    assert "make bench-gate" in verdict.describe()
+
+
+def test_the_gate_compares_the_quietest_rounds():
+    assert ratio_of_best({"nexus": [900.0, 300.0], "direct": [50.0, 150.0]}) == 6.0
+
+
+def test_each_load_of_the_gate_has_a_baseline():
+    recorded = orjson.loads(BASELINE.read_bytes())
+    assert set(recorded) == set(LOADS)
+    assert all(ratio > 0 for ratio in recorded.values())
