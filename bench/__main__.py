@@ -32,6 +32,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "s32": {"mode": "stream", "conns": 32, "tokens": 100, "delay_us": 20_000, "ramp_s": 0.5},
     "s128": {"mode": "stream", "conns": 128, "tokens": 150, "delay_us": 20_000, "ramp_s": 1.0},
     "s512": {"mode": "stream", "conns": 512, "tokens": 200, "delay_us": 20_000, "ramp_s": 2.0},
+    "s1000": {"mode": "stream", "conns": 1000, "tokens": 60, "delay_us": 100_000, "ramp_s": 2.0},
     "flood64": {"mode": "stream", "conns": 64, "tokens": 500, "delay_us": 0},
     "image1m": {"mode": "closed", "what": "image", "size": 2**20, "conns": 4, "delay_us": 50_000, "seconds": 3.0},
     "image4m": {"mode": "closed", "what": "image", "size": 2**22, "conns": 4, "delay_us": 50_000, "seconds": 3.0},
@@ -95,6 +96,8 @@ def options() -> argparse.Namespace:
 async def bench(given: argparse.Namespace, folder: Path) -> Results:
     results: Results = {}
     async with Stack(folder, set(given.target)) as stack:
+        if stack.starts:
+            results["start"] = {"nexus": [dict(stack.starts)]}
         for target in stack.targets:
             await measure(target, {"mode": "closed", "conns": 4, "seconds": 0.5})
         for name in given.scenario:

@@ -100,6 +100,8 @@ class Stack:
         self.folder = folder
         self.wanted = wanted
         self.targets: list[Target] = []
+        self.starts: dict[str, float] = {}
+        """CPU seconds of gateway and worker until each was ready."""
         self._parts: list[EmbeddedServer | ManagedProcess] = []
 
     async def __aenter__(self) -> Self:
@@ -157,8 +159,10 @@ class Stack:
             "MAX_QUEUED_JOBS": "1000000",
         }
         gateway = await self._process("gateway", ["gateway"], env, answers(port, "/readyz"))
+        self.starts["gateway_cpu_s"] = cpu_seconds(gateway)
         await self._parked(env, port, key)
         worker = await self._process("worker", ["workers"], env, answers(port, CHAT, key))
+        self.starts["worker_cpu_s"] = cpu_seconds(worker)
         parts = {"gateway": gateway, "worker": worker, "nats": _pids(nats), "redis": _pids(redis)}
         return Target(name, port, key, [pid for pids in parts.values() for pid in pids], gateway, parts)
 

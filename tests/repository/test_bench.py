@@ -76,3 +76,9 @@ def test_each_load_of_the_gate_has_a_baseline():
     recorded = orjson.loads(BASELINE.read_bytes())
     assert set(recorded) == set(LOADS)
     assert all(ratio > 0 for ratio in recorded.values())
+
+
+def test_the_goals_include_what_a_start_costs():
+    table = goals_table({"start": {"nexus": [{"gateway_cpu_s": 0.45, "worker_cpu_s": 0.31}]}}, GOALS)
+    rows = {line.split("  ")[0]: line.split()[-1] for line in table.splitlines()[1:]}
+    assert rows == {"CPU of the gateway's start, s": "yes", "CPU of a worker's start, s": "NO"}
