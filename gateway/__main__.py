@@ -2,6 +2,7 @@
 
 import sys
 
+import backbone  # noqa: F401 - before others import structlog
 from gateway.server import main
 
 sys.exit(main())

@@ -2,6 +2,7 @@
 
 import sys
 
+import backbone  # noqa: F401 - before others import structlog
 from workers.main import main
 
 sys.exit(main())
