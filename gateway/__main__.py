@@ -2,7 +2,6 @@
 
 import sys
 
-import backbone  # noqa: F401 - before others import structlog
 from gateway.server import main
 
 sys.exit(main())

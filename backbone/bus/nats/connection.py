@@ -7,14 +7,13 @@ only file that uses nats-py's private names; `tests/backbone/test_connection.py`
 Private names in use: `Client._ps`, `._subs`, `._pending`, `._pending_data_size`, `._transport`, `._process_msg`,
 `._process_err`, `._process_ping`, `._process_pong`, `._process_info`, `._send_command`, `._flush_pending`, `._process_op_err`,
 `._remove_sub`, `._connect_command`, `._server_info`, `._attempt_reconnect`, `._pongs`, `._server_pool`,
-`TcpTransport._io_writer`, and `Parser.parse` / `.reset`; `transport.aiohttp` and `.multidict` are set.
+`TcpTransport._io_writer`, and `Parser.parse` / `.reset`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import math
 import re
 from collections.abc import Awaitable, Callable
@@ -22,7 +21,6 @@ from typing import Any
 
 import nats
 import structlog
-from nats.aio import transport
 from nats.aio.client import Client
 
 from backbone.bus.nats.auth import NatsAccess
@@ -50,13 +48,6 @@ CLUSTER_CONNECT_TIMEOUT_S = 1.0
 """The time that one of several servers gets to accept a connection before the next one is tried."""
 REFUSED_RECONNECT_DELAY_S = 2.0
 """Between attempts to connect to a server that refuses this user: it will not change its mind soon."""
-
-
-def _load_websocket_libraries() -> None:
-    """Load what nats-py's websocket transport needs: `backbone.bus.nats` imported it without."""
-    with contextlib.suppress(ImportError):  # the transport says what is missing
-        for name in ("aiohttp", "multidict"):
-            setattr(transport, name, importlib.import_module(name))
 
 
 class _NatsPyClient(Client):
@@ -145,8 +136,6 @@ class NatsConnection:
         """
         self._loop = asyncio.get_running_loop()
         self._raw._ps = self._parser
-        if any(server.startswith(("ws://", "wss://")) for server in self.auth.servers):
-            _load_websocket_libraries()
         self._connecting = True
         try:
             async with asyncio.timeout(timeout_s):
