@@ -72,7 +72,7 @@ class UvicornExchange:
 
     def try_send(self, status: int, content_type: str, body: bytes, headers: Headers) -> bool:
         cycle = self._cycle
-        if cycle.flow.write_paused or cycle.disconnected or cycle.response_started:
+        if cycle.flow.write_paused or cycle.disconnected or cycle.response_started or cycle.scope["method"] == "HEAD":
             return False
         head = [STATUS_LINE[status]]
         for name, value in (*cycle.default_headers, *headers):

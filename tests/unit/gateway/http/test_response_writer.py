@@ -117,6 +117,23 @@ async def test_a_complete_answer_leaves_in_one_write_and_the_connection_continue
         writer.close()
 
 
+async def test_an_answer_to_head_has_no_body() -> None:
+    """The answer of a poll by HEAD goes the way that leaves its body out, and the connection goes on."""
+
+    async def handler(exchange: HttpExchange, reply: Reply, _receive: Any) -> None:
+        assert not exchange.try_send(200, "text/plain", b"hello", [])
+        await reply.send_response(200, "text/plain", b"hello")
+
+    async with serving(handler) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"HEAD / HTTP/1.1\r\nhost: x\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            assert b"content-length: 5\r\n" in head
+        writer.close()
+
+
 @pytest.mark.parametrize("content_type", ["text/plain\r\nset-cookie: a=b", "text/plain\0", "a\nb"])
 async def test_a_content_type_adds_no_header(content_type: str) -> None:
     """The type of an answer comes from a worker, which may be hostile."""
