@@ -26,8 +26,8 @@ from workers.backends.base import Chunk, Finish, Output
 JSON = dict[str, Any]
 
 KEEPALIVE_INTERVAL_S = 1.0
-MAX_UNREAD_BYTES = 64 * 1024
-"""A longer stream, of about 300 tokens, is read as it comes: unread events take many times the memory of their text."""
+MAX_UNREAD_BYTES = 4 * 1024
+"""A longer stream, of about 25 tokens, is read as it comes: by then learning a pattern of events costs less than one pass."""
 DONE_MARKER = b"[DONE]"
 DONE_BYTES = 32
 """The last bytes of a stream, among which its end marker is."""
