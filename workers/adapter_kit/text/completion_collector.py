@@ -48,24 +48,20 @@ class CompletionCollector(CompletionReader):
         self._merged: dict[int, JSON] = {}
         self._top: JSON = {}
         self._last_keepalive = 0.0
-        self._unread: list[bytes] | None = [] if options.choices == 1 else None
+        self._unread: bytes | None = b"" if options.choices == 1 else None
         """The stream so far; None: it is read by events."""
-        self._unread_size = 0
         self._reported = 0
         """Tokens of the unread stream that a Chunk has counted."""
         self._plain: PlainAnswer | None = None
 
     def feed(self, data: bytes) -> Chunk | None:
-        unread = self._unread
-        if unread is None:
+        if self._unread is None:
             return super().feed(data)
-        unread.append(data)
-        self._unread_size += len(data)
-        if b"error" in data or self._unread_size > MAX_UNREAD_BYTES:
+        self._unread += data
+        if b"error" in data or len(self._unread) > MAX_UNREAD_BYTES:
             return self._read_events()
-        tail = data[-DONE_BYTES:] if len(data) >= DONE_BYTES else b"".join(unread[-DONE_BYTES:])[-DONE_BYTES:]
-        if DONE_MARKER in tail:
-            self._plain = read_plain_answer(b"".join(unread), chat=self.options.chat)
+        if DONE_MARKER in self._unread[-DONE_BYTES:]:
+            self._plain = read_plain_answer(self._unread, chat=self.options.chat)
             if self._plain is None:
                 return self._read_events()
             self._unread, self.done = None, True
@@ -84,7 +80,7 @@ class CompletionCollector(CompletionReader):
     def _read_events(self) -> Chunk | None:
         """Read the collected bytes, and all that follow, by events."""
         unread, self._unread = self._unread, None
-        return super().feed(b"".join(unread)) if unread else None
+        return super().feed(unread) if unread else None
 
     def _take_tokens(self) -> int:
         tokens = super()._take_tokens()
@@ -116,30 +112,27 @@ class CompletionCollector(CompletionReader):
             self._read_events()
         self._settle_reasons()
         self._merge_texts()
-        options = self.options
         for choice in self._final_choices():
             self._merge(choice)
         self._require_all_choices(len(self._merged))
-        usage = self._usage()
-        body = {**self._extras, **self._top, **self._constant}
-        body["object"] = "chat.completion" if options.chat else "text_completion"
-        body["choices"] = [finish_choice(choice, options.chat) for _, choice in sorted(self._merged.items())]
-        if usage is not None:
-            body["usage"] = usage
-        yield Chunk(orjson.dumps(body), self._take_tokens())
-        yield Finish(validated_usage(usage))
+        choices = [choice for _, choice in sorted(self._merged.items())]
+        yield from self._answer({**self._extras, **self._top}, choices, self._usage(), self._take_tokens())
 
     def _finish_plain(self, plain: PlainAnswer) -> Iterator[Output]:
-        chat = self.options.chat
         self._set_constant_fields(plain.first)
-        given: JSON = {"delta": {"content": plain.text}} if chat else {"text": plain.text}
-        body = {**plain.fields, **self._constant}
+        given: JSON = {"delta": {"content": plain.text}} if self.options.chat else {"text": plain.text}
+        choice = {"index": 0, **given, "finish_reason": plain.reason}
+        yield from self._answer(plain.fields, [choice], plain.usage, max(0, plain.tokens - self._reported))
+
+    def _answer(self, fields: JSON, choices: list[JSON], usage: JSON | None, tokens: int) -> Iterator[Output]:
+        chat = self.options.chat
+        body = {**fields, **self._constant}
         body["object"] = "chat.completion" if chat else "text_completion"
-        body["choices"] = [finish_choice({"index": 0, **given, "finish_reason": plain.reason}, chat)]
-        if plain.usage is not None:
-            body["usage"] = plain.usage
-        yield Chunk(orjson.dumps(body), max(0, plain.tokens - self._reported))
-        yield Finish(validated_usage(plain.usage))
+        body["choices"] = [finish_choice(choice, chat) for choice in choices]
+        if usage is not None:
+            body["usage"] = usage
+        yield Chunk(orjson.dumps(body), tokens)
+        yield Finish(validated_usage(usage))
 
     def _merge(self, choice: JSON) -> None:
         merged = self._merged.setdefault(choice["index"], choice)
