@@ -67,6 +67,16 @@ async def test_gone_while_queued(crew: Crew, double: OpenAIDouble, eventually: E
     await eventually(lambda: crew.idle())
 
 
+async def stopped(crew: Crew, cluster: Cluster, double: OpenAIDouble, worker: str, eventually: Eventually) -> None:
+    """Until the backend was stopped; then the next caller is served in the same slot."""
+    await asyncio.wait_for(double.disconnected.wait(), STOP_S + SLACK_S)
+    behave(double, crew)
+    assert (await crew.ask().end()).status == 200
+    await eventually(lambda: len(cluster.attempts(worker)) == 2)
+    assert [attempt["outcome"] for attempt in cluster.attempts(worker)] == ["cancelled", "completed"]
+    await eventually(lambda: crew.idle())
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_gone_while_running(
     crew: Crew, cluster: Cluster, double: OpenAIDouble, eventually: Eventually, *, streamed: bool
@@ -77,12 +87,7 @@ async def test_gone_while_running(
     caller = crew.ask(stream=streamed)
     await eventually(lambda: double.streaming == 1)
     await caller.hang_up()
-    await asyncio.wait_for(double.disconnected.wait(), STOP_S + SLACK_S)
-    behave(double, crew)
-    assert (await crew.ask().end()).status == 200
-    await eventually(lambda: len(cluster.attempts(worker)) == 2)
-    assert [attempt["outcome"] for attempt in cluster.attempts(worker)] == ["cancelled", "completed"]
-    await eventually(lambda: crew.idle())
+    await stopped(crew, cluster, double, worker, eventually)
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -96,12 +101,7 @@ async def test_gone_before_the_first_output(
     while "quick" not in prompts(double):
         await asyncio.sleep(0.001)
     await caller.hang_up()
-    await asyncio.wait_for(double.disconnected.wait(), STOP_S + SLACK_S)
-    behave(double, crew)
-    assert (await crew.ask().end()).status == 200
-    await eventually(lambda: len(cluster.attempts(worker)) == 2)
-    assert [attempt["outcome"] for attempt in cluster.attempts(worker)] == ["cancelled", "completed"]
-    await eventually(lambda: crew.idle())
+    await stopped(crew, cluster, double, worker, eventually)
 
 
 async def test_gateway_killed_while_its_jobs_wait_and_run(
