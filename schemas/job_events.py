@@ -87,6 +87,17 @@ class GateReply(BaseModel):
     """For EXHAUSTED: a `schemas.errors.ErrorInfo`."""
 
 
+_VERDICTS = {verdict.value.encode(): GateReply(kind=verdict) for verdict in GateVerdict}
+
+
+def decode_reply(data: bytes) -> GateReply | None:
+    """Decode a gateway's reply to a request: JSON `GateReply`, or the verdict alone. Return None for anything else."""
+    try:
+        return _VERDICTS.get(data) or GateReply.model_validate_json(data)
+    except ValueError:
+        return None
+
+
 class JobEventKind(StrEnum):
     """The names of events as callers receive them."""
 

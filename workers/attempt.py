@@ -1,69 +1,55 @@
-"""What the attempts at direct and durable jobs have in common: they run the backend under time limits, and end in one outcome.
+"""One attempt at one job: run the backend under time limits, and end in one outcome.
 
-`SyncAttempt` answers one waiting gateway; `DurableAttempt` stores events and an outcome.
+waiting ──PROCEED; no gateway replied; or──► running ──Finish────────────────────────► completed, ack
+  │       a fresh direct job                   │ permanent error, time limit ────────► failed, ack
+  │ STOP ───────► ack                          │ transient error, or the last drained ► returned, nak; failed after the third that
+  │ WAIT ───────► nak                          │                                        counts, or after output that stays
+  │ EXHAUSTED ──► failed, dead letter, ack     │ cancelled, STOP, caller disconnected ► ack
+  └ SUPERSEDED ─► silence                      │ no gateway before any PROCEED ────────► nak, to wait for PROCEED next time
+                                               └ SUPERSEDED, `ack_wait` lost ─────────► silence
+
+An attempt sends its output and its end through an `Outbox`: to the gateway of a direct job, or to the streams of a durable one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from enum import StrEnum
 from functools import cached_property, partial
+from math import inf
 from time import monotonic
 from typing import Any, cast
 
 import structlog
 
-from backbone.bus.blobs import BlobStore, BlobWriter
-from backbone.bus.bus import JobDelivery, WorkerBus
-from backbone.ids import new_token
+from backbone.bus.blobs import BlobStore
 from backbone.logging import log_info
-from schemas.errors import WORKER_DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
-from schemas.frames import (
-    LOADING_PHASE,
-    MAX_PREVIEW,
-    AdaptedParameters,
-    AttemptReturned,
-    AttemptStarted,
-    BlobRef,
-    FrameKind,
-    Progress,
-)
-from schemas.jobs import Envelope
+from schemas.errors import WORKER_DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
+from schemas.frames import LOADING_PHASE, MAX_PREVIEW, AdaptedParameters, FrameKind, Progress
+from schemas.job_events import GateReply, GateVerdict
+from workers.adapter_kit.http_client import GATEWAY_HOPS
 from workers.backends.base import (
     Adaptation,
     Backend,
     BackendError,
     BackendUnavailable,
     Chunk,
-    Finish,
     Output,
     Task,
     UploadedFile,
     wrap_exception,
 )
-from workers.gateway_health import GatewayHealth
-from workers.start_timer import StartTimer
+from workers.outbox import MAX_REQUESTS, REQUEST_RETRY_S, JobLost, Outbox
+from workers.worker_context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
-MAX_FRAME_BYTES = 256 * 1024
-"""Payload bytes of one event; larger output travels in several."""
-REQUEST_RETRY_S = 0.25
-"""The pause before the worker repeats a request that a gateway did not answer."""
-MAX_REQUESTS = 10
-"""A gateway that does not receive this many requests is dead; after fewer, it may only be reconnecting."""
 STORED_FILE_PREFIX = "nexus-blob:"
 """Precedes the name of a blob that the caller gets by URL; the gateway recognizes it."""
-MAX_TRANSIENT_FAILURES = 3
-"""Counted attempts after which a transient backend error is final; for a direct job, its gateway counts them."""
 UNCOUNTED_RETURN_S = 0.05
 """The pause before another worker gets a job that this worker's server has not begun."""
-TOKEN_PREFIX_LENGTH = 10
 CLOSE_TIMEOUT_S = 10.0
 """How long a cancelled backend call may take to end before its slot is freed anyway."""
 
@@ -87,82 +73,45 @@ FENCED_REASONS = frozenset({StopReason.SUPERSEDED, StopReason.OWNERSHIP_LOST})
 """The job is another worker's: the attempt ends silently."""
 ABANDONED_REASONS = frozenset({StopReason.DISCONNECTED, StopReason.CANCELLED})
 """No caller wants the answer: the job is acknowledged."""
+STOP_REASONS = {
+    GateVerdict.STOP: StopReason.DISCONNECTED,
+    GateVerdict.SUPERSEDED: StopReason.SUPERSEDED,
+    GateVerdict.WAIT: StopReason.GATEWAY_UNREACHABLE,
+}
+"""Verdicts that stop a running attempt."""
 
 
-def make_tokens() -> Iterator[str]:
-    """Yield names for attempts that no other process yields. They are no secret, as a synchronous job's reply subject is."""
-    prefix = new_token()[:TOKEN_PREFIX_LENGTH]
-    return (f"{prefix}{number:x}" for number in itertools.count())
-
-
-@dataclass(frozen=True)
-class WorkerContext:
-    """The worker that runs the attempts."""
-
-    worker: str
-    backend: str
-    gateways: GatewayHealth = field(default_factory=GatewayHealth, compare=False)
-    adapts: bool = True
-    """Parameters that the server lacks are replaced by the nearest equivalent, unless the job's alias decides; False: refused."""
-
-    tokens: Iterator[str] = field(default_factory=make_tokens, compare=False)
-    """The names of this worker's attempts at synchronous jobs."""
-    start_timer: StartTimer = field(default_factory=StartTimer, compare=False)
-
-    @cached_property
-    def started(self) -> bytes:
-        """The payload of STARTED."""
-        return AttemptStarted(worker=self.worker, backend=self.backend).model_dump_json().encode()
-
-
-class Attempt(ABC):
+class Attempt:
     """One attempt at one job. `run` never raises but for a cancellation from outside."""
 
-    def __init__(
-        self,
-        bus: WorkerBus,
-        blobs: BlobStore,
-        backend: Backend,
-        context: WorkerContext,
-        job: JobDelivery,
-        envelope: Envelope,
-        body: bytes,
-    ) -> None:
-        self._bus = bus
-        self._blobs = blobs
+    def __init__(self, backend: Backend, blobs: BlobStore, context: WorkerContext, outbox: Outbox, body: bytes) -> None:
         self._backend = backend
+        self._blobs = blobs
         self._context = context
-        self.job = job
-        self.envelope = envelope
+        self._outbox = outbox
+        self.job = outbox.job
+        self.envelope = outbox.envelope
         self._body = body
-        self._loop = asyncio.get_running_loop()
         self.began = self.last_output = self.last_heartbeat = self._phase_began = monotonic()
-        self._seq = 0
-        self._tokens = 0
-        self._has_output = False
-        """Output has been sent to the caller: another attempt could not take it back."""
-        self._buffered: list[bytes] = []
-        """The output that is not sent yet, as long as it is small."""
-        self._buffered_size = 0
-        self._writer: BlobWriter | None = None
-        """Takes the output that is too large to be buffered."""
+        self._last_report = 0.0
         self._loading = False
         self._alive = False
         """The backend has reported progress without output."""
+        self._running = False
+        """Between the start and the end of the backend's work, while the time limits hold."""
+        self._confirm_at = inf
+        """When the attempt first reports to the gateways that it runs."""
+        self._grant: asyncio.Future[GateReply | None] | None = None
+        """Receives the next reply, while the backend waits for it."""
         self._stop_reason: StopReason | None = None
         self._stopped_at = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._conclusion: Callable[[], Awaitable[str]] | None = None
+        """Reports the end of an attempt that is not complete."""
         self.outcome = "running"
-        self.adapted: tuple[str, ...] = ()
-        """Parameters of the request that were replaced by their nearest equivalent."""
         self.error: ErrorInfo | None = None
         self.failure: BackendError | None = None
         """The error of the backend, where it failed."""
-
-    @cached_property
-    def _log(self) -> Any:
-        """Return the logger of this attempt, which costs too much to be made for each one."""
-        return log.bind(**self._log_fields())
 
     def _log_fields(self) -> dict[str, Any]:
         env = self.envelope
@@ -174,18 +123,39 @@ class Attempt(ABC):
             "model": env.model,
         }
 
-    @abstractmethod
+    @cached_property
+    def _log(self) -> Any:
+        """Return the logger of this attempt, which costs too much to be made for each one."""
+        return log.bind(**self._log_fields())
+
     async def run(self) -> None:
         """Run to the end."""
-
-    @abstractmethod
-    def send_heartbeat(self) -> None:
-        """Extend the ownership of the job, and ask whether the attempt may go on."""
+        self._task = asyncio.current_task()
+        if self.envelope.hops:
+            GATEWAY_HOPS.set(self.envelope.hops)
+        try:
+            try:
+                if self._stop_reason is None and await self._start():
+                    await self._work()
+            except JobLost:
+                self._stop_reason = StopReason.OWNERSHIP_LOST
+            except asyncio.CancelledError:
+                if self._stop_reason is None:
+                    raise
+            except Exception as error:
+                self._handle_error(error)
+            self._running = False
+            if self._stop_reason is not None:
+                self._end_stopped(self._stop_reason)
+            if self._conclusion is not None:
+                await self._conclude(self._conclusion)
+        finally:
+            self._outbox.close()
 
     @property
     def has_model_loaded(self) -> bool:
         """Whether the backend has begun to answer, so that its model is loaded."""
-        return not self._loading and (self._tokens > 0 or self._alive)
+        return not self._loading and (self._outbox.tokens > 0 or self._alive)
 
     def stop(self, reason: StopReason) -> None:
         """End the backend call; the first reason counts."""
@@ -196,7 +166,7 @@ class Attempt(ABC):
                 self._task.cancel()
 
     def enforce_limits(self, now: float) -> None:
-        """Stop the attempt when a time limit is exceeded, or the job belongs to another worker."""
+        """Stop the attempt when a time limit is exceeded while the backend works, or whenever the job is another worker's."""
         limits = self.envelope.limits
         if self.outcome == "completed":
             if now - self.last_output > CLOSE_TIMEOUT_S and self._task is not None:
@@ -206,32 +176,114 @@ class Attempt(ABC):
                 self._task.cancel()  # its backend does not end the call
         elif not self.job.owned:
             self.stop(StopReason.OWNERSHIP_LOST)
+        elif not self._running:
+            pass
         elif self._loading:
             if now - self._phase_began > limits.load_s:
                 self.stop(StopReason.LOAD_TIMEOUT)
         elif now - self._phase_began > limits.total_s:
             self.stop(StopReason.TOTAL_TIMEOUT)
-        elif not (self._tokens or self._alive):
+        elif not (self._outbox.tokens or self._alive):
             if now - self._phase_began > limits.first_token_s:
                 self.stop(StopReason.FIRST_TOKEN_TIMEOUT)
         elif now - self.last_output > limits.idle_s:
             self.stop(StopReason.IDLE_TIMEOUT)
+        if now >= self._confirm_at:
+            self._confirm()
+
+    # Requests to the gateways
+
+    def send_heartbeat(self) -> None:
+        """Extend the ownership of the job, and ask whether the attempt may go on."""
+        self.job.extend()
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Report to the gateways that the attempt runs, and ask whether it may go on. An attempt that has ended asks nothing."""
+        self._confirm_at = inf
+        if self._running and self._stop_reason is None:
+            self._last_report = monotonic()
+            self._outbox.request(FrameKind.HEARTBEAT, self._on_reply)
+
+    def _on_reply(self, reply: GateReply | None) -> None:
+        if self._grant is not None and not self._grant.done():
+            self._grant.set_result(reply)
+        elif reply is not None:
+            if reply.kind in STOP_REASONS:
+                self.stop(STOP_REASONS[reply.kind])
+        elif self._outbox.needs_gateway:
+            asyncio.get_running_loop().call_later(REQUEST_RETRY_S, self._confirm)
+
+    async def _start(self) -> bool:
+        """Return whether the backend may begin."""
+        outbox, reply = self._outbox, None
+        if outbox.starts_at_once:
+            self._context.start_timer.add(self._confirm)
+        else:
+            reply, self._grant = await self._request_grant(), None
+            if reply is None:
+                self._log.warning("attempt.started_without_grant")
+            elif reply.kind is not GateVerdict.PROCEED:
+                self._follow(reply)
+                return False
+            self.began = self.last_output = self._phase_began = monotonic()
+            self._confirm_at = self.began + outbox.report_interval_s
+        self._running = True
+        outbox.begin(reply)
+        return True
+
+    async def _request_grant(self) -> GateReply | None:
+        """Return the gateways' decision about the start; None: none replies, and the attempt starts all the same."""
+        outbox = self._outbox
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(outbox.grant_timeout_s):
+                for _ in range(MAX_REQUESTS):
+                    grant: asyncio.Future[GateReply | None] = asyncio.get_running_loop().create_future()
+                    self._grant = grant
+                    outbox.request(FrameKind.STARTED, self._on_reply)
+                    await asyncio.wait((grant,), timeout=outbox.resend_s)
+                    if grant.done():
+                        if (reply := grant.result()) is not None:
+                            return reply
+                        await asyncio.sleep(REQUEST_RETRY_S)
+        return None
+
+    def _follow(self, reply: GateReply) -> None:
+        """End an attempt that must not start."""
+        if reply.kind is GateVerdict.WAIT:
+            self.job.nak(reply.delay_s)
+            self.outcome = "returned"
+        elif reply.kind is GateVerdict.EXHAUSTED:
+            self._outbox.number = reply.attempt
+            info = ErrorInfo.model_validate(reply.error) if reply.error else None
+            self._fail(NexusError.from_info(info) if info else BackendFailed(code="worker_lost"), dead=True)
+        else:
+            self._stop_reason = STOP_REASONS[reply.kind]
 
     # The work
 
     async def _work(self) -> None:
         output = cast("AsyncGenerator[Output, None]", self._backend.run(await self._read_task()))
+        outbox = self._outbox
         try:
             async for piece in output:
                 if isinstance(piece, Chunk):
-                    if self._take_chunk(piece):
-                        await self._flush_output()
+                    outbox.tokens += piece.tokens
+                    self._loading = False
+                    self.last_output = monotonic()
+                    if piece.data and outbox.take(piece.data):
+                        await outbox.flush()
+                        self.last_output = monotonic()
                 elif isinstance(piece, Progress):
                     self._take_progress(piece)
                 elif isinstance(piece, Adaptation):
-                    self._take_adaptation(piece)
+                    outbox.adapted = piece.parameters
+                    payload = AdaptedParameters(parameters=piece.parameters).model_dump_json().encode()
+                    outbox.send_next(FrameKind.ADAPTED, payload)
                 else:
-                    await self._complete(piece)
+                    self._running = False
+                    self.outcome = await outbox.complete(piece)
+                    self.last_output = monotonic()
                     break
             else:
                 raise BackendError("the backend's answer ended before it was complete", transient=True)
@@ -293,21 +345,8 @@ class Attempt(ABC):
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                if self._writer is not None:
-                    await self._writer.abort()
+                await self._outbox.abort()
                 await output.aclose()
-
-    @abstractmethod
-    def _take_chunk(self, chunk: Chunk) -> bool:
-        """Send output, or buffer it. Return True when `_flush_output` must follow."""
-
-    @abstractmethod
-    async def _flush_output(self) -> None:
-        """Move buffered output to a blob, or wait until events are stored."""
-
-    @abstractmethod
-    async def _complete(self, finish: Finish) -> None:
-        """Report the complete answer, and acknowledge the job."""
 
     def _take_progress(self, progress: Progress) -> None:
         """Pass progress on. It counts as output, unless it only says that the model is being loaded or has been loaded."""
@@ -322,37 +361,22 @@ class Attempt(ABC):
         self.last_output = now
         if progress.preview is not None and len(progress.preview) > MAX_PREVIEW:
             progress = progress.model_copy(update={"preview": None})
-        self._send_next(FrameKind.PROGRESS, progress.model_dump_json(exclude_none=True).encode())
-
-    def _take_adaptation(self, adaptation: Adaptation) -> None:
-        """Report which parameters were replaced."""
-        self.adapted = adaptation.parameters
-        payload = AdaptedParameters(parameters=adaptation.parameters).model_dump_json().encode()
-        self._send_next(FrameKind.ADAPTED, payload)
-
-    async def _close_writer(self) -> BlobRef:
-        assert self._writer is not None
-        info = await self._writer.close()
-        self._writer = None
-        return BlobRef(name=info.name, size=info.size)
-
-    def _send_next(self, kind: FrameKind, payload: bytes) -> None:
-        self._seq += 1
-        self._send(kind, self._seq, payload)
-
-    @abstractmethod
-    def _send(self, kind: FrameKind, seq: int, payload: bytes = b"") -> None:
-        """Send an event, as long as the job belongs to this worker."""
+        self._outbox.send_next(FrameKind.PROGRESS, progress.model_dump_json(exclude_none=True).encode())
+        self._outbox.progress = progress
+        if now - self._last_report >= self._outbox.report_interval_s:
+            self._confirm()
 
     # The end
 
-    @abstractmethod
-    def _end(self, error: NexusError) -> None:
-        """End the job with a permanent error."""
-
-    @abstractmethod
-    def _return_job(self, error: NexusError, delay_s: float, *, counted: bool = True) -> None:
-        """Return the job to its queue. `counted`: the attempt counts as a failed one."""
+    def _handle_error(self, error: Exception) -> None:
+        wrapped, transient = self._wrap_error(error)
+        counted, delay_s = self._counts_as_failure(wrapped), None
+        if transient and not self._outbox.has_output:
+            delay_s = self._outbox.retry_delay_s() if counted else UNCOUNTED_RETURN_S
+        if delay_s is None:
+            self._fail(wrapped, dead=transient)
+        else:
+            self._return_job(wrapped, delay_s, counted=counted)
 
     def _wrap_error(self, error: Exception) -> tuple[NexusError, bool]:
         """Note an error; return it as it travels, and whether another attempt may succeed."""
@@ -370,7 +394,7 @@ class Attempt(ABC):
 
     def _counts_as_failure(self, error: NexusError) -> bool:
         """Return whether the attempt counts as a failed one: not where the server asked to wait, or got no request."""
-        if not isinstance(error, BackendUnavailable) or self._tokens or self._alive:
+        if not isinstance(error, BackendUnavailable) or self._outbox.tokens or self._alive:
             return True
         return error.pause_s is None and not error.unsent
 
@@ -385,36 +409,54 @@ class Attempt(ABC):
             self.job.nak(REQUEST_RETRY_S)
             self.outcome = "returned"
         elif reason is StopReason.DRAINED:
-            self._return_job(
-                Unavailable("the worker was shut down; the job goes to another one", code=WORKER_DRAINED), 0.0
-            )
+            error = Unavailable("the worker was shut down; the job goes to another one", code=WORKER_DRAINED)
+            self._return_job(error, 0.0, counted=True)
         elif reason is StopReason.FIRST_TOKEN_TIMEOUT:
-            self._end(
-                DeadlineExceeded(f"the backend sent nothing within {limits.first_token_s:g} s (first-token limit)")
-            )
+            self._fail_late(f"the backend sent nothing within {limits.first_token_s:g} s (first-token limit)")
         elif reason is StopReason.IDLE_TIMEOUT:
-            self._end(DeadlineExceeded(f"the backend fell silent for {limits.idle_s:g} s (idle limit)"))
+            self._fail_late(f"the backend fell silent for {limits.idle_s:g} s (idle limit)")
         elif reason is StopReason.LOAD_TIMEOUT:
-            self._end(DeadlineExceeded(f"the backend did not load the model within {limits.load_s:g} s (load limit)"))
+            self._fail_late(f"the backend did not load the model within {limits.load_s:g} s (load limit)")
         else:
-            self._end(DeadlineExceeded(f"the answer was not complete after {limits.total_s:g} s (total limit)"))
+            self._fail_late(f"the answer was not complete after {limits.total_s:g} s (total limit)")
+
+    def _fail_late(self, message: str) -> None:
+        self._fail(DeadlineExceeded(message), dead=False)
+
+    def _fail(self, error: NexusError, *, dead: bool) -> None:
+        """End the job with an error. `dead`: another attempt might have succeeded."""
+        self.error = error.info
+        self._conclusion = partial(self._outbox.fail, error, dead=dead)
+
+    def _return_job(self, error: NexusError, delay_s: float, *, counted: bool) -> None:
+        """Return the job to its queue. `counted`: the attempt counts as a failed one."""
+        self.error = error.info
+        self._conclusion = partial(self._outbox.return_job, error, delay_s, counted=counted)
+
+    async def _conclude(self, conclusion: Callable[[], Awaitable[str]]) -> None:
+        """Report the end of the attempt, and settle the job. The job's ownership bounds this."""
+        try:
+            self.outcome = await conclusion()
+        except JobLost:
+            self.outcome = "fenced"
+        except asyncio.CancelledError:
+            # `stop` was called meanwhile: the job has its outcome, or is another worker's.
+            if self._stop_reason is None:
+                raise
+            if self._stop_reason in ABANDONED_REASONS:
+                self.job.ack()
+            self.outcome = "fenced"
 
     def log_end(self, ended: float) -> None:
         """Write the attempt's log line."""
         seconds = round(ended - self.began, 4)
-        fields = {"outcome": self.outcome, "seconds": seconds, "tokens": self._tokens}
+        fields = {"outcome": self.outcome, "seconds": seconds, "tokens": self._outbox.tokens}
         if self._stop_reason is not None:
             fields["stop_reason"] = self._stop_reason.value
         if self.error is not None:
             self._log.warning("attempt.finished", error=self.error.message, code=self.error.code, **fields)
         else:
             log_info("attempt.finished", {**self._log_fields(), **fields})
-
-
-def returned_payload(error: NexusError, *, counted: bool) -> bytes:
-    """Return the payload of RETURNED."""
-    info = error.info if counted else AttemptReturned(**error.info.model_dump(), counted=False)
-    return info.model_dump_json(exclude_none=True).encode()
 
 
 async def _one_piece(data: bytes) -> AsyncIterator[bytes]:

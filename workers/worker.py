@@ -23,17 +23,19 @@ from schemas.presence import (
     ServiceRecord,
     WorkerState,
 )
-from workers.attempt import Attempt, StopReason, WorkerContext
+from workers.attempt import Attempt, StopReason
 from workers.backends.base import Backend, BackendError, BackendUnavailable, is_unreachable
-from workers.durable_attempt import DurableAttempt
+from workers.event_outbox import EventOutbox
 from workers.load_monitor import LoadMonitor
 from workers.metrics import WorkerMetrics
 from workers.model_pauses import ModelPauses
 from workers.model_turns import ModelTurns
+from workers.outbox import Outbox
 from workers.presence_reporter import PresenceReporter, truncate_problems
 from workers.puller import Puller
+from workers.reply_outbox import ReplyOutbox
 from workers.requirement_checks import missing_requirements, optional_problems
-from workers.sync_attempt import SyncAttempt
+from workers.worker_context import WorkerContext
 
 log = structlog.get_logger(__name__)
 
@@ -356,9 +358,12 @@ class Worker:
         task.add_done_callback(self._tasks.discard)
 
     def _attempt(self, bus: WorkerBus, job: JobDelivery, envelope: Envelope, body: bytes) -> Attempt:
+        outbox: Outbox
         if envelope.durable:
-            return DurableAttempt(bus, self._log, self._blobs, self._backend, self._context, job, envelope, body)
-        return SyncAttempt(bus, self._blobs, self._backend, self._context, job, envelope, body)
+            outbox = EventOutbox(self._log, self._blobs, self._context, job, envelope)
+        else:
+            outbox = ReplyOutbox(bus, self._blobs, self._context, job, envelope)
+        return Attempt(self._backend, self._blobs, self._context, outbox, body)
 
     async def _run(self, attempt: Attempt) -> None:
         env, job_model = attempt.envelope, attempt.job.queue.model

@@ -15,7 +15,7 @@ from backbone.bus.nats.requests import ReplyFuture, RequestInbox
 from backbone.bus.subjects import GATE_REQUESTS, require_token
 from schemas.errors import Unavailable
 from schemas.frames import FrameKind
-from schemas.job_events import GateReply, GateRequest
+from schemas.job_events import GateReply, GateRequest, decode_reply
 from schemas.outcome import Outcome
 
 REPLY_TIMEOUT_S = 5.0
@@ -128,9 +128,4 @@ class _Writer(NatsEventWriter):
 
 def _answer(reply: ReplyFuture) -> GateReply | None:
     answers = None if reply.cancelled() else reply.result()
-    if not answers or answers[0].has_no_responders:
-        return None
-    try:
-        return GateReply.model_validate_json(answers[0].data)
-    except ValueError:
-        return None
+    return decode_reply(answers[0].data) if answers and not answers[0].has_no_responders else None

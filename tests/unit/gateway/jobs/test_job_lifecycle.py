@@ -59,7 +59,7 @@ class Slow:
 
 
 class Attempt:
-    """A worker's part of it, step by step, as `workers.durable_attempt` does it."""
+    """A worker's part of it, step by step, as `workers.attempt` does it."""
 
     def __init__(self, life: Life, delivery: MemoryDelivery) -> None:
         self.life, self.delivery = life, delivery

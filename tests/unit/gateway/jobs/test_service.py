@@ -176,7 +176,7 @@ class TestLostWorkers:
         self, rig: Rig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No gateway has answered it yet: its attempt never was one."""
-        monkeypatch.setattr("workers.durable_attempt.REQUEST_RETRY_S", 60.0)
+        monkeypatch.setattr("workers.attempt.REQUEST_RETRY_S", 60.0)
         await rig.open_queues()
         job = await rig.submit()
         await rig.close_gateways()
