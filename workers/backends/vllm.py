@@ -29,7 +29,6 @@ from workers.adapter_kit.openai.backend import OpenAICompatibleBackend
 from workers.adapter_kit.openai.capabilities import TEXT
 from workers.adapter_kit.openai.client import JSON, parse_json_response
 from workers.adapter_kit.request_fields import parse_json_object
-from workers.adapter_kit.text.adaptations import AdaptationPlan
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -155,17 +154,9 @@ class VLLMBackend(OpenAICompatibleBackend):
 
     # Work
 
-    async def run(self, task: Task, planned: AdaptationPlan | None = None) -> AsyncGenerator[Output]:
-        """Run a task, on an awake server. `planned`: the adaptation plan that this request is a part of."""
-        if task.capability is Capability.MODELS:
-            outputs = self._manage(task)
-        elif planned is not None:  # a part of a request that is counted already
-            outputs = super().run(task, planned)
-        else:
-            outputs = self._run_awake(task)
-        async with aclosing(outputs) as stream:
-            async for output in stream:
-                yield output
+    def run(self, task: Task) -> AsyncGenerator[Output]:
+        """Run a task, on an awake server."""
+        return self._manage(task) if task.capability is Capability.MODELS else self._run_awake(task)
 
     async def _run_awake(self, task: Task) -> AsyncGenerator[Output]:
         if self._served is None:

@@ -13,13 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
-from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
 from workers.adapter_kit.error_mapping import error_from_response
@@ -27,7 +25,7 @@ from workers.adapter_kit.http_client import BackendResponse, HttpClient
 from workers.adapter_kit.openai.audio import parse_voice_list
 from workers.adapter_kit.openai.calls import call_of
 from workers.adapter_kit.openai.capabilities import Capabilities, CapabilitySelector, is_capability_option
-from workers.adapter_kit.openai.client import NEXUS_FIELDS, OpenAIClient
+from workers.adapter_kit.openai.client import OpenAIClient
 from workers.adapter_kit.openai.loaded_models import (
     LOADED_STATES,
     LOADING_STATES,
@@ -36,28 +34,12 @@ from workers.adapter_kit.openai.loaded_models import (
     model_state,
     resident_models,
 )
-from workers.adapter_kit.openai.text import (
-    completion_options,
-    feed_start,
-    probe_missing_usage,
-    read_next,
-    request_completion,
-)
-from workers.adapter_kit.openai.unsupported_parameters import (
-    execute_and_replan,
-    parse_lacks_option,
-    plan_after_refusal,
-    plan_text,
-)
-from workers.adapter_kit.request_fields import parse_json_object
+from workers.adapter_kit.openai.unsupported_parameters import parse_lacks_option
 from workers.adapter_kit.requirements import AUDIO_CODECS, OPTIONAL_PILLOW
-from workers.adapter_kit.text.adaptations import ADAPTABLE_PARAMETERS, AdaptationPlan
-from workers.adapter_kit.text.completion_stream import CompletionOptions, new_completion_reader
 from workers.backends.base import (
     Backend,
     BackendConfig,
     BackendError,
-    BackendRefused,
     BackendUnavailable,
     Discovery,
     ModelNotServed,
@@ -71,30 +53,6 @@ JSON = dict[str, Any]
 VERSION_SUFFIX = re.compile(r"/v\d+[a-z0-9]*$")
 BODY_LIMIT = 4 * 1024 * 1024
 """Bytes of a response that is not a stream, such as an error or a list of models."""
-CHAT = "/v1/chat/completions"
-PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
-
-
-@dataclass(slots=True)
-class _TextRequest:
-    """One request for text, as it goes to the server."""
-
-    path: str
-    body: JSON
-    wanted: CompletionOptions
-
-    @classmethod
-    def of(cls, task: Task) -> _TextRequest:
-        """Parse a task. Raises BackendRefused for an endpoint that is not a text endpoint, and for a body that is not a JSON object."""
-        path = PATHS.get(task.endpoint)
-        if path is None:
-            raise BackendRefused(f"this backend does not serve {task.endpoint}")
-        body = parse_json_object(task.body)
-        wanted = completion_options(task, body)
-        for name in NEXUS_FIELDS:
-            body.pop(name, None)
-        body["model"] = task.model
-        return cls(path, body, wanted)
 
 
 class OpenAICompatibleBackend(Backend):
@@ -112,14 +70,14 @@ class OpenAICompatibleBackend(Backend):
         self._base_path = config.options.get("api_path", own or "/v1").rstrip("/")
         headers = {"authorization": f"Bearer {config.api_key}"} if config.api_key else {}
         self._client = HttpClient(url[: len(url) - len(own)], headers=headers)
-        self.server = OpenAIClient(self._client, self._base_path, self._make_error)
+        lacks = parse_lacks_option(config.options.get("lacks", ""))
+        self.server = OpenAIClient(
+            self._client, self._base_path, self._make_error, declared_lacks=lacks, redact=self._redact_key
+        )
         self.capabilities = CapabilitySelector(config.options)
-        self._declared_lacks = parse_lacks_option(config.options.get("lacks", ""))
         self._served: frozenset[str] | None = None
         """Names of the served models; None before the first `discover`."""
         self._created: dict[str, int] = {}
-        self._resident: frozenset[str] | None = None
-        """The models that the server held in memory at the last poll; None where the server does not report them."""
 
     @classmethod
     def has_option(cls, name: str) -> bool:
@@ -147,7 +105,7 @@ class OpenAICompatibleBackend(Backend):
         """
         listed = await self.list_models()
         props = await self._llama_cpp_properties() if any(_is_llama_cpp(model) for model in listed or ()) else {}
-        self._resident = resident_models(listed or ())
+        self.server.resident = resident_models(listed or ())
         names = self._select_names(listed)
         known = {name: model for model in listed or () for name in _all_names(model)}
         for name in names:
@@ -162,9 +120,9 @@ class OpenAICompatibleBackend(Backend):
 
     async def resident_models(self) -> frozenset[str] | None:
         """Return the models that llama.cpp's router or llama-swap holds in memory; None for other servers."""
-        if self._resident is not None:
-            self._resident = resident_models(await self.list_models() or ())
-        return self._resident
+        if self.server.resident is not None:
+            self.server.resident = resident_models(await self.list_models() or ())
+        return self.server.resident
 
     async def health(self) -> None:
         """Poll `/health`, or `/v1/models` on a server without it."""
@@ -278,69 +236,21 @@ class OpenAICompatibleBackend(Backend):
 
     # Work
 
-    async def run(self, task: Task, planned: AdaptationPlan | None = None) -> AsyncGenerator[Output]:
-        """Run a task on the server. `planned`: the adaptation plan that this request is a part of."""
-        await self._require_model(task.model)
-        if task.endpoint not in PATHS:
-            async with aclosing(call_of(task)(self.server, task)) as outputs:
-                async for output in outputs:
-                    yield output
-            return
-        call = _TextRequest.of(task)
-        watched = planned is None and not ADAPTABLE_PARAMETERS.isdisjoint(call.body)
-        plan = await plan_text(self.server, call.path, task, call.body, self._declared_lacks) if watched else None
-        if planned is not None:
-            for name in planned.unsent_parameters:
-                call.body.pop(name, None)
-        loads = self._resident is not None and task.model not in self._resident
-        if loads:
-            yield Progress(phase="load")
-        if plan is None:
-            try:
-                response = await request_completion(self.server, call.path, call.body, streams=task.stream)
-            except BackendRefused as error:
-                plan = (
-                    await plan_after_refusal(self.server, call.path, task, error, self._declared_lacks)
-                    if watched
-                    else None
-                )
-                if plan is None:
-                    raise
-        if plan is not None:
-            served = execute_and_replan(self.server, call.path, task, plan, self.run, self._declared_lacks)
-            async with aclosing(served) as outputs:
-                async for output in outputs:
-                    yield output
-            return
-        answer = new_completion_reader(call.wanted)
-        try:
-            if loads:
-                yield Progress(phase="run")
-            chunk = await feed_start(response, answer, self._redact_key)
-            if chunk is not None:
-                yield chunk
-            while not answer.done:
-                data = await read_next(response, answer)
-                chunk = answer.feed(data) if data else answer.feed_end()
-                if chunk is not None:
-                    yield chunk
-                if not data:
-                    break
-            for output in answer.finish():
-                probe_missing_usage(self.server, call.path, task, output)
-                yield output
-        finally:
-            if answer.done:
-                response.release()
-            else:
-                response.close()
+    def run(self, task: Task) -> AsyncGenerator[Output]:
+        """Run a task on the server."""
+        if self._served is not None and task.model in self._served:
+            return call_of(task)(self.server, task)
+        return self._run_unlisted(task)
 
-    async def _require_model(self, model: str) -> None:
-        """Raise ModelNotServed for an unknown model: a server with one model would answer under any name."""
+    async def _run_unlisted(self, task: Task) -> AsyncGenerator[Output]:
+        """Run a task of a model that the server may have. A server with one model would answer under any name."""
         if self._served is None:
             await self.discover()
-        if self._served is not None and model not in self._served:
-            raise ModelNotServed(f"the backend does not have the model {model!r}", param="model")
+        if self._served is not None and task.model not in self._served:
+            raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
+        async with aclosing(call_of(task)(self.server, task)) as outputs:
+            async for output in outputs:
+                yield output
 
     def _make_error(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         return error_from_response(status, headers, self._redact_key(body))

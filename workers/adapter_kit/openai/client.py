@@ -40,6 +40,12 @@ class OpenAIClient:
     """The reranking route of each model, and until when that counts."""
     voices: dict[str, str] = field(default_factory=dict)
     """One voice of each model whose voices the server lists."""
+    declared_lacks: frozenset[str] = frozenset()
+    """Parameters of text requests that no model honors, by the operator."""
+    resident: frozenset[str] | None = None
+    """The models that the server held in memory at the last poll; None where the server does not report them."""
+    redact: Callable[[bytes], bytes] | None = None
+    """Removes secrets from an answer to a request for text that came in one piece."""
 
     async def post(self, path: str, body: JSON | MultipartForm, *, root: str | None = None) -> BackendResponse:
         """Return the response, whose status is 200; the caller closes it. Raises BackendError for any other status.

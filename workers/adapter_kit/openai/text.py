@@ -14,6 +14,7 @@ from functools import partial
 
 import orjson
 
+from schemas.frames import LOADING_PHASE, Progress
 from workers.adapter_kit.http_client import BackendResponse, ends_with_connection
 from workers.adapter_kit.limitations import Probe
 from workers.adapter_kit.openai.client import (
@@ -70,6 +71,9 @@ async def generate_text(api: OpenAIClient, task: Task, planned: AdaptationPlan |
     if planned is not None:
         for name in planned.unsent_parameters:
             fields.pop(name, None)
+    loads = api.resident is not None and task.model not in api.resident
+    if loads:
+        yield Progress(phase=LOADING_PHASE)
     if plan is None:
         try:
             response = await request_completion(api, path, fields, streams=task.stream)
@@ -83,7 +87,9 @@ async def generate_text(api: OpenAIClient, task: Task, planned: AdaptationPlan |
                 yield output
         return
     try:
-        chunk = await feed_start(response, answer)
+        if loads:
+            yield Progress()
+        chunk = await feed_start(response, answer, api.redact)
         if chunk is not None:
             yield chunk
         while not answer.done:

@@ -41,18 +41,14 @@ def parse_lacks_option(text: str) -> frozenset[str]:
     return found
 
 
-async def plan_text(
-    api: OpenAIClient, path: str, task: Task, body: JSON, declared: frozenset[str] = frozenset()
-) -> AdaptationPlan | None:
+async def plan_text(api: OpenAIClient, path: str, task: Task, body: JSON) -> AdaptationPlan | None:
     """Return the plan for a request, by what is known of the model; None where the request can be sent unchanged."""
-    if requested_choices(body) > 1 and N not in declared:
+    if requested_choices(body) > 1 and N not in api.declared_lacks:
         await _confirm(api, path, task.model, N)
-    return _plan(api, path, task, declared)
+    return _plan(api, path, task)
 
 
-async def plan_after_refusal(
-    api: OpenAIClient, path: str, task: Task, error: BackendError, declared: frozenset[str] = frozenset()
-) -> AdaptationPlan | None:
+async def plan_after_refusal(api: OpenAIClient, path: str, task: Task, error: BackendError) -> AdaptationPlan | None:
     """Return the plan for a refused request, where a probe shows that the server lacks a parameter that the error names; else None."""
     if isinstance(error, BackendUnavailable):
         return None
@@ -60,7 +56,7 @@ async def plan_after_refusal(
     sent = [name for name in PARAMETERS if name != N and (has_effect(body, name) or has_no_effect(body, name))]
     suspects = [name for name in sent if mentions(error, name)]
     found = [name for name in suspects if await _confirm(api, path, task.model, name)]
-    return _plan(api, path, task, declared) if found else None
+    return _plan(api, path, task) if found else None
 
 
 async def execute_and_replan(
@@ -69,7 +65,6 @@ async def execute_and_replan(
     task: Task,
     plan: AdaptationPlan,
     ask: SendRequest,
-    declared: frozenset[str] = frozenset(),
 ) -> AsyncGenerator[Output]:
     """Serve a task by its plan; where the server refuses it and a probe shows why, by a new plan."""
     has_output = False
@@ -80,7 +75,7 @@ async def execute_and_replan(
                 yield output
         return
     except BackendRefused as error:
-        new_plan = None if has_output else await plan_after_refusal(api, path, task, error, declared)
+        new_plan = None if has_output else await plan_after_refusal(api, path, task, error)
         if new_plan is None or new_plan == plan:
             raise
     async with aclosing(execute_plan(task, new_plan, ask)) as outputs:
@@ -88,8 +83,8 @@ async def execute_and_replan(
             yield output
 
 
-def _plan(api: OpenAIClient, path: str, task: Task, declared: frozenset[str]) -> AdaptationPlan | None:
-    lacks = declared | frozenset(_known_lacks(api, path, task.model))
+def _plan(api: OpenAIClient, path: str, task: Task) -> AdaptationPlan | None:
+    lacks = api.declared_lacks | frozenset(_known_lacks(api, path, task.model))
     chat = path == CHAT_PATH
     return plan_adaptations(
         parse_json_object(task.body), lacks, model=task.public_model, adapt=task.adapt, chat=chat, strict=True
