@@ -26,8 +26,8 @@ from workers.backends.base import Chunk, Finish, Output
 JSON = dict[str, Any]
 
 KEEPALIVE_INTERVAL_S = 1.0
-MAX_UNREAD_BYTES = 4 * 1024
-"""A longer stream, of about 25 tokens, is read as it comes: by then learning a pattern of events costs less than one pass."""
+MAX_UNREAD_BYTES = 128 * 1024
+"""A longer stream, of about 700 tokens, is read as it comes: one pass would keep other answers waiting."""
 DONE_MARKER = b"[DONE]"
 DONE_BYTES = 32
 """The last bytes of a stream, among which its end marker is."""
@@ -48,8 +48,11 @@ class CompletionCollector(CompletionReader):
         self._merged: dict[int, JSON] = {}
         self._top: JSON = {}
         self._last_keepalive = 0.0
-        self._unread: bytes | None = b"" if options.choices == 1 else None
+        self._unread: list[bytes] | None = [] if options.choices == 1 else None
         """The stream so far; None: it is read by events."""
+        self._unread_size = 0
+        self._end = b""
+        """The last bytes of the unread stream."""
         self._reported = 0
         """Tokens of the unread stream that a Chunk has counted."""
         self._plain: PlainAnswer | None = None
@@ -57,11 +60,13 @@ class CompletionCollector(CompletionReader):
     def feed(self, data: bytes) -> Chunk | None:
         if self._unread is None:
             return super().feed(data)
-        self._unread += data
-        if b"error" in data or len(self._unread) > MAX_UNREAD_BYTES:
+        self._unread.append(data)
+        self._unread_size += len(data)
+        self._end = (self._end + data)[-DONE_BYTES:]
+        if b"error" in data or self._unread_size > MAX_UNREAD_BYTES:
             return self._read_events()
-        if DONE_MARKER in self._unread[-DONE_BYTES:]:
-            self._plain = read_plain_answer(self._unread, chat=self.options.chat)
+        if DONE_MARKER in self._end:
+            self._plain = read_plain_answer(b"".join(self._unread), chat=self.options.chat)
             if self._plain is None:
                 return self._read_events()
             self._unread, self.done = None, True
@@ -80,7 +85,7 @@ class CompletionCollector(CompletionReader):
     def _read_events(self) -> Chunk | None:
         """Read the collected bytes, and all that follow, by events."""
         unread, self._unread = self._unread, None
-        return super().feed(unread) if unread else None
+        return super().feed(b"".join(unread)) if unread else None
 
     def _take_tokens(self) -> int:
         tokens = super()._take_tokens()

@@ -34,7 +34,7 @@ def parse_broken_json(payload: bytes) -> Any:
 
 def has_whole_characters(data: bytes) -> bool:
     """Return whether JSON bytes hold neither an escaped surrogate nor a broken UTF-8 sequence."""
-    if rb"\ud" in data or rb"\uD" in data:
+    if b"\\" in data and (rb"\ud" in data or rb"\uD" in data):  # one byte is found ten times as fast as two
         return False
     if data.isascii():
         return True
