@@ -47,6 +47,12 @@ async def rows(cluster: Cluster, url: str, file_id: str | None) -> list[dict[str
     return [json.loads(line) for line in content.text.splitlines()]
 
 
+async def two_gateways(cluster: Cluster) -> None:
+    """Start a second gateway, unless an earlier test has."""
+    if len(cluster.gateways) < 2:
+        await cluster.start_gateway()
+
+
 def runner_of(cluster: Cluster, batch: str) -> Process | None:
     """The living gateway that has taken a batch last."""
     for gateway in cluster.gateways:
@@ -73,7 +79,7 @@ async def test_a_gateway_killed_in_the_middle_loses_and_repeats_nothing(
 ) -> None:
     """500 lines; the gateway that runs them is killed -9. Each line is run once and is once in the output, in order."""
     await crew.start_all(*["delay_ms=20,slots=8"] * 2)
-    await cluster.start_gateway()
+    await two_gateways(cluster)
     lines = [chat(f"text {number}", model=crew.model) for number in range(500)]
     lines[250] = chat("wrong", model="nope")
     batch = await create(cluster, cluster.url, lines)
@@ -137,6 +143,7 @@ async def test_a_gateway_that_is_stopped_hands_its_batches_over(
 ) -> None:
     """SIGTERM: another one goes on at once."""
     await crew.start_all("delay_ms=20,slots=4")
+    await two_gateways(cluster)
     batch = await create(cluster, cluster.url, [chat("one two", model=crew.model) for number in range(100)])
     victim = await eventually(lambda: runner_of(cluster, batch))
     url = another(cluster, victim)
