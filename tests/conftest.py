@@ -18,6 +18,7 @@ import inspect
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -106,6 +107,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """What chance decides is the same in every process of one run: xdist's workers inherit it."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         end_with_parent()
+    # Images of Python forbid bytecode files; without them each process that a test starts compiles all of its modules.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     os.environ.setdefault("NEXUS_TEST_LUCK", str(random.SystemRandom().randrange(10**9)))
     # What a shell's background or nohup ignores would be ignored by every process that a test starts, and signals.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
