@@ -91,7 +91,8 @@ async def test_a_request_of_a_worker_is_refused_at_every_path(cluster: Cluster) 
         error = answer.json()["error"]
         assert (error["code"], error["type"]) == ("request_loop", "invalid_request_error")
     for value in ("0", "nonsense", "-1", "99999999999999999999"):
-        answer = await cluster.post("/v1/chat/completions", chat(), headers={"x-nexus-hops": value})
+        unknown = chat(model="unknown")  # a known model's request would wait for a worker
+        answer = await cluster.post("/v1/chat/completions", unknown, headers={"x-nexus-hops": value})
         assert (answer.json()["error"]["code"] == "request_loop") is (value != "0"), answer.text
 
 
