@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from cli.embedded.binaries import BinaryMissing
@@ -115,6 +116,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, usual)
+    # The default renders every local variable of a traceback, which takes seconds.
+    render = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], render])
     if config.getoption("--servers") == "external" and config.getoption("numprocesses", None):
         raise pytest.UsageError("--servers external: its servers serve one cluster at a time; make test WORKERS=0")
     try:
