@@ -1,6 +1,6 @@
-"""The fixtures of tests on a whole Nexus: a cluster that lives as long as a module, a crew as long as a test.
+"""The fixtures of tests on a whole Nexus: a cluster and a crew that live as long as a module, a crew as long as a test.
 
-A folder's conftest imports both and gives `cluster_settings`, the environment of its gateways and workers.
+A folder's conftest imports them and gives `cluster_settings`, the environment of its gateways and workers.
 """
 
 from __future__ import annotations
@@ -28,6 +28,17 @@ async def crew(cluster: Cluster, request: pytest.FixtureRequest) -> AsyncIterato
     """Workers of the test's own, for a model of its own."""
     crew = Crew(cluster, re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-"))
     try:
+        yield crew
+    finally:
+        await crew.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_crew(cluster: Cluster) -> AsyncIterator[Crew]:
+    """One echo worker, for tests that leave it as it is."""
+    crew = Crew(cluster, "shared")
+    try:
+        await crew.start()
         yield crew
     finally:
         await crew.stop()

@@ -22,6 +22,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.fixture(scope="module")
+def crew(shared_crew: Crew) -> Crew:
+    """One worker for all tests that leave it alive."""
+    return shared_crew
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def blobs(cluster: Cluster) -> AsyncIterator[Any]:
     """How many messages the store of blobs holds more than before: what was asked for by URL stays a while."""
@@ -40,7 +46,6 @@ async def blobs(cluster: Cluster) -> AsyncIterator[Any]:
 
 
 async def test_embeddings_in_both_forms(cluster: Cluster, crew: Crew) -> None:
-    await crew.start()
     body = {"model": crew.model, "input": ["one", "two"]}
     plain = (await cluster.post("/v1/embeddings", body)).json()
     packed = (await cluster.post("/v1/embeddings", body | {"encoding_format": "base64"})).json()
@@ -53,7 +58,6 @@ async def test_embeddings_in_both_forms(cluster: Cluster, crew: Crew) -> None:
 
 async def test_a_picture_as_data_and_by_url(cluster: Cluster, crew: Crew) -> None:
     """The URL needs no key, cannot be altered, and shows the same picture."""
-    await crew.start()
     body = {"model": crew.model, "prompt": "a cat", "size": "64x64", "n": 2}
     data = (await cluster.post("/v1/images/generations", body)).json()["data"]
     assert all(base64.b64decode(item["b64_json"]).startswith(PNG) for item in data)
@@ -71,7 +75,6 @@ async def test_a_picture_as_data_and_by_url(cluster: Cluster, crew: Crew) -> Non
 async def test_a_large_picture_goes_by_reference_and_leaves_nothing(
     cluster: Cluster, crew: Crew, blobs: Any, eventually: Eventually
 ) -> None:
-    await crew.start()
     size = 4 * 1024 * 1024
     body = {"model": crew.model, "prompt": "noise", "echo": {"size": size}}
     answer = await cluster.post("/v1/images/generations", body)
@@ -85,7 +88,6 @@ async def test_a_large_picture_goes_by_reference_and_leaves_nothing(
 
 
 async def test_a_stream_of_pictures_has_openais_events(cluster: Cluster, crew: Crew) -> None:
-    await crew.start()
     body = {"model": crew.model, "prompt": "a cat", "partial_images": 2, "echo": {"size": 1024 * 1024}}
     events = [
         json.loads(line) async for line in cluster.stream(body, path="/v1/images/generations") if line != "[DONE]"
@@ -97,7 +99,6 @@ async def test_a_stream_of_pictures_has_openais_events(cluster: Cluster, crew: C
 
 async def test_speech_is_passed_on_as_it_is_made(cluster: Cluster, crew: Crew) -> None:
     """The first sound is there while the rest is still being made."""
-    await crew.start()
     body = {
         "model": crew.model,
         "input": "word " * 40,
@@ -114,7 +115,6 @@ async def test_speech_is_passed_on_as_it_is_made(cluster: Cluster, crew: Crew) -
 
 
 async def test_speech_that_breaks_off_does_not_end_like_a_success(cluster: Cluster, crew: Crew) -> None:
-    await crew.start()
     body = {"model": crew.model, "input": "word " * 40, "voice": "alloy", "response_format": "wav"}
     recorded = cluster.record(body | {"echo": {"fail": "mid", "delay_ms": 5}}, path="/v1/audio/speech")
     await recorded.end()
@@ -123,7 +123,6 @@ async def test_speech_that_breaks_off_does_not_end_like_a_success(cluster: Clust
 
 
 async def test_speech_that_fails_before_its_first_sound_is_an_error(cluster: Cluster, crew: Crew) -> None:
-    await crew.start()
     body = {
         "model": crew.model,
         "input": "hello",
@@ -137,7 +136,6 @@ async def test_speech_that_fails_before_its_first_sound_is_an_error(cluster: Clu
 
 
 async def test_speech_as_events(cluster: Cluster, crew: Crew) -> None:
-    await crew.start()
     body = {
         "model": crew.model,
         "input": "hello there",
@@ -155,7 +153,6 @@ async def test_an_upload_arrives_byte_for_byte(
     cluster: Cluster, crew: Crew, blobs: Any, eventually: Eventually, size: int
 ) -> None:
     """Chunked, so that nobody knows its size beforehand."""
-    await crew.start()
     data = bytes(range(251)) * (size // 251 + 1)
     files = {"file": ("a.wav", data[:size], "audio/wav")}
     answer = await cluster.http.post(
@@ -172,7 +169,6 @@ async def test_an_upload_arrives_byte_for_byte(
 
 @pytest.mark.parametrize("kind", ["json", "text", "srt", "vtt", "verbose_json"])
 async def test_transcripts_in_every_format(cluster: Cluster, crew: Crew, kind: str) -> None:
-    await crew.start()
     answer = await cluster.http.post(
         cluster.url + "/v1/audio/transcriptions",
         data={"model": crew.model, "response_format": kind},
@@ -183,14 +179,12 @@ async def test_transcripts_in_every_format(cluster: Cluster, crew: Crew, kind: s
 
 
 async def test_rerank(cluster: Cluster, crew: Crew) -> None:
-    await crew.start()
     body = {"model": crew.model, "query": "green tea", "documents": ["coffee", "tea that is green", "tea"], "top_n": 2}
     results = (await cluster.post("/v1/rerank", body)).json()["results"]
     assert [result["index"] for result in results] == [1, 2]
 
 
 async def test_a_form_that_is_wrong_is_refused_in_openais_shape(cluster: Cluster, crew: Crew) -> None:
-    await crew.start()
     url = cluster.url + "/v1/audio/transcriptions"
     as_json = await cluster.http.post(url, json={"model": crew.model})
     without_file = await cluster.http.post(url, data={"model": crew.model}, files={"x": (None, b"1")})
@@ -204,7 +198,6 @@ async def test_a_form_that_is_wrong_is_refused_in_openais_shape(cluster: Cluster
 async def test_nothing_large_is_left_after_a_failure_or_a_hang_up(
     cluster: Cluster, crew: Crew, blobs: Any, eventually: Eventually
 ) -> None:
-    await crew.start()
     size = 1024 * 1024
     failing = await cluster.post(
         "/v1/images/generations", {"model": crew.model, "prompt": "x" * 30_000, "echo": {"size": size, "fail": "mid"}}
@@ -225,8 +218,9 @@ async def test_nothing_large_is_left_after_a_failure_or_a_hang_up(
     await eventually(empty)
 
 
-async def test_a_large_answer_survives_the_death_of_its_worker(cluster: Cluster, crew: Crew) -> None:
+async def test_a_large_answer_survives_the_death_of_its_worker(cluster: Cluster) -> None:
     """The first worker dies while it makes the picture; the second one's comes through whole."""
+    crew = Crew(cluster, "dies")
     first = await crew.start()
     body = {"model": crew.model, "prompt": "noise", "echo": {"size": 2 * 1024 * 1024, "delay_ms": 300}}
     recorded = cluster.record(body, path="/v1/images/generations")
@@ -237,3 +231,4 @@ async def test_a_large_answer_survives_the_death_of_its_worker(cluster: Cluster,
     await recorded.end()
     assert recorded.status == 200
     assert len(base64.b64decode(json.loads(recorded.body)["data"][0]["b64_json"])) == 2 * 1024 * 1024
+    await crew.stop()

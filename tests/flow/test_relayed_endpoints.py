@@ -17,6 +17,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 EACH = pytest.mark.parametrize("spec", [spec for spec in ENDPOINTS if spec.relayed], ids=lambda spec: str(spec.path))
 
 
+@pytest.fixture(scope="module")
+def crew(shared_crew: Crew) -> Crew:
+    """One worker for all tests."""
+    return shared_crew
+
+
 def example(spec: EndpointSpec, crew: Crew) -> dict[str, Any]:
     assert spec.description is not None
     return {**next(iter(spec.description.examples.values())), "model": crew.model}
@@ -29,7 +35,6 @@ def without_id(answer: dict[str, Any]) -> dict[str, Any]:
 @EACH
 async def test_now_and_later(cluster: Cluster, crew: Crew, spec: EndpointSpec) -> None:
     """At once, by `Prefer: respond-async`, and through `POST /v1/jobs`: the same answer; a repeated key gives the first one."""
-    await crew.start()
     body = example(spec, crew)
     now = await cluster.post(spec.path, body)
     assert now.status_code == 200, now.text
@@ -41,7 +46,7 @@ async def test_now_and_later(cluster: Cluster, crew: Crew, spec: EndpointSpec) -
     assert (await cluster.get(f"/v1/jobs/{job}?wait=20")).json()["status"] == "completed"
     result = (await cluster.get(f"/v1/jobs/{job}/result")).json()
     assert without_id(now.json()) == without_id(later.json()) == without_id(result)
-    keyed = {"idempotency-key": f"{crew.model}-1"}
+    keyed = {"idempotency-key": f"now and later {spec.path}"}
     first, second = [
         (await cluster.http.post(cluster.url + spec.path, json=body, headers=keyed)).json() for _ in range(2)
     ]
@@ -50,7 +55,6 @@ async def test_now_and_later(cluster: Cluster, crew: Crew, spec: EndpointSpec) -
 
 @EACH
 async def test_in_a_batch(cluster: Cluster, crew: Crew, spec: EndpointSpec, eventually: Eventually) -> None:
-    await crew.start()
     body = example(spec, crew)
     line = {"custom_id": "a", "method": "POST", "url": spec.path, "body": body}
     file = await cluster.http.post(
@@ -74,14 +78,12 @@ async def test_in_a_batch(cluster: Cluster, crew: Crew, spec: EndpointSpec, even
 
 @EACH
 async def test_what_a_model_can_do_is_listed(cluster: Cluster, crew: Crew, spec: EndpointSpec) -> None:
-    await crew.start()
     [listed] = [one for one in (await cluster.get("/v1/models")).json()["data"] if one["id"] == crew.model]
     assert spec.capability in json.dumps(listed)
 
 
 @EACH
 async def test_wrong_requests_are_refused_in_openais_shape(cluster: Cluster, crew: Crew, spec: EndpointSpec) -> None:
-    await crew.start()
     for wrong, param in (({"model": crew.model}, None), (example(spec, crew) | {"stream": True}, "stream")):
         answer = await cluster.post(spec.path, wrong)
         assert answer.status_code == 400, answer.text
@@ -94,7 +96,6 @@ async def test_wrong_requests_are_refused_in_openais_shape(cluster: Cluster, cre
 
 async def test_moderations_of_every_kind_of_input(cluster: Cluster, crew: Crew) -> None:
     """OpenAI's SDK reads the answer: a result for each text, one for the parts of one content; a remote picture is refused."""
-    await crew.start()
     async with AsyncOpenAI(base_url=cluster.url + "/v1", api_key=KEY, max_retries=0) as client:
         text = await client.moderations.create(model=crew.model, input="a calm day")
         assert (text.model, len(text.results), text.results[0].flagged) == (crew.model, 1, False)
@@ -116,7 +117,6 @@ async def test_moderations_of_every_kind_of_input(cluster: Cluster, crew: Crew) 
 
 async def test_moderations_without_a_model(cluster: Cluster, crew: Crew) -> None:
     """The alias `default-moderations` answers; SDKs let the model be left out."""
-    await crew.start()
     set_ = await cluster.http.put(cluster.url + "/v1/aliases/default-moderations", json={"targets": [crew.model]})
     assert set_.is_success, set_.text
     answer = await cluster.post("/v1/moderations", {"input": "a calm day"})

@@ -100,12 +100,15 @@ Submit = Callable[..., Awaitable[str]]
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def submit(cluster: Cluster, crew: Crew) -> Submit:
+async def submit(cluster: Cluster, shared_crew: Crew) -> Submit:
     """Submits a chat job for a worker that is there, and gives its id."""
-    await crew.start()
 
     async def submit(webhook: str, *, key: str = KEY, **fields: Any) -> str:
-        body = {"endpoint": "/v1/chat/completions", "body": chat(model=crew.model, **fields), "metadata": {"a": "b"}}
+        body = {
+            "endpoint": "/v1/chat/completions",
+            "body": chat(model=shared_crew.model, **fields),
+            "metadata": {"a": "b"},
+        }
         headers = {"authorization": f"Bearer {key}"}
         answer = await cluster.post("/v1/jobs", body | {"webhook": {"url": webhook}}, headers=headers)
         assert answer.status_code == 202, answer.text
