@@ -80,6 +80,9 @@ async def test_killed_stack_leaves_no_process(tmp_path: Path, paused: tuple[str,
         up.process.kill()
         up.process.wait()
         await none_left(data)
+        code, _, error = await up.command("status")
+        assert code == 1
+        assert "nexus up" in error
     async with Up(data, "--no-local-models") as up:
         await up.is_up()
         code, output, error = await up.command("jobs", "show", job.strip())

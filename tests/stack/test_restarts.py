@@ -28,8 +28,9 @@ class Worker:
     """`nexus worker`, started in a second terminal."""
 
     def __init__(self, folder: Path, data: Path, *, by_file: bool) -> None:
-        self.log = folder / "worker.log"
-        command = [*NEXUS, "worker", "--backend", "echo", "--model", "joined", "--name", "by-hand"]
+        self.model = "by-file" if by_file else "by-folder"
+        self.log = folder / f"{self.model}.log"
+        command = [*NEXUS, "worker", "--backend", "echo", "--model", self.model, "--name", self.model]
         environment = clean_environment()
         if by_file:
             command = ["sh", "-c", f'. {data}/worker.env && exec "$@"', "sh", *command]
@@ -53,28 +54,34 @@ async def up(tmp_path: Path) -> AsyncIterator[Up]:
 
 async def serves(up: Up, worker: Worker) -> None:
     """The worker answers, and is the process that it was."""
-    assert await up.chat_again("joined", "joined", within_s=60) == "joined"
+    assert await up.chat_again("joined", worker.model, within_s=60) == "joined"
     assert worker.process.poll() is None, worker.log.read_text()
 
 
-@pytest.mark.parametrize("by_file", [False, True], ids=["data_dir", "worker_env"])
-async def test_a_worker_by_hand_serves_after_restarts(tmp_path: Path, up: Up, by_file: bool) -> None:
-    """After a stop, after a kill, and on other ports because the old ones are in use. The worker is left alone."""
-    worker = Worker(tmp_path, up.data, by_file=by_file)
-    try:
+async def serve(up: Up, workers: list[Worker]) -> None:
+    for worker in workers:
         await serves(up, worker)
+
+
+async def test_workers_by_hand_serve_after_restarts(tmp_path: Path, up: Up) -> None:
+    """After a stop, after a kill, and on other ports because the old ones are in use. The workers are left alone: one found the
+    stack by NEXUS_DATA_DIR, the other by worker.env.
+    """
+    workers = [Worker(tmp_path, up.data, by_file=by_file) for by_file in (False, True)]
+    try:
+        await serve(up, workers)
         ports = up.state()["ports"]
         up.process.send_signal(signal.SIGTERM)
         await up.ended_well()
         async with Up(up.data, "--no-local-models") as second:
             await second.is_up()
             assert [second.state()["ports"][name] for name in KEPT] == [ports[name] for name in KEPT]
-            await serves(second, worker)
+            await serve(second, workers)
             second.process.kill()
             second.process.wait()
             async with Up(up.data, "--no-local-models") as third:
                 await third.is_up()
-                await serves(third, worker)
+                await serve(third, workers)
                 third.process.send_signal(signal.SIGTERM)
                 assert await third.ended() == 0
         with socket.socket() as thief:
@@ -85,10 +92,10 @@ async def test_a_worker_by_hand_serves_after_restarts(tmp_path: Path, up: Up, by
                 await fourth.is_up()
                 assert f"Port {ports['nats']}, which NATS had before, is in use by " in fourth.output
                 assert fourth.state()["ports"]["nats"] != ports["nats"]
-                await serves(fourth, worker)
+                await serve(fourth, workers)
     finally:
-        code = worker.end()
-    assert code == 0, worker.log.read_text()
+        codes = [worker.end() for worker in workers]
+    assert codes == [0, 0], "\n".join(worker.log.read_text() for worker in workers)
 
 
 async def test_a_worker_by_hand_ends_while_its_stack_is_away(tmp_path: Path, up: Up) -> None:

@@ -34,7 +34,7 @@ class Terminal:
         self.output = ""
         self._master, slave = pty.openpty()
         # The session's first terminal becomes the one that controls it; a signal may not be ignored from the start.
-        script = "import os, signal, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); signal.signal(2, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+        script = "import os, signal, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); signal.signal(2, signal.SIG_DFL); os.write(1, b'$'); os.execv(sys.argv[1], sys.argv[1:])"
         self.process = subprocess.Popen(
             bind_to_parent([sys.executable, "-I", "-S", "-c", script, *command]),
             stdin=slave,
@@ -79,7 +79,7 @@ def up(folder: Path, *flags: str) -> Terminal:
     return Terminal(folder, *command, "--port", str(free_port()), "--observability-port", str(free_port()))
 
 
-@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("moment", ["NATS", "\u2713", "gateway", "Ctrl-C stops everything."])
 async def test_ctrl_c(tmp_path: Path, moment: str, times: int) -> None:
     """At the first output, while components start, and once all are up: no traceback, no process left."""
@@ -99,6 +99,7 @@ async def test_ctrl_c(tmp_path: Path, moment: str, times: int) -> None:
 async def test_ctrl_c_before_any_output(tmp_path: Path, after_s: float) -> None:
     """Python may still be importing: no traceback at any moment."""
     terminal = up(tmp_path)
+    await terminal.shows("$")  # before that, the terminal has nobody to send a signal to
     deadline = time.monotonic() + after_s
     while time.monotonic() < deadline:
         await asyncio.to_thread(terminal.read)
