@@ -2,7 +2,7 @@
 #
 #   make up            a whole Nexus on this machine; ARGS="--port 9000" passes flags to `nexus up`
 #   make install       what make up needs, without starting it; `make up` calls it by itself
-#   make test          all tests, three files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
+#   make test          all tests, four files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
 #   make test-containers  some of them on containers, by Docker; make test ARGS="--servers containers" runs all of them so
 #   make attack        the attacks of docs/explanation/security.md, against a Nexus of this machine; ARGS passes arguments to pytest
 #   make images        the images gateway, worker, tts and stt, their sizes, and their bills of materials in dist/
@@ -23,7 +23,7 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 ARGS ?=
 # Test files run at a time: most tests wait for processes.
-WORKERS ?= 3
+WORKERS ?= 4
 
 # The newest python3 on PATH that will do, unless PYTHON names one.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
