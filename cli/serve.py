@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from backbone.lean_imports import lean_imports
 from cli.errors import ConsoleError
 from cli.options import warn_of_backend_key
 from cli.stack.membership import join_running_stack
@@ -94,12 +95,12 @@ def gateway(
             "REDIS_URL": redis_url,
         }
     )
-    from backbone.settings import GatewaySettings
+    with lean_imports():
+        from backbone.settings import GatewaySettings
+        from gateway.server import run
 
     read_settings(GatewaySettings, flags)  # reports all invalid settings before any is used
     membership = join_running_stack("gateway", data_dir)
-    from gateway.server import run
-
     settings = read_settings(GatewaySettings, flags)
     raise typer.Exit(run_as_member(membership, lambda: run(settings), has_children=settings.gateway_workers > 1))
 
@@ -178,14 +179,14 @@ def worker(
             "ETCD_URL": etcd_url,
         }
     )
-    from backbone.settings import WorkerSettings
+    with lean_imports():
+        from backbone.settings import WorkerSettings
+        from workers.main import run
 
     check_backend_kind(
         read_settings(WorkerSettings, flags).worker_backend
     )  # reports all invalid settings before any is used
     membership = join_running_stack("worker", data_dir)
-    from workers.main import run
-
     settings = read_settings(WorkerSettings, flags)
     raise typer.Exit(run_as_member(membership, lambda: run(settings)))
 
@@ -206,14 +207,13 @@ def run_as_member(membership: StackMembership | None, run: Callable[[], int], *,
 
 def check_backend_kind(kind: str) -> None:
     """Raise ConsoleError, which names all kinds, when `kind` is unknown."""
-    from workers.backends.base import load_adapters, unknown_adapter_message
+    from schemas.errors import NotFound
+    from workers.backends.base import load_adapter
 
     try:
-        kinds = load_adapters()
-    except ImportError as error:
+        load_adapter(kind)
+    except (ImportError, NotFound) as error:
         raise ConsoleError(str(error), exit_code=2) from error
-    if kind not in kinds:
-        raise ConsoleError(unknown_adapter_message(kind, kinds), exit_code=2)
 
 
 def _join_options(options: list[str]) -> str:

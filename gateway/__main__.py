@@ -2,6 +2,9 @@
 
 import sys
 
-from gateway.server import main
+from backbone.lean_imports import lean_imports
+
+with lean_imports():
+    from gateway.server import main
 
 sys.exit(main())

@@ -2,6 +2,9 @@
 
 import sys
 
-from workers.main import main
+from backbone.lean_imports import lean_imports
+
+with lean_imports():
+    from workers.main import main
 
 sys.exit(main())

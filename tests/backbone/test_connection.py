@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from backbone.bus.nats.headers import parse_ack_subject, parse_status
 from backbone.bus.nats.protocol_parser import ProtocolParser
 from backbone.bus.refusal_counter import RefusalCounter
 from backbone.bus.subjects import InvalidSubject
+from cli.embedded.servers import NatsServer, free_port
 from tests.conftest import Eventually
 from tests.servers import Server
 
@@ -257,3 +260,32 @@ async def test_no_server_is_a_clear_error() -> None:
 
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
         await NatsConnection("nats://127.0.0.1:1", "test").connect()
+
+
+OVER_A_WEBSOCKET = """
+import asyncio, sys
+from backbone.lean_imports import lean_imports
+with lean_imports():
+    from backbone.bus.nats.auth import NatsAccess
+    from backbone.bus.nats.connection import NatsConnection
+
+async def main():
+    connection = NatsConnection(NatsAccess(sys.argv[1]), "test")
+    await connection.connect(timeout_s=20)
+    await connection.close()
+
+assert "aiohttp.client" not in sys.modules
+asyncio.run(main())
+assert "aiohttp.client" in sys.modules
+"""
+
+
+async def test_library_of_websockets_is_loaded_by_the_first_connection_over_one(tmp_path: Path) -> None:
+    port = free_port()
+    server = NatsServer(tmp_path, extra_config=f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true }}')
+    await server.start()
+    try:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", OVER_A_WEBSOCKET, f"ws://127.0.0.1:{port}")
+        assert await process.wait() == 0
+    finally:
+        await server.stop()

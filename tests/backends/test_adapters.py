@@ -23,6 +23,12 @@ def test_every_adapter_in_the_folder_is_found() -> None:
     assert {"echo", "openai"} <= set(load_adapters())
 
 
+def test_every_adapter_has_the_name_of_its_module() -> None:
+    """So that a worker imports its own adapter and no other."""
+    ours = {kind.__module__: name for name, kind in load_adapters().items() if kind.__module__.startswith("workers.")}
+    assert {module: module.split(".")[2] for module in ours} == ours
+
+
 def test_two_adapters_of_one_name_are_refused() -> None:
     load_adapters()
     with pytest.raises(TypeError, match="echo"):

@@ -314,6 +314,7 @@ class Backend(ABC):
 
 
 ENTRY_POINTS = "nexus.backends"
+_PACKAGE = __name__.rpartition(".")[0]
 
 
 def load_adapters(importer: Callable[[str], object] = import_module) -> dict[str, type[Backend]]:
@@ -321,10 +322,31 @@ def load_adapters(importer: Callable[[str], object] = import_module) -> dict[str
 
     Raises ImportError when an adapter cannot be imported.
     """
-    package = __name__.rpartition(".")[0]
-    path = import_module(package).__path__
-    for module in iter_modules(path):
-        importer(f"{package}.{module.name}")
+    for name in _modules():
+        importer(f"{_PACKAGE}.{name}")
+    _load_provided()
+    return dict(Backend.adapters)
+
+
+def load_adapter(kind: str) -> type[Backend]:
+    """Return the adapter of this name. Of those in this folder, no other is imported.
+
+    Raises NotFound, which names all adapters, and ImportError when the adapter, or one of a package, cannot be imported.
+    """
+    if kind in _modules():
+        import_module(f"{_PACKAGE}.{kind}")
+    _load_provided()
+    if kind not in Backend.adapters:
+        raise NotFound(_unknown_adapter_message(kind, load_adapters()))
+    return Backend.adapters[kind]
+
+
+def _modules() -> list[str]:
+    """Return the modules in this folder. One that holds an adapter has the adapter's name."""
+    return [module.name for module in iter_modules(import_module(_PACKAGE).__path__)]
+
+
+def _load_provided() -> None:
     provided: dict[str, str] = {}
     for entry in entry_points(group=ENTRY_POINTS):
         origin = entry.dist.name if entry.dist is not None else entry.value
@@ -333,37 +355,31 @@ def load_adapters(importer: Callable[[str], object] = import_module) -> dict[str
                 f"two packages provide an adapter called {entry.name!r}: {provided[entry.name]} and {origin}. Uninstall one of them."
             )
         _load(entry, origin)
-    return dict(Backend.adapters)
 
 
 def _load(entry: EntryPoint, origin: str) -> None:
     where = f"the adapter {entry.name!r} of the package {origin}"
+    if entry.name in _modules():
+        raise ImportError(f"{where} has the name of an adapter of Nexus; rename it")
     try:
         entry.load()
     except Exception as error:
         raise ImportError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
-    kind = Backend.adapters.get(entry.name)
-    if kind is None:
+    if entry.name not in Backend.adapters:
         raise ImportError(
             f"{where} does not exist: the module {entry.value} defines no Backend with name = {entry.name!r}"
         )
-    if kind.__module__.startswith(f"{__name__.rpartition('.')[0]}."):
-        raise ImportError(f"{where} has the name of an adapter of Nexus; rename it")
 
 
-def unknown_adapter_message(kind: str, kinds: Iterable[str]) -> str:
-    """Return the message for an unknown adapter, with the name that is nearest."""
+def _unknown_adapter_message(kind: str, kinds: Iterable[str]) -> str:
     near = get_close_matches(kind, kinds, n=1)
     meant = f". Did you mean {near[0]!r}? There are" if near else "; there are"
     return f"there is no backend called {kind!r}{meant}: {', '.join(sorted(kinds))}"
 
 
 def make_backend(kind: str, config: BackendConfig) -> Backend:
-    """Return a new adapter of this name. Raises NotFound, which names all adapters, and ValueError for a wrong configuration."""
-    kinds = load_adapters()
-    if kind not in kinds:
-        raise NotFound(unknown_adapter_message(kind, kinds))
-    return kinds[kind](config)
+    """Return a new adapter of this name. Raises as `load_adapter` does, and ValueError for a wrong configuration."""
+    return load_adapter(kind)(config)
 
 
 def wrap_exception(error: Exception) -> NexusError:
