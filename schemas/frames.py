@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from schemas.errors import ErrorInfo
 from schemas.jobs import Usage
 from schemas.names import SubjectToken
+from schemas.usage import MediaUsage
 
 
 class FrameKind(StrEnum):
@@ -120,6 +121,7 @@ class AttemptDone(BaseModel):
     usage: Usage | None = None
     tokens: int = 0
     """The number of output pieces that the backend sent: tokens, for text."""
+    media: MediaUsage | None = None
     blob: BlobRef | None = None
     """The whole answer, when it is too large for events. Then no bytes came before it."""
 

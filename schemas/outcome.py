@@ -13,6 +13,7 @@ from pydantic import BaseModel, StringConstraints
 from schemas.errors import ErrorInfo
 from schemas.frames import BlobRef
 from schemas.jobs import Envelope, JobSpec, JobStatus, Usage
+from schemas.usage import MediaUsage
 
 
 class RunStatus(BaseModel):
@@ -44,10 +45,13 @@ class Outcome(
     """The duration of the attempt."""
     content_type: str = "application/json"
     usage: Usage | None = None
+    media: MediaUsage | None = None
     adapted: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")], ...] = ()
     """Parameters of the request that were replaced by their nearest equivalent."""
     size: int = 0
     """Bytes of the answer."""
+    input_size: int = 0
+    """Bytes of the request's body and files."""
     blob: BlobRef | None = None
     """The answer, when it is too large for the payload."""
     uploads: tuple[str, ...] = ()

@@ -92,6 +92,7 @@ class Attempt:
         self.job = outbox.job
         self.envelope = outbox.envelope
         self._body = body
+        outbox.input_bytes = len(body)
         self.began = self.last_output = self.last_heartbeat = self._phase_began = monotonic()
         self._last_report = 0.0
         self._loading = False
@@ -298,6 +299,7 @@ class Attempt:
             files, body = self._split_uploads(body)
         if env.body_blob is not None:
             body = b"".join([piece async for piece in self._blobs.read(env.body_blob)])
+            self._outbox.input_bytes += len(body)
         return Task(
             env.job,
             env.request_id,
@@ -320,6 +322,7 @@ class Attempt:
             pieces: Callable[[], AsyncIterator[bytes]]
             if upload.blob is not None:
                 pieces = partial(self._blobs.read, upload.blob)
+                self._outbox.input_bytes += upload.size
             else:
                 pieces = partial(_one_piece, body[at : at + upload.size])
                 at += upload.size

@@ -156,6 +156,7 @@ class EventOutbox(Outbox):
             JobStatus.COMPLETED,
             content_type=env.stream_type if env.stream else finish.content_type,
             usage=finish.usage,
+            media=finish.media,
             adapted=self.adapted,
             size=self._buffered_size,
             blob=ref,
@@ -202,6 +203,7 @@ class EventOutbox(Outbox):
             attempts=self.number,
             granted=self._granted,
             seconds=0.0 if began is None else round(monotonic() - began, 4),
+            input_size=self.input_bytes,
             **fields,
         )
 

@@ -59,6 +59,8 @@ class Outbox(ABC):
         self._seq = 0
         self.number = 1
         """The number of this attempt within its run, where a gateway has told it."""
+        self.input_bytes = 0
+        """Bytes of the request's body and files, once they have been read."""
         self.tokens = 0
         self.adapted: tuple[str, ...] = ()
         """Parameters of the request that were replaced by their nearest equivalent."""

@@ -126,7 +126,9 @@ class ReplyOutbox(Outbox):
         if len(tail) > MAX_FRAME_BYTES:
             self._send_chunks(tail)
             tail = b""
-        done = AttemptDone(content_type=finish.content_type, usage=finish.usage, tokens=self.tokens, blob=ref)
+        done = AttemptDone(
+            content_type=finish.content_type, usage=finish.usage, tokens=self.tokens, media=finish.media, blob=ref
+        )
         self.send_next(FrameKind.DONE, done.model_dump_json(exclude_none=True).encode() + b"\n" + tail)
         self.job.ack()
         return "completed"

@@ -36,6 +36,7 @@ from schemas.errors import BackendFailed, ErrorInfo, NexusError, NotFound
 from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
 from schemas.presence import BackendLoad, Limitation, ModelOffer, ServiceRecord
+from schemas.usage import MediaUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ class Finish:
 
     usage: Usage | None = None
     content_type: str = "application/json"
+    media: MediaUsage | None = None
+    """What was made or read besides tokens, for the operator's usage ledger."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ import orjson
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
+from schemas.usage import MediaUsage
 from workers.adapter_kit.audio.transcripts import (
     RecognitionRequest,
     SpeechTranscript,
@@ -414,12 +415,13 @@ def _outputs(request: RecognitionRequest, transcript: SpeechTranscript) -> list[
 
 
 def _final_outputs(request: RecognitionRequest, transcript: SpeechTranscript) -> list[Output]:
+    media = MediaUsage(audio_s=transcript.seconds or 0.0)
     if request.stream:
-        return [Chunk(done_frame(transcript), 0), Finish(None, "text/event-stream")]
+        return [Chunk(done_frame(transcript), 0), Finish(None, "text/event-stream", media)]
     body, kind = render_transcript(
         transcript, request.response_format, task=request.mode, granularities=request.granularities
     )
-    return [Chunk(body), Finish(None, kind)]
+    return [Chunk(body), Finish(None, kind, media)]
 
 
 def _delta_chunk(event: JSON, request: RecognitionRequest) -> Chunk:

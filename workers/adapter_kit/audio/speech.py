@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from schemas.openai.speech import SPEECH_CONTENT_TYPES, VoiceId
 from schemas.openai.speech import SpeechRequest as Fields
+from schemas.usage import MediaUsage
 from workers.adapter_kit.audio.codecs import (
     PCM_RATE_HZ,
     AudioEncoder,
@@ -139,7 +140,8 @@ async def respond_with_speech(
             yield Chunk(_delta_event(data) if events else data)
         if events:
             yield Chunk(_event({"type": "speech.audio.done", "usage": ZERO_USAGE}), 0)
-    yield Finish(content_type="text/event-stream" if events else SPEECH_CONTENT_TYPES[request.response_format])
+    content_type = "text/event-stream" if events else SPEECH_CONTENT_TYPES[request.response_format]
+    yield Finish(content_type=content_type, media=MediaUsage(characters=len(request.input)))
 
 
 def _delta_event(data: bytes) -> bytes:

@@ -23,6 +23,7 @@ from typing import Any, cast
 import orjson
 
 from schemas.frames import Progress
+from schemas.usage import MediaUsage
 from workers.adapter_kit.images.formats import (
     convert_image,
     detect_content_type,
@@ -166,7 +167,8 @@ async def respond_with_images(
         raise BackendError(f"the backend made {made} of {request.n} images")
     for chunk in writer.end():
         yield chunk
-    yield Finish(content_type="text/event-stream" if task.stream else "application/json")
+    content_type = "text/event-stream" if task.stream else "application/json"
+    yield Finish(content_type=content_type, media=MediaUsage(images=made, image_size=request.size or ""))
 
 
 class _ImageWriter(ABC):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import orjson
 
+from schemas.usage import MediaUsage
 from workers.adapter_kit.audio.codecs import PCM_RATE_HZ, AudioFormat
 from workers.adapter_kit.audio.speech import NO_AUDIO_MESSAGE, SynthesisRequest, respond_with_speech
 from workers.adapter_kit.audio.transcripts import (
@@ -159,17 +160,31 @@ async def transcribe(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
             async with aclosing(
                 _relay_events(response) if is_event_stream(response) else _simulate_events(response, answer_format)
             ) as outputs:
+                seconds = 0.0
                 async for output in outputs:
+                    if isinstance(output, Chunk) and b"transcript.text.done" in output.data:
+                        seconds = _heard_seconds(output.data.removeprefix(b"data: "))
                     yield output
-            yield Finish(content_type="text/event-stream")
+            yield Finish(content_type="text/event-stream", media=MediaUsage(audio_s=seconds))
             return
         body, content_type = _convert_transcript(
             request, answer_format, response, await response.read_all(TRANSCRIPT_LIMIT)
         )
         yield Chunk(body)
-        yield Finish(content_type=content_type)
+        yield Finish(content_type=content_type, media=MediaUsage(audio_s=_heard_seconds(body)))
     finally:
         response.close()
+
+
+def _heard_seconds(answer: bytes) -> float:
+    """Return the length of the sound where the answer tells it: `duration`, or `usage.seconds`; else 0."""
+    try:
+        body = orjson.loads(answer)
+        usage = body.get("usage") or {}
+        seconds = body.get("duration") or usage.get("seconds") or 0
+        return float(seconds)
+    except (ValueError, TypeError, AttributeError):
+        return 0.0
 
 
 async def _request_transcript(

@@ -12,6 +12,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import orjson
 
+from schemas.usage import MediaUsage
 from workers.adapter_kit.error_mapping import error_from_payload
 from workers.adapter_kit.http_client import BackendResponse
 from workers.adapter_kit.images.formats import convert_image, detect_content_type
@@ -124,7 +125,8 @@ class _ImageGeneration:
             finally:
                 response.close()
             self._made_count += 1
-        yield Finish(content_type="text/event-stream")
+        media = MediaUsage(images=self._made_count, image_size=self._request.size or "")
+        yield Finish(content_type="text/event-stream", media=media)
 
     def _adapt(self, name: str) -> Adaptation:
         """Note an adaptation. Raises BackendRefused where the policy refuses it."""

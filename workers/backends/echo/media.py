@@ -31,6 +31,7 @@ from schemas.endpoints import BY_PATH
 from schemas.frames import Progress
 from schemas.jobs import Usage
 from schemas.openai.score import ScoreRequest
+from schemas.usage import MediaUsage
 from workers.adapter_kit.audio.codecs import AudioFormat
 from workers.adapter_kit.audio.speech import SynthesisRequest, respond_with_speech
 from workers.adapter_kit.audio.transcripts import (
@@ -219,10 +220,10 @@ async def _transcriptions(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
         yield Chunk(delta_frame(f" {word}" if number else word) if task.stream else b"")
     if task.stream:
         yield Chunk(done_frame(transcript), 0)
-        yield Finish(content_type="text/event-stream")
-        return
-    yield Chunk(body, 0)
-    yield Finish(content_type=content_type)
+    else:
+        yield Chunk(body, 0)
+    media = MediaUsage(audio_s=transcript.seconds or 0.0)
+    yield Finish(content_type="text/event-stream" if task.stream else content_type, media=media)
 
 
 def _transcript(text: str) -> SpeechTranscript:
