@@ -22,9 +22,11 @@ from gateway.routes import (
     landing_page,
     models,
     operations,
+    organization,
     responses,
     results,
     services,
+    usage,
     voices,
 )
 from schemas.endpoints import ENDPOINTS
@@ -45,6 +47,8 @@ ROUTERS = [
     batches.router,
     responses.router,
     results.router,
+    usage.router,
+    organization.router,
 ]
 
 

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -19,8 +20,13 @@ from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.objects.store import NatsBlobStore
 from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.sealed_job_log import SealedJobLog
+from backbone.bus.subjects import USAGE_QUEUE
+from backbone.ledger.access import read_ledger_access
+from backbone.ledger.database import LedgerDatabase
+from backbone.ledger.usage_ledger import UsageLedger
 from backbone.registry.auth import read_etcd_access
 from backbone.registry.etcd import EtcdRegistry
+from backbone.secret_files import ConfigurationError
 from backbone.settings import GatewaySettings
 from backbone.ssrf_guard import GuardedHttpClient
 from backbone.store.auth import read_redis_access
@@ -62,6 +68,10 @@ from gateway.responses.service import ResponseService
 from gateway.signed_urls import UrlSigner
 from gateway.sync.handler import HandlerOptions, InferenceHandler
 from gateway.sync.submitter import SyncSubmitter
+from gateway.usage.emitter import UsageEmitter
+from gateway.usage.prices import PriceFile
+from gateway.usage.report import UsageReports
+from gateway.usage.writer import LedgerWriter
 from gateway.webhooks.sender import WEBHOOK_QUEUE_NAME, WebhookSender
 from schemas.endpoints import BY_PATH, CHAT, ENDPOINTS
 from schemas.jobs import MAX_STARTS, Limits
@@ -166,6 +176,11 @@ class _Services:
         self.auth, self.url_signer = _auth(settings, self.keys)
         self.webhook_client = _webhook_client(settings)
         self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics)
+        self.usage_reports = UsageReports(None)
+        self.usage_emitter: UsageEmitter | None = None
+        self.ledger_parts: tuple[_Startable, ...] = ()
+        if (access := read_ledger_access(settings)) is not None:
+            self._open_ledger(settings, clients, UsageLedger(LedgerDatabase(access)))
         self.job_runtime = JobRuntime(
             settings,
             JobDependencies(
@@ -179,6 +194,7 @@ class _Services:
                 metrics=metrics,
                 keys=self.keys,
                 webhooks=self.webhooks,
+                usage=self.usage_emitter,
             ),
         )
         self.jobs = self.job_runtime.jobs
@@ -216,6 +232,7 @@ class _Services:
             metrics,
             HandlerOptions(settings.queue_comment_after_s, settings.log_prompts),
             self.durable_handler,
+            self.usage_emitter,
         )
         self.batches, self.batch_scheduler = self._batches(settings, clients)
         self.responses = ResponseService(
@@ -256,7 +273,21 @@ class _Services:
             files=self.files,
             batches=self.batches,
             responses=self.responses,
+            usage=self.usage_reports,
         )
+
+    def _open_ledger(self, settings: GatewaySettings, clients: _Clients, ledger: UsageLedger) -> None:
+        """Build what records usage. Raises ConfigurationError."""
+        queue, metrics = clients.job_log.work_queue(USAGE_QUEUE), self.metrics
+        folder = Path(settings.usage_journal_dir) if settings.usage_journal_dir else None
+        try:
+            self.usage_emitter = UsageEmitter(queue, folder, metrics.usage_dropped.inc)
+        except OSError as error:
+            raise ConfigurationError(f"USAGE_JOURNAL_DIR: {folder} cannot be written: {error.strerror}") from error
+        prices = PriceFile(settings.ledger_prices_file)
+        writer = LedgerWriter(queue, ledger, prices, metrics, keep_s=settings.ledger_keep_s)
+        self.usage_reports = UsageReports(ledger)
+        self.ledger_parts = (self.usage_emitter, writer)
 
     def _batches(self, settings: GatewaySettings, clients: _Clients) -> tuple[BatchService, BatchScheduler]:
         queue = clients.job_log.work_queue(BATCHES)
@@ -292,6 +323,7 @@ class _Services:
             clients.broadcast,
             self.keys,
             clients.job_log,
+            *self.ledger_parts,
             self.dispatcher,
             self.submitter,
             self.job_runtime,

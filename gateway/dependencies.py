@@ -25,6 +25,7 @@ from gateway.metrics import MetricsExposition
 from gateway.responses.service import ResponseService
 from gateway.signed_urls import UrlSigner
 from gateway.sync.handler import InferenceHandler
+from gateway.usage.report import UsageReports
 from schemas.keys import Scope
 
 
@@ -49,6 +50,7 @@ class Parts:
     files: FileStore
     batches: BatchService
     responses: ResponseService
+    usage: UsageReports
 
 
 def get_parts(request: Request) -> Parts:

@@ -269,6 +269,23 @@ class GatewayMetrics:
             "Ends of durable jobs that no gateway has recorded yet. The same on every gateway.",
             registry=reg,
         )
+        self.ledger_rows = Counter(
+            "nexus_ledger_rows_total", "Finished runs that this gateway wrote into the ledger.", registry=reg
+        )
+        self.ledger_up = Gauge(
+            "nexus_ledger_up", "0 since this gateway's last write into the ledger failed, else 1.", registry=reg
+        )
+        self.ledger_up.set(1)
+        self.ledger_lag = Gauge(
+            "nexus_ledger_lag_seconds",
+            "Age of the oldest usage that this gateway could not write into the ledger; 0: there is none.",
+            registry=reg,
+        )
+        self.usage_dropped = Counter(
+            "nexus_usage_dropped_total",
+            "Finished runs that are missing in the ledger: the gateway's journal was full, or an event was unreadable.",
+            registry=reg,
+        )
         self.loop_lag = Histogram(
             "nexus_event_loop_lag_seconds",
             "Delay with which this process's event loop runs a timer, measured four times a second.",

@@ -25,6 +25,7 @@ from typing import NamedTuple, Protocol
 
 from backbone.bus.bus import Queue
 from backbone.bus.seals import SealSecret
+from schemas.errors import Unavailable
 from schemas.job_events import GateReply, GateRequest
 from schemas.jobs import Envelope
 from schemas.outcome import Outcome
@@ -41,6 +42,8 @@ class Retention:
     max_event_bytes: int = 4 * 1024**3
     max_outcome_bytes: int = 4 * 1024**3
     max_dead_letter_bytes: int = 1024**3
+    usage_s: float = 30 * 86_400.0
+    max_usage_bytes: int = 512 * 1024**2
     replicas: int = 1
 
 
@@ -101,11 +104,15 @@ class WorkItem(Protocol):
         """Renew `ack_wait_s`: the gateway still works on the item."""
 
 
+class WorkQueueFull(Unavailable):
+    """The queue of the gateways' own work has reached its limit, and accepts no item."""
+
+
 class WorkQueue(Protocol):
     """A queue of the gateways' own work, shared by all gateways."""
 
     async def put(self, item_id: str, data: bytes) -> None:
-        """Store an item, once per id within two minutes. Raises Unavailable."""
+        """Store an item, once per id within two minutes. Raises Unavailable, WorkQueueFull where the queue accepts no more."""
 
     def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """Yield items as they arrive, at most `max_unacked` of them unsettled. Never ends by itself and survives outages; close
@@ -218,7 +225,7 @@ class WorkQueues(Protocol):
     """The queues of the gateways' own work."""
 
     def work_queue(self, name: str) -> WorkQueue:
-        """Return the work queue of that name: `hooks` or `batches`."""
+        """Return the work queue of that name: `hooks`, `batches` or `usage`."""
 
 
 class JobLog(

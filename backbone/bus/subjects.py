@@ -207,7 +207,8 @@ def work_item_subject(name: str, item_id: str) -> str:
     return f"nexus.{name}.{require_token(item_id)}"
 
 
-WORK_QUEUES = ("hooks", "batches")
+USAGE_QUEUE = "usage"
+WORK_QUEUES = ("hooks", "batches", USAGE_QUEUE)
 STREAMS = (
     JOBS_STREAM,
     EVENTS_STREAM,

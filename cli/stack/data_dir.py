@@ -11,6 +11,8 @@
   secrets/       0700: passwords and certificates of the running stack's servers, new at each start
   worker.env     0600: variables with which another worker joins the running stack; gateway.env: the same for a gateway
   logs/          0700: one file per component
+  ledger.db      0600: the usage ledger, a SQLite database; ledger.db-wal, ledger.db-shm: its journal and index
+  usage/         0700: usage that gateways have written down and NATS has not stored yet
   nats/ etcd/ redis/
 ```
 """
@@ -78,6 +80,7 @@ class DataDir:
         self.ports_file = self.root / "ports.json"
         self.key_file = self.root / "key"
         self.operator_file = self.root / "operator.json"
+        self.ledger = self.root / "ledger.db"
         self.logs = self.root / "logs"
         self.secrets = self.root / "secrets"
 

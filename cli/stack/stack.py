@@ -336,8 +336,13 @@ class LocalStack:
     def _joining(self, role: str) -> dict[str, str]:
         """Return the variables with which another process of this role joins the stack. The servers have started."""
         urls = {"NATS_URL": self._nats.url, "ETCD_URL": self._etcd.url, "ETCD_PREFIX": self.options.etcd_prefix}
-        redis = {"REDIS_URL": self._redis.url} if role == "gateway" else {}
-        return urls | redis | self._credentials.settings(role)
+        gateways = {"REDIS_URL": self._redis.url} | self._ledger() if role == "gateway" else {}
+        return urls | gateways | self._credentials.settings(role)
+
+    def _ledger(self) -> dict[str, str]:
+        """Return the ledger's settings: a file in the data directory, unless the environment names a database."""
+        journal = {"USAGE_JOURNAL_DIR": str(self._data.folder("usage"))}
+        return journal if os.environ.get("LEDGER_URL") else {"LEDGER_URL": f"sqlite:///{self._data.ledger}"} | journal
 
     # State
 

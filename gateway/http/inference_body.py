@@ -43,6 +43,12 @@ class ReceivedRequest:
     body_blob: str | None = None
     uploads: tuple[Upload, ...] = ()
     blobs: list[BlobWriter] = field(default_factory=list)
+    body_blob_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the body and the files."""
+        return len(self.body) + self.body_blob_bytes + sum(one.size for one in self.uploads if one.blob is not None)
 
     async def discard(self) -> None:
         """Remove the blobs that were stored for the request. Idempotent, never raises."""
@@ -123,7 +129,7 @@ class InferenceBodyReader:
         try:
             await writer.write(received.body)
             received.body_blob = (await writer.close()).name
-            received.body = b""
+            received.body_blob_bytes, received.body = len(received.body), b""
         except BaseException:
             await received.discard()
             raise

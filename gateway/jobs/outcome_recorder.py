@@ -14,6 +14,7 @@ from backbone.store.store import IllegalMove, Store
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import outcome_fields, record_from_outcome
 from gateway.jobs.terminator import JobTerminator
+from gateway.jobs.usage import OutcomeUsage
 from gateway.metrics import GatewayMetrics
 from schemas.errors import NexusError
 from schemas.jobs import JobStatus
@@ -42,8 +43,11 @@ class OutcomeRecorder:
         *,
         keep_s: float,
         enqueue: Enqueue,
+        usage: OutcomeUsage | None = None,
     ) -> None:
-        """Create a recorder. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot."""
+        """Create a recorder. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot. `usage`: None
+        without a ledger.
+        """
         self._log = jobs
         self._store = store
         self._blobs = blobs
@@ -51,6 +55,7 @@ class OutcomeRecorder:
         self._metrics = metrics
         self._keep_s = keep_s
         self._enqueue = enqueue
+        self._usage = usage
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -87,6 +92,8 @@ class OutcomeRecorder:
                 await self._terminator.remove_from_queue(
                     await self._store.get(outcome.owner, outcome.job) or record_from_outcome(outcome)
                 )
+            if self._usage is not None:
+                await self._usage.store(outcome, item.stored_at)
             if outcome.webhook:
                 await self._enqueue(outcome)
             await item.ack()

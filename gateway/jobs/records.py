@@ -19,10 +19,16 @@ def now() -> int:
 
 def id_created_at(job_id: str) -> int | None:
     """Return the creation time of a job id in Unix seconds. None if the id is not a UUIDv7."""
+    created_ms = id_created_ms(job_id)
+    return None if created_ms is None else created_ms // 1000
+
+
+def id_created_ms(job_id: str) -> int | None:
+    """Return the creation time of a job id in Unix milliseconds. None if the id is not a UUIDv7."""
     number = int(job_id.removeprefix("job_"), 16)
     if number >> 76 & 0xF != 7 or number >> 62 & 0x3 != 2:
         return None
-    return (number >> 80) // 1000
+    return number >> 80
 
 
 def new_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) -> JobRecord:

@@ -26,7 +26,9 @@ from gateway.jobs.record_recovery import RecordRecovery
 from gateway.jobs.service import JobService
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
+from gateway.jobs.usage import OutcomeUsage
 from gateway.metrics import GatewayMetrics
+from gateway.usage.emitter import UsageEmitter
 from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
@@ -56,6 +58,8 @@ class JobDependencies:
     metrics: GatewayMetrics
     keys: KeyStore
     webhooks: WebhookQueue
+    usage: UsageEmitter | None = None
+    """None without a ledger."""
 
 
 class JobRuntime:
@@ -75,8 +79,16 @@ class JobRuntime:
         )
         estimator = EtaEstimator(dependencies.store, lambda: dependencies.registry.snapshot)
         keep_s = settings.job_keep_s
+        usage = None if dependencies.usage is None else OutcomeUsage(dependencies.usage, dependencies.store)
         self.jobs = JobService(
-            dependencies.log, dependencies.store, dependencies.blobs, submitter, terminator, estimator, keep_s=keep_s
+            dependencies.log,
+            dependencies.store,
+            dependencies.blobs,
+            submitter,
+            terminator,
+            estimator,
+            keep_s=keep_s,
+            usage=usage,
         )
         self._webhooks = dependencies.webhooks
         self._recorder = OutcomeRecorder(
@@ -87,6 +99,7 @@ class JobRuntime:
             dependencies.metrics,
             keep_s=keep_s,
             enqueue=self._webhooks.enqueue,
+            usage=usage,
         )
         self._expiry_watcher = ExpiryWatcher(
             dependencies.log, dependencies.store, terminator, ack_wait_s=settings.ack_wait_s
@@ -134,5 +147,6 @@ def retention(settings: GatewaySettings) -> Retention:
         claims_s=settings.idempotency_keep_s,
         max_event_bytes=settings.max_event_bytes,
         max_outcome_bytes=settings.max_result_bytes,
+        max_usage_bytes=settings.max_usage_bytes,
         replicas=settings.stream_replicas,
     )

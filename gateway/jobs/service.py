@@ -20,6 +20,7 @@ from gateway.jobs.record_recovery import read_logged_record
 from gateway.jobs.records import new_record, now, record_from_outcome, seconds_until_due, with_outcome
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
+from gateway.jobs.usage import OutcomeUsage
 from schemas.errors import NexusError, NotFound
 from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus, WebhookState
 from schemas.outcome import Outcome
@@ -43,7 +44,9 @@ class JobService:
         estimator: EtaEstimator,
         *,
         keep_s: float,
+        usage: OutcomeUsage | None = None,
     ) -> None:
+        """Build the service. `usage`: None without a ledger."""
         self._log = jobs
         self._store = store
         self._blobs = blobs
@@ -51,6 +54,7 @@ class JobService:
         self._terminator = terminator
         self._estimator = estimator
         self._keep_s = keep_s
+        self._usage = usage
 
     async def submit(self, submission: Submission) -> JobRecord:
         """See `JobsApi`."""
@@ -200,6 +204,8 @@ class JobService:
                 await self._terminator.store_outcome(failed, message)
             raise
         if stored is not None:
+            if self._usage is not None:  # the outcome may be deleted before it is recorded
+                await self._usage.store(stored.outcome, stored.stored_at)
             await self._log.delete_outcome(record.job, stored.seq)
         return new
 

@@ -40,7 +40,9 @@ from gateway.signed_urls import UrlSigner, base_url
 from gateway.sse_frames import DONE, adapted_frame, comment_frame, error_frame, progress_frame
 from gateway.sync.request_state import RequestState, SyncRequest
 from gateway.sync.submitter import SyncSubmitter
+from gateway.sync.usage import event_of_request
 from gateway.target_model import target_model
+from gateway.usage.emitter import UsageEmitter
 from schemas.endpoints import SSE, EndpointSpec
 from schemas.errors import ErrorInfo, NexusError
 from schemas.frames import AttemptDone, BlobRef
@@ -75,8 +77,9 @@ class InferenceHandler:
         metrics: GatewayMetrics,
         options: HandlerOptions,
         durable: DurableAnswerer,
+        usage: UsageEmitter | None = None,
     ) -> None:
-        """`durable` answers the requests whose delivery preferences make them durable jobs."""
+        """`durable` answers the requests whose delivery preferences make them durable jobs. `usage`: None without a ledger."""
         self._submitter = submitter
         self._reader = reader
         self._blobs = blobs
@@ -85,6 +88,7 @@ class InferenceHandler:
         self._metrics = metrics
         self._options = options
         self._durable = durable
+        self._usage = usage
         self._limiter = ConcurrencyLimiter()
 
     async def serve(self, endpoint: EndpointSpec, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,8 +108,8 @@ class _InferenceExchange:
     """Answers one inference request, and reports how it ended."""
 
     __slots__ = (
-        "_began_at", "_counted", "_endpoint", "_error", "_exchange", "_handler", "_received", "_reply", "_request", "_result_base_url",
-        "_status", "_stream_type",
+        "_began_at", "_bytes_in", "_counted", "_endpoint", "_error", "_exchange", "_handler", "_key_id", "_received", "_reply",
+        "_request", "_result_base_url", "_status", "_stream_type", "_usage",
     )  # fmt: skip
 
     def __init__(
@@ -126,6 +130,10 @@ class _InferenceExchange:
         """The key among whose open requests this one counts."""
         self._status = CLIENT_CLOSED_REQUEST
         self._error: ErrorInfo | None = None
+        self._usage = handler._usage
+        """Takes the usage, once; None: there is no ledger, or it was told."""
+        self._key_id = ""
+        self._bytes_in = 0
 
     async def answer(self, scope: Scope, receive: Receive) -> None:
         """Submit the request, relay its answer, and turn every error into OpenAI's error object."""
@@ -141,6 +149,7 @@ class _InferenceExchange:
                 else:
                     await self._send_whole(request)
             finally:
+                self._emit_usage(request)
                 handler._submitter.finish(request)
                 unwatch()
                 for ref in request.take_unread_blobs():
@@ -192,6 +201,8 @@ class _InferenceExchange:
             received=received,
             hops=scope.get(HOPS, 0),
         )
+        if self._usage is not None:
+            self._key_id, self._bytes_in = principal.key_id, received.total_bytes
         received.body, received.request = b"", None  # unused from here on, and the answer may take long
         self._request = request
         self._reply.headers.append((b"x-nexus-job-id", request.envelope.job.encode()))
@@ -200,6 +211,7 @@ class _InferenceExchange:
     async def _send_whole(self, request: SyncRequest) -> None:
         """Wait for the end of the request, and send its answer in one piece, or its error."""
         await request.wait_until_ended()
+        self._emit_usage(request)
         if request.error is not None:
             await self._send_error(request.error)
         elif request.done is not None:
@@ -213,6 +225,12 @@ class _InferenceExchange:
             if self._result_base_url is not None:
                 answer = self._handler._url_signer.sign_urls(answer, request.envelope.owner, self._result_base_url)
             await self._reply.send_response(200, request.done.content_type, answer)
+
+    def _emit_usage(self, request: SyncRequest) -> None:
+        """Write down what the request used, before its caller has the whole answer: a kill in between loses nothing."""
+        usage, self._usage = self._usage, None
+        if usage is not None:
+            usage.emit(event_of_request(request, self._key_id, self._bytes_in))
 
     async def _send_blob(self, done: AttemptDone, ref: BlobRef) -> None:
         """Send an answer that travels by reference, piece by piece."""
@@ -273,6 +291,7 @@ class _InferenceExchange:
                     progress = request.progress
                     await self._send_comment(request)
                 await request.wait()
+        self._emit_usage(request)
         if request.error is not None:
             self._status = request.error.status
             await self._abort_stream(request.error)

@@ -66,7 +66,7 @@ class SyncRequest:
 
     __slots__ = (
         "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_token", "_unread", "_waiter", "adapted", "backend", "delivered",
-        "delivery", "direct_writer", "done", "envelope", "error", "first_output_at", "last_event_at", "loop", "pause_error", "progress", "queue", "queued_at", "return_error",
+        "delivery", "direct_writer", "done", "envelope", "error", "first_output_at", "last_event_at", "loop", "output_bytes", "pause_error", "progress", "queue", "queued_at", "return_error",
         "seq", "started_at", "starts", "state", "submitted_at", "worker",
     )  # fmt: skip
 
@@ -113,6 +113,8 @@ class SyncRequest:
         self.submitted_at = self.queued_at = self.last_event_at = monotonic()
         self.started_at: float | None = None
         self.first_output_at: float | None = None
+        self.output_bytes = 0
+        """Bytes of output that the current attempt has sent, without those of its blobs."""
 
     # Called by the HTTP handler
 
@@ -410,6 +412,7 @@ class SyncRequest:
     # Output
 
     def _add(self, data: bytes) -> None:
+        self.output_bytes += len(data)
         waiter = self._waiter
         # A handler that waits has sent all earlier output, so that `data` overtakes nothing.
         if self.direct_writer is not None and waiter is not None and not waiter.done() and self.direct_writer(data):
@@ -435,6 +438,7 @@ class SyncRequest:
         self.adapted = ()
         self._drop_output()
         self.first_output_at = None
+        self.output_bytes = 0
 
     def _drop_output(self) -> None:
         self._pieces, self._size = [], 0

@@ -21,6 +21,7 @@ from backbone.settings import PUBLIC_ROUTES
 from gateway.app import make_app
 from gateway.dependencies import Parts
 from gateway.jobs.http_handler import PATH as SUBMIT
+from gateway.usage.organization import KINDS
 from schemas.endpoints import ENDPOINTS
 from schemas.keys import Scope
 from tests.cluster import KEY, Cluster, chat
@@ -102,6 +103,9 @@ ROUTES = {
     "GET /v1/keys": ADMIN,
     "GET /v1/keys/{key_id}": ADMIN,
     "DELETE /v1/keys/{key_id}": ADMIN,
+    "GET /v1/usage": ANY,
+    **{f"GET /v1/organization/usage/{name}": ANY for name in KINDS},
+    "GET /v1/organization/costs": ANY,
 }
 CLOSED = [route for route, need in ROUTES.items() if need.scopes is not None]
 SCOPED = [(route, scope) for route, need in ROUTES.items() for scope in need.scopes or ()]

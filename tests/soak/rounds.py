@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -17,6 +18,7 @@ import redis.asyncio
 
 from schemas.outcome import Outcome
 from tests.cluster import Cluster, chat
+from tests.servers import source as chosen
 from tests.soak.caller import OVER, Caller
 from tests.soak.faults import Breaker, Fault, draw_faults, mended, tail_attempts
 from tests.soak.moments import Moments
@@ -45,13 +47,25 @@ SETTINGS: dict[str, Any] = {
 @asynccontextmanager
 async def chaos_cluster(folder: Path) -> AsyncIterator[Cluster]:
     """Two gateways and three workers, and a model that is known and served by nobody."""
-    async with Cluster(folder, **SETTINGS) as cluster:
+    async with Cluster(folder, **SETTINGS | ledger_settings(folder)) as cluster:
         await cluster.start_gateway()
         await cluster.start_gateway()
         parked = await cluster.start_worker("echo", WORKER_MODELS=PARKED)
         await asyncio.gather(*(cluster.start_worker("echo", WORKER_MODELS=MODEL) for _ in range(WORKERS)))
         await cluster.stop_workers(parked)
         yield cluster
+
+
+def ledger_settings(folder: Path) -> dict[str, str]:
+    """Settings of a ledger that all gateways share, where they are processes."""
+    if not chosen().processes:
+        return {}
+    return {"LEDGER_URL": f"sqlite:///{ledger_file(folder)}", "USAGE_JOURNAL_DIR": str(folder / "usage")}
+
+
+def ledger_file(folder: Path) -> Path:
+    """Return the file of that ledger."""
+    return folder / "ledger.db"
 
 
 class Rounds:
@@ -124,7 +138,30 @@ class Rounds:
                 wrong += missing[:20]
                 break
             await asyncio.sleep(0.5)
+        while missing := await self._uncounted():
+            if asyncio.get_running_loop().time() > deadline:
+                wrong += missing[:20]
+                break
+            await asyncio.sleep(0.5)
         return wrong + await self._words()
+
+    async def _uncounted(self) -> list[str]:
+        """What the ledger says otherwise than the words: each run of each job is one row, with its status and tokens."""
+        if not ledger_file(self._cluster.folder).exists():
+            return []
+        rows, words = ledger_rows(ledger_file(self._cluster.folder)), await terminal_words(self._cluster)
+        wrong = [
+            f"{job} run {word.run}: {word.status} {word.tokens}, but the ledger says {rows.get((job, word.run))}"
+            for job, word in words.items()
+            if rows.get((job, word.run)) != (word.status, *word.tokens)
+        ]
+        wrong += [
+            f"{job} run {run}: not in the ledger, although run {word.run} followed"
+            for job, word in words.items()
+            for run in range(1, word.run)
+            if (job, run) not in rows
+        ]
+        return wrong + [f"{job} run {run}: in the ledger, but never ended" for job, run in rows if job not in words]
 
     async def _unrecorded(self) -> list[str]:
         """Jobs whose records in Redis are not as their callers saw them end. Also of jobs that nobody knows of, because the 202 was lost."""
@@ -210,6 +247,9 @@ class Ended(NamedTuple):
     status: str
     at: float
     """When NATS stored it, in Unix seconds."""
+    run: int
+    tokens: tuple[int, int]
+    """Of the prompt and of the answer."""
 
 
 async def terminal_words(cluster: Cluster) -> dict[str, Ended]:
@@ -223,10 +263,23 @@ async def terminal_words(cluster: Cluster) -> dict[str, Ended]:
             message = await reader.next_msg(timeout=10)
             word, _payload = Outcome.decode(message.data)
             assert word.job not in words, f"two words on {word.job}"
-            words[word.job] = Ended(word.status.value, message.metadata.timestamp.timestamp())
+            usage = word.usage
+            tokens = (0, 0) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
+            words[word.job] = Ended(word.status.value, message.metadata.timestamp.timestamp(), word.run, tokens)
     finally:
         await connection.close()
     return words
+
+
+def ledger_rows(file: Path) -> dict[tuple[str, int], tuple[str, int, int]]:
+    """Status and tokens of every run of a durable job in the ledger. Its hourly sums must agree with its rows."""
+    with contextlib.closing(sqlite3.connect(file)) as ledger:
+        count = "SELECT count(*), sum(input_tokens), sum(output_tokens) FROM usage_runs"
+        hours = "SELECT sum(requests), sum(input_tokens), sum(output_tokens) FROM usage_hours"
+        counted, summed = ledger.execute(f"SELECT * FROM ({count}) UNION ALL SELECT * FROM ({hours})").fetchall()
+        assert counted == summed
+        rows = ledger.execute("SELECT job, run, status, input_tokens, output_tokens FROM usage_runs WHERE durable")
+        return {(job, run): (status, *tokens) for job, run, status, *tokens in rows}
 
 
 async def stored_records(cluster: Cluster) -> dict[str, str]:

@@ -39,6 +39,7 @@ from backbone.bus.subjects import (
     OUTCOMES,
     OUTCOMES_STREAM,
     SEALS_STREAM,
+    USAGE_QUEUE,
     work_queue_stream,
 )
 from schemas.errors import Unavailable
@@ -48,6 +49,7 @@ from schemas.jobs import JobRecord
 
 WEBHOOKS_STREAM = work_queue_stream("hooks")
 BATCHES_STREAM = work_queue_stream("batches")
+USAGE_STREAM = work_queue_stream(USAGE_QUEUE)
 STREAMS = (
     SEALS_STREAM,
     BLOBS_STREAM,
@@ -56,6 +58,7 @@ STREAMS = (
     OUTCOMES_STREAM,
     DEAD_LETTERS_STREAM,
     WEBHOOKS_STREAM,
+    USAGE_STREAM,
     CLAIMS_STREAM,
     EVENTS_STREAM,
 )

@@ -20,6 +20,7 @@ from backbone.bus.subjects import (
     SEALS_STREAM,
     STORED_EVENTS,
     STORED_OUTCOMES,
+    USAGE_QUEUE,
     work_queue_stream,
 )
 from schemas.errors import Unavailable
@@ -111,12 +112,14 @@ def seals_stream(retention: Retention) -> Config:
 
 
 def work_queue_config(name: str, retention: Retention) -> Config:
-    """Configure a work queue of the gateways."""
-    return _stream(work_queue_stream(name), f"nexus.{name}.*", retention, 0) | {
+    """Configure a work queue of the gateways. That of usage events is bounded, as its consumer may be away for long."""
+    bounded = name == USAGE_QUEUE
+    return _stream(work_queue_stream(name), f"nexus.{name}.*", retention, retention.usage_s if bounded else 0) | {
+        "max_bytes": retention.max_usage_bytes if bounded else -1,
         "description": f"Nexus: work of the gateways: {name}",
         "retention": "workqueue",
         "discard": "new",
-        "max_msgs": MAX_WORK_ITEMS,
+        "max_msgs": -1 if bounded else MAX_WORK_ITEMS,
     }
 
 

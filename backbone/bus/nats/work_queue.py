@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from backbone.bus.job_log import Retention, WorkItem
+from backbone.bus.job_log import Retention, WorkItem, WorkQueueFull
 from backbone.bus.nats.requests import JetStreamError, RequestInbox, message_id_headers, store_message
 from backbone.bus.nats.stream_configs import ensure_pull_consumer, ensure_work_queue
 from backbone.bus.subjects import GATEWAY_GROUP, work_item_subject, work_queue_stream
@@ -43,6 +43,8 @@ class NatsWorkQueue:
                 self._inbox, subject, data, message_id_headers(item_id), max_payload=self._inbox.max_payload
             )
         except JetStreamError as error:
+            if error.limit_reached:
+                raise WorkQueueFull(f"the work queue '{self.name}' is full") from error
             raise Unavailable(f"the work queue '{self.name}' cannot store an item: {error}") from error
 
     async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:

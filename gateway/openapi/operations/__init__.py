@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.openapi.operation import Operation
-from gateway.openapi.operations import batches, inference, jobs, media, models, operators, responses
+from gateway.openapi.operations import batches, inference, jobs, media, models, operators, responses, usage
 
 DESCRIPTION = """\
 Nexus is one OpenAI-compatible gateway in front of many AI servers, with a durable queue behind it.
@@ -24,6 +24,7 @@ TAGS = {
     "batches": "OpenAI's Batch API: run many requests from one file.",
     "models": "The live models and voices.",
     "results": "Generated images and audio by signed URL.",
+    "usage": "What teams, keys and models have used, from the ledger.",
     "operation": "For operators: health, workers, queues, aliases, services, keys, dead letters.",
 }
 OPERATIONS: dict[str, Operation] = (
@@ -34,4 +35,5 @@ OPERATIONS: dict[str, Operation] = (
     | batches.OPERATIONS
     | models.OPERATIONS
     | operators.OPERATIONS
+    | usage.OPERATIONS
 )

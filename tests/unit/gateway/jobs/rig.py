@@ -13,6 +13,7 @@ import orjson
 
 from backbone.bus.job_log import JobLog
 from backbone.bus.sealed_job_log import SealedJobLog
+from backbone.bus.subjects import USAGE_QUEUE
 from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
@@ -31,12 +32,16 @@ from gateway.jobs.seal_refusals import SealRefusalCounter
 from gateway.jobs.service import JobService
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
+from gateway.jobs.usage import OutcomeUsage
 from gateway.metrics import GatewayMetrics
+from gateway.usage.emitter import UsageEmitter
+from gateway.usage.events import decode_events
 from schemas.endpoints import CHAT, EndpointSpec
 from schemas.frames import Frame, decode_frame
 from schemas.jobs import Capability, JobRecord, JobStatus, Limits
 from schemas.outcome import Outcome
 from schemas.presence import CatalogEntry
+from schemas.usage import UsageEvent
 from tests.conftest import Eventually
 from workers.backends.base import BackendConfig, Output, Task
 from workers.backends.echo.adapter import EchoBackend
@@ -105,9 +110,20 @@ class Gateway:
             self.log, rig.store, self.terminator, self.dispatcher, self.metrics, keep_s=KEEP_S, queue_s=QUEUE_S
         )
         estimator = EtaEstimator(rig.store, lambda: self.registry.snapshot)
-        self.jobs = JobService(self.log, rig.store, rig.blobs, submitter, self.terminator, estimator, keep_s=KEEP_S)
+        self.emitter = UsageEmitter(self.log.work_queue(USAGE_QUEUE), None, lambda _: None)
+        usage = OutcomeUsage(self.emitter, rig.store)
+        self.jobs = JobService(
+            self.log, rig.store, rig.blobs, submitter, self.terminator, estimator, keep_s=KEEP_S, usage=usage
+        )
         self.recorder = OutcomeRecorder(
-            self.log, rig.store, rig.blobs, self.terminator, self.metrics, keep_s=KEEP_S, enqueue=self._enqueue
+            self.log,
+            rig.store,
+            rig.blobs,
+            self.terminator,
+            self.metrics,
+            keep_s=KEEP_S,
+            enqueue=self._enqueue,
+            usage=usage,
         )
         self.expiry_watcher = ExpiryWatcher(self.log, rig.store, self.terminator, ack_wait_s=rig.ack_wait_s)
         self.gate = AttemptGate(
@@ -124,6 +140,7 @@ class Gateway:
         await self.registry.start()
         await self.dispatcher.start()
         await self.log.serve_gate_requests(self.gate)
+        await self.emitter.start()
         self._tasks = [asyncio.create_task(work) for work in (self.recorder.run(), self.expiry_watcher.run())]
 
     async def close(self) -> None:
@@ -131,6 +148,7 @@ class Gateway:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        await self.emitter.close()
         await self.log.close()
         await self.gate.close()
         await self.dispatcher.close()
@@ -287,6 +305,17 @@ class Rig:
     def kinds(self, job: str) -> str:
         """The letters of its stored events."""
         return "".join(frame.kind for frame in self.frames(job))
+
+    def usage(self, job: str) -> list[UsageEvent]:
+        """The events about a job that are stored for the ledger, each (job, run) once, by run."""
+        items = self.broker.job_log.work_queues[USAGE_QUEUE].items
+        found: dict[int, UsageEvent] = {}
+        for item in items:
+            for event in decode_events(item.data.partition(b"\n")[2] if self.sealed else item.data):
+                assert isinstance(event, UsageEvent)
+                if event.job == job:
+                    found.setdefault(event.run, event)
+        return [found[run] for run in sorted(found)]
 
     @property
     def queued(self) -> int:
