@@ -228,10 +228,16 @@ class WorkQueues(Protocol):
         """Return the work queue of that name: `hooks`, `batches` or `usage`."""
 
 
-class JobLog(
-    JobQueue, EventLog, OutcomeStore, GateRequestServer, DeadLetterStore, IdempotencyClaims, WorkQueues, Protocol
-):
-    """The gateway's side of durable jobs."""
+class JobHistory(EventLog, OutcomeStore, Protocol):
+    """The events of jobs, and how jobs ended."""
+
+
+class JobStorage(JobQueue, JobHistory, Protocol):
+    """The queue of durable jobs, their events, and how they ended."""
+
+
+class JobLog(JobStorage, GateRequestServer, DeadLetterStore, IdempotencyClaims, WorkQueues, Protocol):
+    """The gateway's side of durable jobs. Its parts are protocols of their own, so that each user names what it needs."""
 
     @property
     def seal_secret(self) -> SealSecret | None:

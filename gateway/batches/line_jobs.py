@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from backbone.bus.blobs import BlobStore
-from backbone.bus.job_log import JobLog
+from backbone.bus.job_log import OutcomeStore
 from backbone.retry import Backoff, retry
 from gateway import clock
 from gateway.auth.authenticator import Principal
@@ -201,7 +201,7 @@ class BatchDependencies:
     files: FileStore
     blobs: BlobStore
     jobs: JobsApi
-    log: JobLog
+    log: OutcomeStore
     reader: InferenceBodyReader
     line_types: Mapping[str, LineType]
     """The line types by endpoint path."""

@@ -25,7 +25,7 @@ from typing import Any
 
 import structlog
 
-from backbone.bus.job_log import JobLog
+from backbone.bus.job_log import JobHistory
 from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.jobs.attempts import count_attempts
 from gateway.jobs.records import now, seconds_until_due
@@ -53,7 +53,7 @@ class AttemptGate:
 
     def __init__(
         self,
-        jobs: JobLog,
+        jobs: JobHistory,
         store: Store,
         *,
         ack_wait_s: float,

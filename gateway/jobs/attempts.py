@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backbone.bus.job_log import JobLog
+from backbone.bus.job_log import EventLog
 from schemas.errors import WORKER_DRAINED
 from schemas.frames import AttemptReturned, Frame, FrameKind, decode_frame
 from schemas.outcome import Outcome
@@ -23,7 +23,7 @@ class AttemptCount:
     """The token of the newest attempt. Empty if that attempt was returned."""
 
 
-async def count_attempts(log: JobLog, job: str, run: int) -> AttemptCount:
+async def count_attempts(log: EventLog, job: str, run: int) -> AttemptCount:
     """Count the attempts of one run. Raises Unavailable."""
     events = await log.first_events(job, FIRST_READ_COUNT)
     frames = [decode_frame(event.data) for event in events]
@@ -32,7 +32,7 @@ async def count_attempts(log: JobLog, job: str, run: int) -> AttemptCount:
     return _count(frames, run)
 
 
-async def with_attempt_count(log: JobLog, outcome: Outcome) -> Outcome:
+async def with_attempt_count(log: EventLog, outcome: Outcome) -> Outcome:
     """Return the outcome with its run's number of attempts.
 
     Only an attempt that started without a start grant does not know the number itself. Raises Unavailable.
@@ -43,7 +43,7 @@ async def with_attempt_count(log: JobLog, outcome: Outcome) -> Outcome:
     return outcome.model_copy(update={"attempts": seen.starts or outcome.attempts})
 
 
-async def _all_frames(log: JobLog, job: str) -> list[Frame]:
+async def _all_frames(log: EventLog, job: str) -> list[Frame]:
     """Return the stored frames that start or return an attempt."""
     frames: list[Frame] = []
     events = log.follow_events(job)

@@ -10,7 +10,7 @@ import orjson
 import structlog
 
 from backbone.bus.blobs import BlobStore
-from backbone.bus.job_log import JobLog, StoredEvent, StoredOutcome
+from backbone.bus.job_log import JobHistory, StoredEvent, StoredOutcome
 from gateway.jobs.api import EventsExpired, JobEvent
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import job_json, with_outcome
@@ -46,7 +46,7 @@ class JobEventStream:
     """Streams one job's events to one caller."""
 
     def __init__(
-        self, jobs: JobLog, blobs: BlobStore, record: JobRecord, after: str, *, all_attempts: bool = False
+        self, jobs: JobHistory, blobs: BlobStore, record: JobRecord, after: str, *, all_attempts: bool = False
     ) -> None:
         """Create a stream.
 

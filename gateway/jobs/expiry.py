@@ -7,7 +7,7 @@ import contextlib
 
 import structlog
 
-from backbone.bus.job_log import JobLog
+from backbone.bus.job_log import OutcomeStore
 from backbone.store.store import DueJob, IllegalMove, Store
 from gateway.jobs.records import now, queue_deadline, seconds_until_due
 from gateway.jobs.terminator import JobTerminator
@@ -23,7 +23,7 @@ MAX_DUE_JOBS = 100
 class ExpiryWatcher:
     """Checks due jobs. All gateways poll; each due job is claimed by one of them."""
 
-    def __init__(self, jobs: JobLog, store: Store, terminator: JobTerminator, *, ack_wait_s: float) -> None:
+    def __init__(self, jobs: OutcomeStore, store: Store, terminator: JobTerminator, *, ack_wait_s: float) -> None:
         self._log = jobs
         self._store = store
         self._terminator = terminator

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from backbone.bus.blobs import BlobStore
-from backbone.bus.job_log import JobLog
+from backbone.bus.job_log import IdempotencyClaims
 from backbone.ids import new_job_id
 from gateway.http.inference_body import ReceivedRequest
 from schemas.errors import NexusError
@@ -30,7 +30,7 @@ class IdempotencyMismatch(NexusError):
 class Idempotency:
     """Claims job ids for idempotency keys."""
 
-    def __init__(self, jobs: JobLog, blobs: BlobStore) -> None:
+    def __init__(self, jobs: IdempotencyClaims, blobs: BlobStore) -> None:
         self._log = jobs
         self._blobs = blobs
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from backbone.bus.blobs import BlobStore
-from backbone.bus.job_log import JobLog, WorkItem
+from backbone.bus.job_log import JobHistory, WorkItem
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import outcome_fields, record_from_outcome
@@ -35,7 +35,7 @@ class OutcomeRecorder:
 
     def __init__(
         self,
-        jobs: JobLog,
+        jobs: JobHistory,
         store: Store,
         blobs: BlobStore,
         terminator: JobTerminator,

@@ -10,7 +10,7 @@ import asyncio
 
 import structlog
 
-from backbone.bus.job_log import JobLog
+from backbone.bus.job_log import JobHistory
 from backbone.clock import now
 from backbone.ids import new_token
 from backbone.store.documents import DocumentStore
@@ -34,7 +34,7 @@ LEASE_NAME = "rebuilding"
 class RecordRecovery:
     """Recovers missing records. All gateways poll; the lease lets one of them work."""
 
-    def __init__(self, jobs: JobLog, store: Store, documents: DocumentStore, *, keep_s: float) -> None:
+    def __init__(self, jobs: JobHistory, store: Store, documents: DocumentStore, *, keep_s: float) -> None:
         self._log = jobs
         self._store = store
         self._documents = documents
@@ -75,7 +75,7 @@ class RecordRecovery:
         return await self._store.create(record, ttl_s=max(1.0, self._keep_s - age_s), due_s=due_s)
 
 
-async def read_logged_record(log: JobLog, job: str) -> JobRecord | None:
+async def read_logged_record(log: JobHistory, job: str) -> JobRecord | None:
     """Return the record of a job according to NATS, or None if NATS holds too little. Raises Unavailable."""
     record, stored = await asyncio.gather(read_initial_record(log, job), log.read_outcome(job))
     if stored is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 
 from backbone.bus.bus import Queue
-from backbone.bus.job_log import JobLog
+from backbone.bus.job_log import JobStorage
 from backbone.ids import new_job_id
 from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.dispatcher import Dispatcher
@@ -39,7 +39,7 @@ class JobSubmitter:
 
     def __init__(
         self,
-        jobs: JobLog,
+        jobs: JobStorage,
         store: Store,
         terminator: JobTerminator,
         dispatcher: Dispatcher,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from backbone.bus.bus import GatewayBus
-from backbone.bus.job_log import JobLog, StoredOutcome
+from backbone.bus.job_log import EventLog, JobStorage, StoredOutcome
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.records import outcome_fields
 from schemas.control import Control, ControlOp
@@ -19,7 +19,7 @@ from schemas.outcome import Outcome, outcome_of
 class JobTerminator:
     """Stores outcomes that a gateway decides, and enforces them."""
 
-    def __init__(self, jobs: JobLog, store: Store, bus: GatewayBus) -> None:
+    def __init__(self, jobs: JobStorage, store: Store, bus: GatewayBus) -> None:
         self._log = jobs
         self._store = store
         self._bus = bus
@@ -75,7 +75,7 @@ MAX_EVENTS_READ = 32
 """QUEUED is stored after the job itself, so a fast worker's first events may precede it."""
 
 
-async def read_initial_record(log: JobLog, job_id: str) -> JobRecord | None:
+async def read_initial_record(log: EventLog, job_id: str) -> JobRecord | None:
     """Return the record with which a job began. None if its first event is no longer stored. Raises Unavailable."""
     for event in await log.first_events(job_id, MAX_EVENTS_READ):
         frame = decode_frame(event.data)
