@@ -72,6 +72,16 @@ def cpu_seconds(pids: list[int]) -> float:
     return sum(sum(map(int, fields[11:13])) for pid in tree(pids) if (fields := _stat(pid))) / TICK
 
 
+def write_calls(pids: list[int]) -> int:
+    """Calls of write(2) and its kin so far, to sockets too."""
+    calls = 0
+    for pid in tree(pids):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+            calls += sum(int(line.split()[1]) for line in lines if line.startswith("syscw:"))
+    return calls
+
+
 def foreign_seconds() -> float:
     """CPU time so far of everything on this machine that is not the benchmark, give or take a constant."""
     busy = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
@@ -96,9 +106,12 @@ def memory_mb(pids: list[int]) -> float:
 class Stack:
     """The mock, the naive baseline and Nexus, as far as they are asked for. An async context manager."""
 
-    def __init__(self, folder: Path, wanted: set[str]) -> None:
+    def __init__(self, folder: Path, wanted: set[str], gateways: int = 1, workers: int = 1) -> None:
+        """`gateways` and `workers`: processes of each in Nexus; the gateways share one port."""
         self.folder = folder
         self.wanted = wanted
+        self.gateways = gateways
+        self.workers = workers
         self.targets: list[Target] = []
         self.starts: dict[str, float] = {}
         """CPU seconds of gateway and worker until each was ready."""
@@ -151,6 +164,7 @@ class Stack:
             "OBSERVABILITY_PORT": "0",
             "GATEWAY_BEARER_TOKEN": key,
             "GATEWAY_LAME_DUCK_S": "0",
+            "GATEWAY_WORKERS": str(self.gateways),
             "WORKER_BACKEND": "openai",
             "WORKER_BACKEND_URL": backend,
             "WORKER_CONCURRENCY": str(SLOTS),
@@ -161,7 +175,11 @@ class Stack:
         gateway = await self._process("gateway", ["gateway"], env, answers(port, "/readyz"))
         self.starts["gateway_cpu_s"] = cpu_seconds(gateway)
         await self._parked(env, port, key)
-        worker = await self._process("worker", ["workers"], env, answers(port, CHAT, key))
+        worker: list[int] = []
+        for number in range(self.workers):
+            unit = f"bench-{number}"
+            named = env | {"WORKER_NAME": unit}
+            worker += await self._process(unit, ["workers"], named, answers(port, CHAT, key, worker=unit))
         self.starts["worker_cpu_s"] = cpu_seconds(worker)
         parts = {"gateway": gateway, "worker": worker, "nats": _pids(nats), "redis": _pids(redis)}
         return Target(name, port, key, [pid for pids in parts.values() for pid in pids], gateway, parts)
@@ -211,16 +229,20 @@ def _pids(part: EmbeddedServer | ManagedProcess) -> list[int]:
     return [part.pid]
 
 
-def answers(port: int, path: str, key: str = "", model: str = "mock") -> Callable[[], Awaitable[bool]]:
-    """Whether `GET path`, or a chat completion where that is the path, is 200."""
+def answers(
+    port: int, path: str, key: str = "", model: str = "mock", worker: str = ""
+) -> Callable[[], Awaitable[bool]]:
+    """Whether `GET path`, or a chat completion where that is the path, is 200, and `worker` is listed."""
     chat = {"model": model, "messages": [{"role": "user", "content": "Ready?"}], "max_tokens": 1}
 
     async def ready() -> bool:
         call = {"method": "POST", "json": chat} if path == CHAT else {"method": "GET"}
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
-            async with httpx.AsyncClient(headers=headers, timeout=5) as client:
-                return (await client.request(url=f"http://127.0.0.1:{port}{path}", **call)).status_code == 200
+            async with httpx.AsyncClient(headers=headers, timeout=5, base_url=f"http://127.0.0.1:{port}") as client:
+                if worker and f'"{worker}"' not in (await client.get("/v1/workers")).text:
+                    return False
+                return (await client.request(url=path, **call)).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -233,13 +255,15 @@ def answers(port: int, path: str, key: str = "", model: str = "mock") -> Callabl
 async def measure(target: Target, load: dict[str, object]) -> dict[str, object]:
     """Run the load generator against `target`, and add what that cost: `cpu_us` per unit, `cpu_cores`, `gateway_mb`.
 
-    `parts_us` is the same by part; `others_cores` says how much of the machine went elsewhere meanwhile.
+    `parts_us` is the same by part, `writes` each part's write calls per unit; `others_cores` says how much of the machine
+    went elsewhere meanwhile.
     """
     spec = load | {"port": target.port, "key": target.key}
     loop = asyncio.get_running_loop()
     peak = memory_mb(target.gateway)
     foreign, cpu, began = foreign_seconds(), cpu_seconds(target.charged), loop.time()
     parts = {name: cpu_seconds(pids) for name, pids in target.parts.items()}
+    writes = {name: write_calls(pids) for name, pids in target.parts.items()}
     process = await asyncio.create_subprocess_exec(
         *bind_to_parent([sys.executable, "-m", "bench.load"]),
         orjson.dumps(spec),
@@ -260,6 +284,10 @@ async def measure(target: Target, load: dict[str, object]) -> dict[str, object]:
     run["cpu_us"] = round(cpu / run["units"] * 1e6, 1) if run["units"] else None
     run["parts_us"] = {
         name: round((cpu_seconds(pids) - parts[name]) / run["units"] * 1e6, 1) if run["units"] else None
+        for name, pids in target.parts.items()
+    }
+    run["writes"] = {
+        name: round((write_calls(pids) - writes[name]) / run["units"], 2) if run["units"] else None
         for name, pids in target.parts.items()
     }
     run["cpu_cores"] = round(cpu / wall, 2)
