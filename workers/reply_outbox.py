@@ -57,6 +57,8 @@ class ReplyOutbox(Outbox):
         """The gateway has been sent the start of this attempt."""
         self._granted = False
         """The gateway has answered PROCEED."""
+        self._may_wait = False
+        """The caller has the first token: later ones may wait for each other."""
         self._requests = 0
         """Requests without an answer."""
         self._ticket = 0
@@ -102,6 +104,7 @@ class ReplyOutbox(Outbox):
         if self.envelope.stream and len(data) <= INLINE_LIMIT_BYTES:
             self.has_output = True
             self._send_chunks(data)
+            self._may_wait = self.tokens > 0
             return False
         self._buffered.append(data)
         self._buffered_size += len(data)
@@ -145,7 +148,8 @@ class ReplyOutbox(Outbox):
                 started=self._context.started, elapsed_us=int(1e6 * (monotonic() - self._began)),
             )  # fmt: skip
         with contextlib.suppress(Unavailable):
-            self._bus.send_event(self.envelope.reply, frame)
+            may_wait = self._may_wait and kind is FrameKind.CHUNK
+            self._bus.send_event(self.envelope.reply, frame, may_wait=may_wait)
 
     def _encode(self, kind: FrameKind, seq: int, payload: bytes = b"") -> bytes:
         return encode_frame(kind, self.envelope.run, self.job.delivery, seq, self._token, payload)

@@ -236,8 +236,10 @@ class WorkerBus(Protocol):
     async def stop_pulling(self) -> None:
         """End every pull. Jobs that were on their way have reached `on_job` when this returns."""
 
-    def send_event(self, reply: str, frame: bytes) -> None:
-        """Send an event. The order is kept; delivery is at most once."""
+    def send_event(self, reply: str, frame: bytes, *, may_wait: bool = False) -> None:
+        """Send an event. The order is kept; delivery is at most once. An event that `may_wait` is sent within milliseconds, together
+        with others, where the worker sends many.
+        """
 
     def request(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
         """Send an event as a request, and return a ticket for `cancel_request`. `on_answer(None)`: nobody listens on the

@@ -379,7 +379,7 @@ class MemoryWorkerBus:
                     pull.timer.cancel()
         await asyncio.sleep(0)
 
-    def send_event(self, reply: str, frame: bytes) -> None:
+    def send_event(self, reply: str, frame: bytes, *, may_wait: bool = False) -> None:  # noqa: ARG002 - no write to join
         """Call the listener in the loop's next turn, in order."""
         asyncio.get_running_loop().call_soon(self._call_listener, reply, frame)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from nats.aio.client import Client
 from nats.errors import BadSubjectError
 from nats.protocol.parser import Parser as TheirParser
 
-from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.nats.connection import FLUSH_INTERVAL_S, NatsConnection
 from backbone.bus.nats.headers import parse_ack_subject, parse_status
 from backbone.bus.nats.protocol_parser import ProtocolParser
 from backbone.bus.refusal_counter import RefusalCounter
@@ -141,7 +142,7 @@ def _line(written: list[bytes]) -> list[bytes]:
 def test_a_name_never_becomes_protocol(subject: bytes, reply: bytes, message_id: bytes) -> None:
     """Whatever the subject and the reply are: nothing is written, or one command with exactly these words."""
     connection = NatsConnection("nats://127.0.0.1:1", "test")
-    connection._write = lambda command: written.append(command)  # type: ignore[method-assign]
+    connection._write = lambda command, **_: written.append(command)  # type: ignore[method-assign]
     written: list[bytes] = []
     try:
         connection.publish(subject, b"payload", reply)
@@ -222,6 +223,78 @@ def test_ack_subjects_of_both_forms() -> None:
     """With and without a JetStream domain."""
     assert parse_ack_subject(b"$JS.ACK.J.c.2.17.4.1795381762309910883.3") == (2, 17, 1795381762309910883, 3)
     assert parse_ack_subject(b"$JS.ACK.hub.acc.J.c.2.17.4.1795381762309910883.3.tok") == (2, 17, 1795381762309910883, 3)
+
+
+class _ManualLoop:
+    """A clock that the test sets, and the flushes that are scheduled on it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.flushes: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, flush: Callable[[], None]) -> asyncio.TimerHandle:
+        return self.call_later(0.0, flush)
+
+    def call_later(self, delay: float, flush: Callable[[], None]) -> asyncio.TimerHandle:
+        self.flushes.append((delay, flush))
+        return asyncio.TimerHandle(self.now, lambda: None, (), asyncio.get_running_loop())
+
+
+def _publish(connection: NatsConnection, loop: _ManualLoop, *, may_wait: bool) -> list[float]:
+    """Publish a message, and return after how many seconds the flushes are due that this schedules."""
+    loop.flushes = []
+    connection.publish(b"a", b"", may_wait=may_wait)
+    return [delay for delay, _ in loop.flushes]
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "urgent_per_s", "tokens_wait", "urgent_wait"),
+    [
+        (1_600, 100, False, False),
+        (3_000, 100, True, False),
+        (25_000, 500, True, False),
+        (0, 9_000, True, True),
+    ],
+)
+async def test_messages_wait_for_each_other_where_there_are_many(
+    tokens_per_s: int, urgent_per_s: int, tokens_wait: bool, urgent_wait: bool
+) -> None:
+    """Tokens wait in a process that sends many; what a caller waits for does so only where there is nothing but that."""
+    connection, loop = NatsConnection("nats://127.0.0.1:1", "test"), _ManualLoop()
+    connection._loop = loop  # type: ignore[assignment]
+    _publish(connection, loop, may_wait=False)
+    connection._flush()
+    total_per_s = tokens_per_s + urgent_per_s
+    for index in range(total_per_s // 4):
+        loop.now += 1 / total_per_s
+        is_urgent = (index + 1) * urgent_per_s // total_per_s > index * urgent_per_s // total_per_s
+        _publish(connection, loop, may_wait=not is_urgent)
+        connection._flush()
+    assert _publish(connection, loop, may_wait=True) == [FLUSH_INTERVAL_S if tokens_wait else 0.0]
+    connection._flush()
+    assert _publish(connection, loop, may_wait=False) == [FLUSH_INTERVAL_S if urgent_wait else 0.0]
+
+
+async def test_an_urgent_message_takes_the_waiting_ones_along(own_nats: Server, eventually: Eventually) -> None:
+    """They are written with it, in their order, and the timer that they waited for is stopped."""
+    got: list[bytes] = []
+    connection = NatsConnection(own_nats.url, "test")
+    await connection.connect()
+    await connection.subscribe("a", lambda _s, _r, _h, data: got.append(data))
+    connection._joins = True
+    connection.publish(b"a", b"1", may_wait=True)
+    connection.publish(b"a", b"2", may_wait=True)
+    timer = connection._flush_timer
+    assert timer is not None
+    connection.publish(b"a", b"3")
+    connection.publish(b"a", b"4", may_wait=True)
+    await eventually(lambda: len(got) == 4)
+    assert got == [b"1", b"2", b"3", b"4"]
+    assert timer.cancelled()
+    await connection.close()
 
 
 async def test_publishing_continues_over_a_restart(own_nats: Server, eventually: Eventually) -> None:

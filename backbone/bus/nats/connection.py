@@ -39,8 +39,12 @@ _MESSAGE_ID = re.compile(rb"[!-~]+")
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """Writing is refused beyond this number of unsent bytes, connected or not."""
 BUSY_MESSAGES_PER_S = 4000
-"""Above this rate, writes are gathered for BUSY_FLUSH_INTERVAL_S instead of one turn of the loop."""
-BUSY_FLUSH_INTERVAL_S = 0.002
+"""Above this rate of messages that may not wait, these are gathered too."""
+JOINED_MESSAGES_PER_S = 2000
+"""Above this rate of all messages, those that may wait are gathered."""
+FLUSH_INTERVAL_S = 0.002
+"""The time for which messages are gathered into one write, instead of one turn of the loop."""
+RATE_WINDOW_S = 0.1
 RECONNECT_DELAY_S = 0.2
 OUTAGE_AFTER_S = 2.0
 """NATS counts as away once each of its servers was tried, or no server has accepted the connection for this time."""
@@ -120,10 +124,14 @@ class NatsConnection:
         self._handlers: dict[int, MessageHandler] = {}
         self._parser = ProtocolParser(self.client, self._handlers, self.refusals)
         self._on_reconnect = on_reconnect
-        self._scheduled = False
+        self._flush_is_due = False
+        """A flush at the end of this turn of the loop is scheduled."""
+        self._flush_timer: asyncio.TimerHandle | None = None
         self._window_start = 0.0
-        self._window_count = 0
-        self._busy = False
+        self._message_count = self._urgent_count = 0
+        """Messages of this window, and those of them that may not wait."""
+        self._joins = self._joins_all = False
+        """Messages that may wait are gathered for FLUSH_INTERVAL_S; all messages are."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting = False
         self._last_error: Exception | None = None
@@ -326,10 +334,19 @@ class NatsConnection:
             with contextlib.suppress(Unavailable):
                 self._write(b"UNSUB %d\r\n" % sid)
 
-    def publish(self, subject: bytes, payload: bytes | memoryview, reply: bytes = b"", headers: bytes = b"") -> None:
+    def publish(
+        self,
+        subject: bytes,
+        payload: bytes | memoryview,
+        reply: bytes = b"",
+        headers: bytes = b"",
+        *,
+        may_wait: bool = False,
+    ) -> None:
         """Queue a message for this turn's write. Raises InvalidSubject, and Unavailable when too much data is unsent.
 
-        `headers` are complete: from `NATS/1.0` to the empty line.
+        `headers` are complete: from `NATS/1.0` to the empty line. A message that `may_wait` is written within FLUSH_INTERVAL_S
+        where this process sends many, together with the others, and never after a later message.
         """
         require_subject(subject)
         if reply:
@@ -340,37 +357,48 @@ class NatsConnection:
             head = b"HPUB %b %d %d\r\n%b" % (subject, len(headers), len(headers) + size, headers)
         else:
             head = b"PUB %b %d\r\n" % (subject, size)
-        self._write(b"".join((head, payload, b"\r\n")))
+        self._write(b"".join((head, payload, b"\r\n")), may_wait=may_wait)
 
     def publish_with_id(self, subject: bytes, payload: bytes, reply: bytes, message_id: bytes) -> None:
         """Publish with a `Nats-Msg-Id`: JetStream stores the message once per duplicate window."""
         self.publish(subject, payload, reply, id_headers(message_id))
 
-    def _write(self, command: bytes) -> None:
+    def _write(self, command: bytes, *, may_wait: bool = False) -> None:
         """Queue raw protocol bytes. Nothing in them may come from others unchecked."""
         raw = self._raw
         if raw._pending_data_size > MAX_UNSENT_BYTES:
             raise Unavailable("NATS does not read messages fast enough; retry shortly")
         raw._pending.append(command)
         raw._pending_data_size += len(command)
-        self._window_count += 1
-        if self._scheduled:
+        self._message_count += 1
+        self._urgent_count += not may_wait
+        waits = self._joins if may_wait else self._joins_all
+        if self._flush_is_due or (waits and self._flush_timer is not None):
             return
-        self._scheduled = True
         loop = self._loop
         assert loop is not None
-        if self._busy:
-            loop.call_later(BUSY_FLUSH_INTERVAL_S, self._flush)
+        if waits:
+            self._flush_timer = loop.call_later(FLUSH_INTERVAL_S, self._flush)
         else:
+            self._flush_is_due = True
             loop.call_soon(self._flush)
         now = loop.time()
-        if now - self._window_start > 0.1:
-            self._busy = self._window_count > BUSY_MESSAGES_PER_S * (now - self._window_start)
-            self._window_start, self._window_count = now, 0
+        if now - self._window_start > RATE_WINDOW_S:
+            self._measure_rates(now)
+
+    def _measure_rates(self, now: float) -> None:
+        """Decide by the window that ends now which messages are gathered in the next one."""
+        elapsed = now - self._window_start
+        self._joins = self._message_count > JOINED_MESSAGES_PER_S * elapsed
+        self._joins_all = self._urgent_count > BUSY_MESSAGES_PER_S * elapsed
+        self._window_start, self._message_count, self._urgent_count = now, 0, 0
 
     def _flush(self) -> None:
         """Write the queued data in one call. While disconnected it stays queued; nats-py sends it after the reconnect."""
-        self._scheduled = False
+        self._flush_is_due = False
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
         raw = self._raw
         if not raw._pending or not raw.is_connected:
             return
@@ -379,7 +407,7 @@ class NatsConnection:
             return
         if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             # The server does not read: keep the count up, so that `_write` refuses.
-            self._scheduled = True
+            self._flush_is_due = True
             assert self._loop is not None
             self._loop.call_later(0.05, self._flush)
             return

@@ -268,8 +268,8 @@ class NatsWorkerBus:
 
     # Events
 
-    def send_event(self, reply: str, frame: bytes) -> None:
-        self._connection.publish(reply.encode(), frame)
+    def send_event(self, reply: str, frame: bytes, *, may_wait: bool = False) -> None:
+        self._connection.publish(reply.encode(), frame, may_wait=may_wait)
 
     def request(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
         """Publish an event with a reply subject of this process."""

@@ -12,6 +12,7 @@ from backbone.testing.blobs import MemoryBlobStore
 from schemas.frames import PROCEED, FrameKind, decode_frame
 from schemas.job_events import GateReply, GateVerdict
 from schemas.jobs import Capability, Envelope, Lane
+from workers.backends.base import Finish
 from workers.outbox import MAX_REQUESTS, JobLost
 from workers.reply_outbox import ReplyOutbox
 from workers.worker_context import WorkerContext
@@ -25,17 +26,22 @@ class Job:
     owned: bool = True
     delivery: int = 1
 
+    def ack(self) -> None:
+        """Every attempt that ends acknowledges."""
+
 
 @dataclass
 class Bus:
     """The worker's bus: `answer` answers the last request."""
 
     sent: list[bytes] = field(default_factory=list)
+    may_wait: list[bool] = field(default_factory=list)
     requests: list[bytes] = field(default_factory=list)
     answer: Callable[[bytes | None], None] = lambda _: None
 
-    def send_event(self, _reply: str, frame: bytes) -> None:
+    def send_event(self, _reply: str, frame: bytes, *, may_wait: bool) -> None:
         self.sent.append(frame)
+        self.may_wait.append(may_wait)
 
     def request(self, _reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
         self.requests.append(frame)
@@ -90,6 +96,17 @@ def test_an_attempt_that_may_be_wanted_asks_again(started: str) -> None:
         desk.outbox.take(b"a")
     answers = [desk.ask(None) for _ in range(MAX_REQUESTS)]
     assert answers == [None] * (MAX_REQUESTS - 1) + [GateReply(kind=GateVerdict.STOP)]
+
+
+async def test_neither_the_first_token_nor_the_end_waits_for_other_messages() -> None:
+    """The tokens in between may: a caller notices when an answer begins and when it ends."""
+    desk = Desk()
+    for tokens in (0, 1, 1, 2):
+        desk.outbox.tokens += tokens
+        desk.outbox.take(b"data")
+    await desk.outbox.complete(Finish())
+    assert [decode_frame(frame).kind for frame in desk.bus.sent] == [*[FrameKind.CHUNK] * 4, FrameKind.DONE]
+    assert desk.bus.may_wait == [False, False, True, True, False]
 
 
 def test_a_heartbeat_before_the_grant_is_a_start() -> None:
