@@ -18,7 +18,7 @@ from nats.protocol.parser import Parser as TheirParser
 
 from backbone.bus.nats.connection import FLUSH_INTERVAL_S, NatsConnection
 from backbone.bus.nats.headers import parse_ack_subject, parse_status
-from backbone.bus.nats.protocol_parser import ProtocolParser
+from backbone.bus.nats.protocol_parser import DirectReader, ProtocolParser
 from backbone.bus.refusal_counter import RefusalCounter
 from backbone.bus.subjects import InvalidSubject
 from cli.embedded.servers import NatsServer, free_port
@@ -44,6 +44,7 @@ def test_private_names_are_where_we_use_them() -> None:
         "_send_command",
         "_process_op_err",
         "_attempt_reconnect",
+        "_read_loop",
     ):
         assert inspect.iscoroutinefunction(getattr(client, name)), name
     assert list(inspect.signature(client._process_msg).parameters) == ["sid", "subject", "reply", "data", "headers"]
@@ -53,10 +54,13 @@ def test_private_names_are_where_we_use_them() -> None:
     assert "await self._ps.parse(" in source
     assert "self._ps.reset()" in source
     assert "self._transport.writelines(self._pending[:])" in source
+    assert isinstance(asyncio.StreamReader(loop=asyncio.new_event_loop())._buffer, bytearray)  # type: ignore[attr-defined]
 
 
 class _Client:
     """Takes what the parser passes on."""
+
+    is_connected = True
 
     def __init__(self) -> None:
         self.seen: list[tuple[object, ...]] = []
@@ -119,6 +123,54 @@ def test_any_split_of_the_bytes_reads_the_same(cuts: list[int]) -> None:
     asyncio.run(feed())
     assert got == MESSAGES
     assert client.seen == OTHERS
+
+
+class _Stream(asyncio.Protocol):
+    """The stream from which nats-py reads when it comes to it."""
+
+    def __init__(self) -> None:
+        self.unread = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.unread += data
+
+
+@given(
+    cuts=st.lists(st.integers(0, len(WIRE)), max_size=12),
+    reads=st.lists(st.booleans(), min_size=14, max_size=14),
+    buffered=st.integers(0, len(WIRE)),
+)
+@settings(max_examples=300, deadline=None)
+def test_messages_that_are_read_directly_keep_their_order(cuts: list[int], reads: list[bool], buffered: int) -> None:
+    """Whatever nats-py has read of the stream when data arrives, and however the network cuts it, the same messages come out."""
+    client, got = _Client(), []
+    parser = ProtocolParser(client, {1: lambda *message: got.append(message)}, RefusalCounter())  # type: ignore[arg-type]
+    stream = _Stream()
+    stream.unread = WIRE[:buffered]
+    reader = DirectReader(parser, stream, buffered)
+    edges = [buffered, *sorted(cut for cut in cuts if cut > buffered), len(WIRE)]
+
+    async def feed() -> None:
+        for (start, stop), read in zip(pairwise(edges), reads, strict=False):
+            reader.data_received(WIRE[start:stop])
+            if read:
+                unread, stream.unread = stream.unread, b""
+                await parser.parse(unread)
+        await parser.parse(stream.unread)
+
+    asyncio.run(feed())
+    assert got == MESSAGES
+    assert client.seen == OTHERS
+    assert parser.behind == 0
+
+
+async def test_a_lost_connection_is_not_read_any_further() -> None:
+    """Data that arrives once nats-py has given the connection up does not reach the parser, which waits for the next one."""
+    client, got = _Client(), []
+    parser = ProtocolParser(client, {1: lambda *message: got.append(message)}, RefusalCounter())  # type: ignore[arg-type]
+    client.is_connected = False
+    DirectReader(parser, _Stream(), 0).data_received(b"MSG a 1 1\r\nx\r\nMSG a 1 5\r\n")
+    assert (got, parser.parts) == ([], [])
 
 
 NAME = st.one_of(

@@ -6,8 +6,8 @@ only file that uses nats-py's private names; `tests/backbone/test_connection.py`
 
 Private names in use: `Client._ps`, `._subs`, `._pending`, `._pending_data_size`, `._transport`, `._process_msg`,
 `._process_err`, `._process_ping`, `._process_pong`, `._process_info`, `._send_command`, `._flush_pending`, `._process_op_err`,
-`._remove_sub`, `._connect_command`, `._server_info`, `._attempt_reconnect`, `._pongs`, `._server_pool`,
-`TcpTransport._io_writer`, and `Parser.parse` / `.reset`.
+`._remove_sub`, `._connect_command`, `._server_info`, `._attempt_reconnect`, `._read_loop`, `._pongs`, `._server_pool`,
+`TcpTransport._io_reader` / `._io_writer`, and `Parser.parse` / `.reset`; of asyncio: `StreamReader._buffer`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nats.aio.client import Client
 from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.connection_errors import describe_error, describe_permanent_error
 from backbone.bus.nats.liveness import LivenessMonitor
-from backbone.bus.nats.protocol_parser import MessageHandler, ProtocolParser
+from backbone.bus.nats.protocol_parser import DirectReader, MessageHandler, ProtocolParser
 from backbone.bus.subjects import InvalidSubject, require_pattern, require_subject
 from backbone.ids import new_token
 from backbone.secret_files import ConfigurationError
@@ -63,6 +63,14 @@ class _NatsPyClient(Client):
     """
 
     secure = False
+
+    async def _read_loop(self) -> None:
+        raw: Any = self
+        reader = getattr(raw._transport, "_io_reader", None)
+        if reader is not None:  # not over a websocket
+            transport = raw._transport._io_writer.transport
+            transport.set_protocol(DirectReader(raw._ps, transport.get_protocol(), len(reader._buffer)))
+        await super()._read_loop()
 
     def drop(self) -> None:
         """Abort the connection without a goodbye."""
