@@ -349,7 +349,7 @@ async def test_no_job_is_lost_to_freeing(world: World, eventually: Eventually, s
         stored[job] = ear
         if number == 150:
             killed = gateways.pop()
-            transport = killed._publisher.client._transport
+            transport = killed._connection.client._transport
             assert isinstance(transport, TcpTransport)
             assert transport._io_writer is not None
             transport._io_writer.transport.abort()

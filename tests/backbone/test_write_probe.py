@@ -61,7 +61,7 @@ async def test_what_a_slow_disk_stored_too_late_is_removed(
     log: NatsJobLog, bus: NatsGatewayBus, storage_health: StorageHealth, eventually: Eventually
 ) -> None:
     """A proof that was not confirmed in time may have been stored all the same; nobody else would ever remove it."""
-    bus._publisher.publish(module.JOBS_PROBE_SUBJECT, module.PAYLOAD)
+    bus._connection.publish(module.JOBS_PROBE_SUBJECT, module.PAYLOAD)
 
     async def holds(count: int) -> bool:
         return sum(depth.waiting for depth in await bus.queue_depths()) == count

@@ -147,7 +147,7 @@ async def test_a_worker_serves_from_any_server(three: Three, number: int, eventu
     await eventually(lambda: len(ear.frames) == 2)
 
     async def is_empty() -> bool:
-        return (await request(three.gateway._publisher, "STREAM.INFO.NEXUS_JOBS"))["state"]["messages"] == 0
+        return (await request(three.gateway._connection, "STREAM.INFO.NEXUS_JOBS"))["state"]["messages"] == 0
 
     await eventually(is_empty)
     await worker.stop_pulling()

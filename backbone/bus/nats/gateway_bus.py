@@ -1,7 +1,7 @@
 """The gateway's side of the bus on NATS JetStream.
 
-It holds two connections: one publishes and sends requests, the other receives replies, so that a burst on one never delays the
-other. All replies to a process, and the PubAcks of its jobs, arrive on one wildcard subscription `nexus.reply.<gateway>.*`.
+All replies to a process, and the PubAcks of its jobs, arrive on one wildcard subscription `nexus.reply.<gateway>.*`. Large bodies
+and answers travel over the blob store's connection, so that none of them delays a reply here.
 """
 
 from __future__ import annotations
@@ -98,9 +98,8 @@ class NatsGatewayBus:
         storage_health: StorageHealth | None = None,
     ) -> None:
         self._storage_health = storage_health or StorageHealth()
-        self._publisher = NatsConnection(server, f"{gateway}-jobs", on_reconnect=self._reopen, monitor_liveness=True)
-        self._listener = NatsConnection(
-            server, f"{gateway}-replies", on_reconnect=self._check_lost_jobs, monitor_liveness=True
+        self._connection = NatsConnection(
+            server, f"{gateway}-jobs", on_reconnect=self._reconnected, monitor_liveness=True
         )
         self._prefix = f"{REPLIES}.{gateway}."
         self._prefix_length = len(self._prefix)
@@ -111,8 +110,8 @@ class NatsGatewayBus:
         """
         self._puback_subject_prefix = self._prefix.encode() + self._puback_prefix
         self._stream = stream
-        self._inbox = RequestInbox(self._publisher)
-        self._consumers = QueueConsumers(self._publisher, self._inbox, stream, ack_wait_s)
+        self._inbox = RequestInbox(self._connection)
+        self._consumers = QueueConsumers(self._connection, self._inbox, stream, ack_wait_s)
         self._listeners: dict[bytes, ReplyListener] = {}
         self._unacked: dict[bytes, _Unacked] = {}
         self._stored: dict[bytes, _Stored] = {}
@@ -126,12 +125,11 @@ class NatsGatewayBus:
     async def start(self) -> None:
         """Connect, create the stream, and subscribe to the replies."""
         self._loop = asyncio.get_running_loop()
-        await self._publisher.connect()
-        await self._listener.connect()
+        await self._connection.connect()
         await self._inbox.start()
         await ensure_stream(self._inbox, self._stream)
         await self._consumers.start()
-        await self._listener.subscribe(f"{self._prefix}*", self._on_reply)
+        await self._connection.subscribe(f"{self._prefix}*", self._on_reply)
         self._sweep_task = asyncio.create_task(self._sweep())
         self._watch_task = asyncio.create_task(self._watch())
 
@@ -142,30 +140,29 @@ class NatsGatewayBus:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-        await self._publisher.close()
+        await self._connection.close()
         self._inbox.close()
-        await self._listener.close()
 
     @property
     def connected(self) -> bool:
-        """Whether both connections stand."""
-        return self._publisher.connected and self._listener.connected
-
-    @property
-    def _away(self) -> bool:
-        return self._publisher.unavailable or self._listener.unavailable
+        """Whether the connection stands."""
+        return self._connection.connected
 
     @property
     def max_message_bytes(self) -> int:
         """The server's limit less the bytes of the envelope."""
-        return self._publisher.client.max_payload - MAX_ENVELOPE_BYTES
+        return self._connection.client.max_payload - MAX_ENVELOPE_BYTES
 
-    async def _reopen(self) -> None:
-        """Set the stream and the queues up again: the server may have lost its data."""
+    async def _reconnected(self) -> None:
+        """Set the stream and the queues up again: the server may have lost its data. Check the stored jobs: events that were sent
+        meanwhile were lost.
+        """
         self._inbox.forget_lost()
-        if self._reopen_task is not None and not self._reopen_task.done():
-            self._reopen_task.cancel()
+        for task in (self._reopen_task, self._lost_job_task):
+            if task is not None:
+                task.cancel()
         self._reopen_task = asyncio.create_task(self._reopen_all())
+        self._lost_job_task = asyncio.create_task(self._fail_lost_jobs())
 
     async def _reopen_all(self) -> None:
         async def set_up() -> None:
@@ -178,12 +175,6 @@ class NatsGatewayBus:
             backoff=SETUP_BACKOFF,
             on_error=lambda error: log.warning("nats.setup_failed", part="jobs", error=str(error)),
         )
-
-    async def _check_lost_jobs(self) -> None:
-        """Check the stored jobs after a reconnect of the listener: events that were sent meanwhile were lost."""
-        if self._lost_job_task is not None and not self._lost_job_task.done():
-            self._lost_job_task.cancel()
-        self._lost_job_task = asyncio.create_task(self._fail_lost_jobs())
 
     async def _fail_lost_jobs(self) -> None:
         """Fail the jobs that are not stored any more: their last event was sent during the outage."""
@@ -200,7 +191,7 @@ class NatsGatewayBus:
             )
 
     async def _watch(self) -> None:
-        """Check waiting jobs at intervals. A worker's event can be lost although both connections stood, between two servers of
+        """Check waiting jobs at intervals. A worker's event can be lost although both their connections stood, between two servers of
         a cluster one of which froze.
         """
         while True:
@@ -237,7 +228,7 @@ class NatsGatewayBus:
             if await holds_job(self._inbox, seq, message_id):
                 return True
             # Events that were sent before the job was deleted have arrived when this returns.
-            await self._listener.ping(5.0)
+            await self._connection.ping(5.0)
             return False
 
         return await retry(check, on=Unavailable, backoff=SETUP_BACKOFF)
@@ -269,7 +260,7 @@ class NatsGatewayBus:
 
     def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
         """Publish the job. Its PubAck arrives beside the replies and is checked there; nothing waits for it."""
-        if not self._listener.connected or self._publisher.unavailable:
+        if not self._connection.connected:
             raise nats_unavailable()
         self._storage_health.require_available()
         if len(body) > self.max_message_bytes:
@@ -290,7 +281,7 @@ class NatsGatewayBus:
             self._spawn(self._open_and_send(queue, token, one))
 
     def _send(self, token: bytes, one: _Unacked) -> None:
-        self._publisher.publish_with_id(one.subject, one.message, self._puback_subject_prefix + token, one.message_id)
+        self._connection.publish_with_id(one.subject, one.message, self._puback_subject_prefix + token, one.message_id)
         self._listeners[token] = one.listener
         self._unacked[token] = one
 
@@ -341,10 +332,10 @@ class NatsGatewayBus:
 
     def _answer(self, subject: bytes, answer: bytes) -> None:
         if not is_reply_subject(subject):
-            self._listener.refusals.add("address", address=repr(subject[:100]))
+            self._connection.refusals.add("address", address=repr(subject[:100]))
             return
         with contextlib.suppress(Unavailable):
-            self._listener.publish(subject, answer)
+            self._connection.publish(subject, answer)
 
     def _on_puback(self, token: bytes, data: bytes) -> None:
         unacked = self._unacked.pop(token, None)
@@ -374,7 +365,7 @@ class NatsGatewayBus:
             now = self._loop.time()
             for token, one in list(self._unacked.items()):
                 waited = now - one.since
-                if waited > OUTAGE_TIMEOUT_S and self._away:
+                if waited > OUTAGE_TIMEOUT_S and self._connection.unavailable:
                     self._unacked.pop(token, None)
                     one.listener.on_refused(nats_unavailable())
                 elif waited > SUBMIT_TIMEOUT_S:
@@ -385,20 +376,20 @@ class NatsGatewayBus:
                     one.sent = now
                     with contextlib.suppress(Unavailable):
                         address = self._puback_subject_prefix + token
-                        self._publisher.publish_with_id(one.subject, one.message, address, one.message_id)
+                        self._connection.publish_with_id(one.subject, one.message, address, one.message_id)
 
     def delete_job(self, seq: int) -> None:
         """Delete by sequence, without reading the reply."""
         with contextlib.suppress(Unavailable):
-            self._publisher.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._discard_subject)
+            self._connection.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._discard_subject)
 
     def send_control(self, worker: str, message: bytes) -> None:
         """Publish on core NATS. An invalid worker name is refused and counted."""
         if not is_token(worker):
-            self._publisher.refusals.add("worker", worker=worker[:100])
+            self._connection.refusals.add("worker", worker=worker[:100])
             return
         with contextlib.suppress(Unavailable):
-            self._publisher.publish(f"{WORKER_CONTROL}.{worker}".encode(), message)
+            self._connection.publish(f"{WORKER_CONTROL}.{worker}".encode(), message)
 
     async def queue_depths(self) -> list[QueueDepth]:
         return await read_depths(self._inbox, self._consumers.forget)
@@ -415,7 +406,7 @@ class NatsGatewayBus:
         return datetime.fromisoformat(info["ts"]).timestamp()
 
     async def ping(self) -> None:
-        """Read the stream's state, and make a round trip on the connection of the replies."""
+        """Read the stream's state."""
         if not self.connected:
             raise Unavailable("this process is not connected to NATS")
         try:
@@ -424,4 +415,3 @@ class NatsGatewayBus:
             raise
         except Exception as error:
             raise Unavailable(f"the jobs stream cannot be used: {error}") from error
-        await self._listener.ping()
