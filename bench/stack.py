@@ -218,6 +218,7 @@ class Stack:
             env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
             cwd=self.folder,
             ready=ready,
+            ready_timeout_s=60.0,  # the machine may be busy
         )
         self._parts.append(process)
         await process.start()

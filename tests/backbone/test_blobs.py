@@ -604,6 +604,7 @@ async def test_chunks_under_way_in_a_crash_fail_the_writer(
     own_nats.kill()
     await own_nats.restart()
     assert await writing is None
+    await eventually(lambda: crashing.connected)
     assert await crashing.info(_name_of(writer)) is None
     info = await eventually(lambda: _finish(crashing.writer(ttl_s=60), data))
     assert info is not None
