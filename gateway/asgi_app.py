@@ -25,6 +25,7 @@ from gateway.http.asgi import (
     Scope,
     Send,
 )
+from gateway.http.preferences import NAMES as PREFERENCES
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler, polled_job_id
 from gateway.sync.handler import InferenceHandler
@@ -38,6 +39,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ALLOWED_METHODS = b"GET, POST, PUT, DELETE, OPTIONS"
 HOPS_NAME = HOPS_HEADER.encode()
+UNCOMMON_HEADERS = PREFERENCES | {HOPS_NAME, b"origin", b"content-encoding", b"transfer-encoding", b"expect"}
+"""Headers of requests that `begin` leaves to a call of the application."""
 LINGER_S = 1.0
 """Delay before a connection closes under a caller that still sends its body: an immediate reset could destroy the answer."""
 EXPOSED_HEADERS = (
@@ -72,15 +75,26 @@ class AsgiApp:
         self._any_origin = origins.strip() == "*"
         self._origins = frozenset(o.strip().encode() for o in origins.split(",") if o.strip())
 
+    def begin(self, scope: Scope, body: bytes) -> bool:
+        """Begin a common inference request, whose body has arrived, without a task.
+
+        Returns False if the application must be called; it continues from where this ended.
+        """
+        endpoint = self._hot.get(scope["path"])
+        if endpoint is None or scope["method"] != "POST" or not UNCOMMON_HEADERS.isdisjoint(dict(scope["headers"])):
+            return False
+        self._identify(scope, None)
+        return self._inference.begin(endpoint, scope, body)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = new_request_id()
-        scope[REQUEST_ID] = request_id
         origin, hops = _origin_and_hops(scope["headers"])
-        common = scope[COMMON_HEADERS] = [(b"x-request-id", request_id.encode()), *self._cors(origin)]
+        if REQUEST_ID not in scope:
+            self._identify(scope, origin)
+        request_id, common = scope[REQUEST_ID], scope[COMMON_HEADERS]
         started = closing = False
 
         async def reply(message: MutableMapping[str, Any]) -> None:
@@ -127,6 +141,11 @@ class AsgiApp:
         if closing:
             await asyncio.sleep(LINGER_S)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _identify(self, scope: Scope, origin: bytes | None) -> None:
+        """Give the request its id, and the headers that every answer to it has."""
+        request_id = scope[REQUEST_ID] = new_request_id()
+        scope[COMMON_HEADERS] = [(b"x-request-id", request_id.encode()), *self._cors(origin)]
 
     def _passes(self, scope: Scope, value: bytes) -> bool:
         """Note how many gateways the request has passed, and return whether that is within the limit."""

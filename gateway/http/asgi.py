@@ -19,6 +19,8 @@ Headers = list[tuple[bytes, bytes]]
 
 REQUEST_ID = "nexus.request_id"
 EXCHANGE = "nexus.line"
+BEGUN = "nexus.begun"
+"""The request as far as `AsgiApp.begin` has served it; calling the application continues it."""
 CALLER_INFO = "nexus.caller"
 HOPS = "nexus.hops"
 COMMON_HEADERS = "nexus.common_headers"
@@ -88,6 +90,13 @@ class HttpExchange(Protocol):
     def truncate(self) -> None:
         """Close the connection after what was written, so that the caller sees that the answer is not complete."""
 
+    @property
+    def writable(self) -> bool:
+        """Whether `try_send` will send the answer."""
+
+    def call_app(self) -> None:
+        """Call the ASGI app in a task, to continue a request that `AsgiApp.begin` has begun."""
+
     def try_send(self, status: int, content_type: str, body: bytes, headers: Headers) -> bool:
         """Send a complete answer, in one write. Returns False, and writes nothing, if it must go through `send`.
 
@@ -128,7 +137,7 @@ async def _wait_for_disconnect(receive: Receive, on_disconnect: Callable[[], Non
 class Reply:
     """Sends one HTTP response."""
 
-    __slots__ = ("_send", "common_headers", "exchange", "headers", "request_id", "started", "status")
+    __slots__ = ("common_headers", "exchange", "headers", "request_id", "send", "started", "status")
 
     def __init__(
         self,
@@ -139,7 +148,7 @@ class Reply:
         common_headers: Headers | None = None,
     ) -> None:
         """`exchange` takes complete answers past `send`, with `common_headers`, which `send` adds by itself."""
-        self._send = send
+        self.send = send
         self.request_id = request_id
         self.exchange = exchange
         self.common_headers: Headers = common_headers or []
@@ -156,25 +165,27 @@ class Reply:
     async def send_head(self, status: int, headers: Headers) -> None:
         """Send the head. The ASGI app adds the request id and CORS headers."""
         self.started, self.status = True, status
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
+        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
 
     async def send_chunk(self, data: bytes) -> None:
         """Send a piece of the body."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self.send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def send_end(self, data: bytes = b"") -> None:
         """Send the last piece of the body."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        await self.send({"type": "http.response.body", "body": data, "more_body": False})
+
+    def try_send(self, content_type: str, data: bytes) -> bool:
+        """Send a complete answer with status 200, in one write. Returns False, and sends nothing, if `send_response` must."""
+        headers = self.headers + self.common_headers
+        if self.exchange is None or not self.exchange.try_send(200, content_type, data, headers):
+            return False
+        self.started, self.status = True, 200
+        return True
 
     async def send_response(self, status: int, content_type: str, data: bytes, headers: Headers | None = None) -> None:
         """Send a complete response."""
-        if (
-            status == 200
-            and not headers
-            and self.exchange is not None
-            and self.exchange.try_send(status, content_type, data, self.headers + self.common_headers)
-        ):
-            self.started, self.status = True, status
+        if status == 200 and not headers and self.try_send(content_type, data):
             return
         head = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(data)), NO_STORE]
         if headers:

@@ -10,7 +10,8 @@
   loses the body of such a request.
 - A disconnect is noticed, unless more than `MAX_PIPELINED_BYTES` are pipelined.
 - A stream to an HTTP/1.0 client ends with the connection; that version has no chunked encoding.
-- A request's `HttpExchange` offers what ASGI lacks, and writes tokens without it.
+- A request's `HttpExchange` offers what ASGI lacks, and writes tokens without it. A request whose body has arrived with its head is
+  offered to the application's `begin`, which may serve it without a task (`docs/adr/0063`).
 - During a shutdown, each answer's head has `connection: close`, which ends the connection. A connection whose answer's head was sent
   before stays open: the caller may be sending its next request already.
 - `gateway.http.connection_limits` bounds the number of connections, and the time and memory that unread answers take.
@@ -27,11 +28,11 @@ import httptools
 import orjson
 import structlog
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from backbone.ids import new_request_id
 from gateway.health import ShutdownState
-from gateway.http.asgi import CALLER_INFO, EXCHANGE, Caller
+from gateway.http.asgi import CALLER_INFO, EXCHANGE, Caller, Scope
 from gateway.http.client_addresses import group_of
 from gateway.http.connection_limits import ConnectionLimiter, reset
 from gateway.http.response_writer import UvicornExchange, without_chunks
@@ -105,6 +106,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._framing_bytes = 0
         self._discarded_bytes = 0
         self._error: NexusError | None = None
+        self._unstarted = False
+        """Whether the current request waits for `_start_request`."""
+        self._begin: Callable[[Scope, bytes], bool] | None = getattr(self.app, "begin", None)
 
     # The connection
 
@@ -200,6 +204,8 @@ class HttpProtocol(HttpToolsProtocol):
             if self._ignores_input:
                 return end
             start += self._feed(bytes(data) if stop - start == end else bytes(data[start:stop]))
+            if self._unstarted:
+                self._start_request()
             if self._ignores_input:
                 return end
         if self._in_head or self._in_chunks:
@@ -207,6 +213,26 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._tail:
             self._tail = b""
         return start
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ARG002 - as uvicorn calls it
+        """Leave the start of the request to `_start_request`, since its body may be here already."""
+        self._unstarted = True
+
+    def _start_request(self) -> None:
+        """Begin the request at once if its body has arrived and the app can do so; call the app in a task otherwise."""
+        self._unstarted = False
+        cycle = self.cycle
+        if (
+            cycle.more_body
+            or cycle.disconnected
+            or self._begin is None
+            or not self._begin(cast("Scope", cycle.scope), bytes(cycle.body))
+        ):
+            self.call_app()
+
+    def call_app(self) -> None:
+        """Call the ASGI app for the current request, in a task."""
+        super()._start_asgi_task(self.cycle, self.app)
 
     def _is_answering(self) -> bool:
         """Return whether a request is complete, and its answer is not."""

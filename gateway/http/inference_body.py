@@ -13,6 +13,7 @@ from gateway.http.body_memory import BodyMemory, BodyShare
 from gateway.http.multipart import ParsedForm, read_form
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.request_body import (
+    UNCHARGED_BYTES,
     Receive,
     parse_normalized,
     read_body,
@@ -84,6 +85,14 @@ class InferenceBodyReader:
             return await self._json(endpoint, await read_complete_body(receive, self.max_bytes))
         with self.memory.share(key) as share:
             return await self._json(endpoint, await self.read_body(headers, receive, share, has_arrived=has_arrived))
+
+    def read_small(self, endpoint: EndpointSpec, body: bytes) -> ReceivedRequest | None:
+        """Validate a small JSON body that has arrived. None: only `read` can read the request. Raises InvalidRequest."""
+        if endpoint.files or len(body) > min(UNCHARGED_BYTES, self.max_bytes):
+            return None
+        request: Any
+        request, body = parse_normalized(body, endpoint.schema)
+        return None if self.media.find(request) else ReceivedRequest(request, body)
 
     async def read_body(self, headers: Headers, receive: Receive, share: BodyShare, *, has_arrived: bool) -> bytes:
         """Return the whole body of a JSON request. Keep `share` open while the body is in memory, parsed or not. Raises as `read`."""

@@ -27,14 +27,17 @@ class RemoteMedia:
         if self._client is not None:
             await self._client.close()
 
+    @staticmethod
+    def find(request: BaseModel) -> list[MediaPlace]:
+        """Return the URLs and paths of a validated request."""
+        return [] if is_plain(request) else find_media_places(searchable_fields(request))
+
     async def inline(self, request: BaseModel, body: bytes) -> bytes:
         """Return the body with data URLs in place of remote ones; `request` is the same body, validated.
 
         Raises InvalidRequest, naming the field; RequestTooLarge.
         """
-        if is_plain(request):
-            return body
-        remote = find_media_places(searchable_fields(request))
+        remote = self.find(request)
         if not remote:
             return body
         for place in remote:

@@ -21,8 +21,11 @@ SECURITY_HEADERS = (
 )
 
 
-class UnreadCounter(Protocol):
-    """The part of `HttpProtocol` that counts unread bytes."""
+class ExchangeConnection(Protocol):
+    """The part of `HttpProtocol` that an exchange needs."""
+
+    def call_app(self) -> None:
+        """Call the ASGI app for the current request, in a task."""
 
     def report_unread(self, size: int) -> None:
         """Count `size` bytes as unread, besides those in the transport's buffer."""
@@ -31,11 +34,11 @@ class UnreadCounter(Protocol):
 class UvicornExchange:
     """Implements `gateway.http.asgi.HttpExchange` on uvicorn's request: without ASGI per token, without a task per disconnect."""
 
-    __slots__ = ("_callback", "_counter", "_cycle")
+    __slots__ = ("_callback", "_connection", "_cycle")
 
-    def __init__(self, cycle: RequestResponseCycle, counter: UnreadCounter) -> None:
+    def __init__(self, cycle: RequestResponseCycle, connection: ExchangeConnection) -> None:
         self._cycle = cycle
-        self._counter = counter
+        self._connection = connection
         self._callback: Callable[[], None] | None = None
 
     @property
@@ -64,16 +67,26 @@ class UvicornExchange:
 
     def report_buffered(self, size: int) -> None:
         if not self._cycle.disconnected:
-            self._counter.report_unread(size)
+            self._connection.report_unread(size)
 
     def truncate(self) -> None:
         self._cycle.disconnected = True
         self._cycle.transport.close()
 
-    def try_send(self, status: int, content_type: str, body: bytes, headers: Headers) -> bool:
+    @property
+    def writable(self) -> bool:
         cycle = self._cycle
-        if cycle.flow.write_paused or cycle.disconnected or cycle.response_started or cycle.scope["method"] == "HEAD":
+        return not (
+            cycle.flow.write_paused or cycle.disconnected or cycle.response_started or cycle.scope["method"] == "HEAD"
+        )
+
+    def call_app(self) -> None:
+        self._connection.call_app()
+
+    def try_send(self, status: int, content_type: str, body: bytes, headers: Headers) -> bool:
+        if not self.writable:
             return False
+        cycle = self._cycle
         head = [STATUS_LINE[status]]
         for name, value in (*cycle.default_headers, *headers):
             head += (name, b": ", value, b"\r\n")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -19,6 +18,7 @@ from backbone.logging import log_info
 from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
 from gateway.durable_request import DurableAnswerer, DurableRequest
 from gateway.http.asgi import (
+    BEGUN,
     EXCHANGE,
     HOPS,
     NO_STORE,
@@ -53,6 +53,11 @@ log = structlog.get_logger(__name__)
 COMMENT_INTERVAL_S = 10.0
 CLIENT_CLOSED_REQUEST = 499
 """Status in logs and metrics of a request whose caller disconnected before the answer began."""
+
+
+async def _no_send(_message: object) -> None:
+    """Stand for `send` until the application is called."""
+    raise RuntimeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +96,27 @@ class InferenceHandler:
         self._usage = usage
         self._limiter = ConcurrencyLimiter()
 
+    def begin(self, endpoint: EndpointSpec, scope: Scope, body: bytes) -> bool:
+        """Submit a request without delivery preferences, whose body has arrived. Never raises.
+
+        Returns whether callbacks answer it; `serve` must continue it otherwise.
+        """
+        exchange = scope[BEGUN] = _InferenceExchange(self, endpoint, Reply.to(scope, _no_send), scope.get(EXCHANGE))
+        return exchange.begin(scope, body)
+
     async def serve(self, endpoint: EndpointSpec, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises nothing but CancelledError."""
-        exchange = _InferenceExchange(self, endpoint, Reply.to(scope, send), scope.get(EXCHANGE))
-        metrics = self._metrics
-        metrics.requests_in_flight += 1
-        try:
-            await exchange.answer(scope, receive)
-        finally:
-            metrics.requests_in_flight -= 1
-            # Deferred until the loop has written the answer: the caller does not wait for logs and metrics.
-            asyncio.get_running_loop().call_soon(exchange.report, monotonic())
+        exchange: _InferenceExchange | None = scope.get(BEGUN)
+        if exchange is None:
+            exchange = _InferenceExchange(self, endpoint, Reply.to(scope, send), scope.get(EXCHANGE))
+        await exchange.answer(scope, receive, send)
 
 
 class _InferenceExchange:
     """Answers one inference request, and reports how it ended."""
 
     __slots__ = (
-        "_began_at", "_bytes_in", "_counted", "_endpoint", "_error", "_exchange", "_handler", "_key_id", "_received", "_reply",
+        "_began_at", "_bytes_in", "_counted", "_endpoint", "_error", "_exchange", "_failure", "_handler", "_principal", "_received", "_reply",
         "_request", "_result_base_url", "_status", "_stream_type", "_usage",
     )  # fmt: skip
 
@@ -120,6 +128,9 @@ class _InferenceExchange:
         self._reply = reply
         self._exchange = exchange
         self._began_at = monotonic()
+        self._principal: Principal | None = None
+        self._failure: Exception | None = None
+        """Error of `begin` or of a callback, which `answer` sends."""
         self._request: SyncRequest | None = None
         self._received: ReceivedRequest | None = None
         self._stream_type: bytes | None = None
@@ -132,62 +143,132 @@ class _InferenceExchange:
         self._error: ErrorInfo | None = None
         self._usage = handler._usage
         """Takes the usage, once; None: there is no ledger, or it was told."""
-        self._key_id = ""
         self._bytes_in = 0
+        handler._metrics.requests_in_flight += 1
 
-    async def answer(self, scope: Scope, receive: Receive) -> None:
-        """Submit the request, relay its answer, and turn every error into OpenAI's error object."""
-        handler = self._handler
+    def begin(self, scope: Scope, body: bytes) -> bool:
+        """Submit the request. Returns whether callbacks answer it; `answer` must continue it otherwise."""
+        exchange = self._exchange
         try:
-            request = await self._submit(scope, receive)
+            principal = self._authenticate(scope)
+            received = self._handler._reader.read_small(self._endpoint, body)
+            if received is None or exchange is None:
+                return False
+            request = self._submit(principal, received, scope)
+        except Exception as error:
+            self._failure = error
+            return False
+        if request.envelope.stream:
+            return False
+        request.on_end = self._on_end
+        exchange.on_disconnect(self._abandon)
+        return True
+
+    def _on_end(self) -> None:
+        """Send the complete answer, as the request has ended; `answer` sends everything else."""
+        request, exchange = self._request, self._exchange
+        assert request is not None
+        assert exchange is not None
+        try:
+            self._emit_usage(request)
+            answered = self._send_now(request, exchange)
+        except Exception as error:
+            self._failure, answered = error, False
+        if answered or self._failure is not None:
+            self._close_request(request)
+        if answered:
+            self._close()
+        else:
+            exchange.call_app()
+
+    def _send_now(self, request: SyncRequest, exchange: HttpExchange) -> bool:
+        """Return whether the answer was sent, or needs not be sent."""
+        done = request.done
+        if request.error is not None:
+            return False
+        if done is None:
+            return True  # the caller has disconnected
+        if done.blob is not None or not exchange.writable:
+            return False
+        return self._reply.try_send(done.content_type, self._take_answer(request))
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Submit the request, relay its answer, and turn every error into OpenAI's error object."""
+        self._reply.send = send
+        try:
+            if self._failure is not None:
+                raise self._failure
+            request = self._request or await self._read(scope, receive)
             if request is None:
                 return
-            unwatch = self._watch(receive, request)
+            unwatch = watch_disconnect(self._exchange, receive, self._abandon)
             try:
                 if request.envelope.stream:
                     await self._send_stream(request)
                 else:
                     await self._send_whole(request)
             finally:
-                self._emit_usage(request)
-                handler._submitter.finish(request)
+                self._close_request(request)
                 unwatch()
-                for ref in request.take_unread_blobs():
-                    handler._blobs.remove(ref.name, if_opened=True)
         except (CallerDisconnected, OSError):
             pass  # the caller disconnected, perhaps during a write
         except Exception as error:
             await self._send_error(to_error_info(error, self._reply.request_id))
         finally:
-            if self._counted is not None:
-                handler._limiter.release(self._counted)
+            self._close()
             if self._received is not None and self._received.blobs:
                 await self._received.discard()
 
-    async def _submit(self, scope: Scope, receive: Receive) -> SyncRequest | None:
-        """Authenticate, read and submit the request. None: it became a durable job, and was answered."""
+    def _close_request(self, request: SyncRequest) -> None:
+        """Forget the request at the bus, and remove what the caller did not read."""
+        self._emit_usage(request)
+        self._handler._submitter.finish(request)
+        for ref in request.take_unread_blobs():
+            self._handler._blobs.remove(ref.name, if_opened=True)
+
+    def _close(self) -> None:
+        """Count the end of the request, and report it."""
         handler = self._handler
-        headers = scope["headers"]
-        principal = handler._auth.authenticate(scope)
-        endpoint, submitter = self._endpoint, handler._submitter
-        principal.require(endpoint.scope)
+        if self._counted is not None:
+            handler._limiter.release(self._counted)
+        handler._metrics.requests_in_flight -= 1
+        # Deferred until the loop has written the answer: the caller does not wait for logs and metrics.
+        asyncio.get_running_loop().call_soon(self.report, monotonic())
+
+    def _authenticate(self, scope: Scope) -> Principal:
+        handler = self._handler
+        principal = self._principal = handler._auth.authenticate(scope)
+        principal.require(self._endpoint.scope)
         self._counted = handler._limiter.acquire(principal)
+        return principal
+
+    async def _read(self, scope: Scope, receive: Receive) -> SyncRequest | None:
+        """Authenticate, read and submit the request. None: it became a durable job, and was answered."""
+        handler, endpoint, headers = self._handler, self._endpoint, scope["headers"]
+        principal = self._principal or self._authenticate(scope)
         has_arrived = self._exchange is not None and self._exchange.body_complete
         preferences = read_preferences(headers)
         reader = handler._reader if preferences is None else handler._durable.reader
         received = self._received = await reader.read(
             endpoint, headers, receive, has_arrived=has_arrived, key=principal.key_id
         )
-        body = received.request
-        if handler._options.log_prompts:
+        if preferences is None:
+            return self._submit(principal, received, scope)
+        self._accept(received)
+        self._error = await handler._durable.answer(
+            DurableRequest(principal, endpoint, received, preferences, scope, receive, self._reply, self._exchange)
+        )
+        self._status = self._reply.status or CLIENT_CLOSED_REQUEST
+        return None
+
+    def _accept(self, received: ReceivedRequest) -> None:
+        self._stream_type = self._endpoint.stream_type(received.request)
+        if self._handler._options.log_prompts:
             log.debug("request.prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))
-        self._stream_type = endpoint.stream_type(body)
-        if preferences is not None:
-            self._error = await handler._durable.answer(
-                DurableRequest(principal, endpoint, received, preferences, scope, receive, self._reply, self._exchange)
-            )
-            self._status = self._reply.status or CLIENT_CLOSED_REQUEST
-            return None
+
+    def _submit(self, principal: Principal, received: ReceivedRequest, scope: Scope) -> SyncRequest:
+        endpoint, submitter, body = self._endpoint, self._handler._submitter, received.request
+        self._accept(received)
         if endpoint.by_url(body):
             self._result_base_url = base_url(scope)
         request = submitter.submit(
@@ -202,7 +283,7 @@ class _InferenceExchange:
             hops=scope.get(HOPS, 0),
         )
         if self._usage is not None:
-            self._key_id, self._bytes_in = principal.key_id, received.total_bytes
+            self._bytes_in = received.total_bytes
         received.body, received.request = b"", None  # unused from here on, and the answer may take long
         self._request = request
         self._reply.headers.append((b"x-nexus-job-id", request.envelope.job.encode()))
@@ -215,22 +296,28 @@ class _InferenceExchange:
         if request.error is not None:
             await self._send_error(request.error)
         elif request.done is not None:
-            self._status = 200
-            if request.adapted:
-                self._reply.headers += adapted_header(request.adapted)
+            answer = self._take_answer(request)
             if request.done.blob is not None:
                 await self._send_blob(request.done, request.done.blob)
-                return
-            answer = request.take_output()
-            if self._result_base_url is not None:
-                answer = self._handler._url_signer.sign_urls(answer, request.envelope.owner, self._result_base_url)
-            await self._reply.send_response(200, request.done.content_type, answer)
+            else:
+                await self._reply.send_response(200, request.done.content_type, answer)
+
+    def _take_answer(self, request: SyncRequest) -> bytes:
+        """Return the complete answer, empty if it travels by reference, and add the headers that depend on it."""
+        self._status = 200
+        if request.adapted:
+            self._reply.headers += adapted_header(request.adapted)
+        answer = request.take_output()
+        if answer and self._result_base_url is not None:
+            return self._handler._url_signer.sign_urls(answer, request.envelope.owner, self._result_base_url)
+        return answer
 
     def _emit_usage(self, request: SyncRequest) -> None:
         """Write down what the request used, before its caller has the whole answer: a kill in between loses nothing."""
         usage, self._usage = self._usage, None
         if usage is not None:
-            usage.emit(event_of_request(request, self._key_id, self._bytes_in))
+            key_id = self._principal.key_id if self._principal is not None else ""
+            usage.emit(event_of_request(request, key_id, self._bytes_in))
 
     async def _send_blob(self, done: AttemptDone, ref: BlobRef) -> None:
         """Send an answer that travels by reference, piece by piece."""
@@ -244,14 +331,11 @@ class _InferenceExchange:
             await reply.send_chunk(piece)
         await reply.send_end()
 
-    def _watch(self, receive: Receive, request: SyncRequest) -> Callable[[], None]:
-        """Abandon the request when the caller disconnects. Returns the function that ends the watch."""
-
-        def abandon() -> None:
-            request.abandon()
-            request.wake()
-
-        return watch_disconnect(self._exchange, receive, abandon)
+    def _abandon(self) -> None:
+        """Abandon the request, as the caller has disconnected."""
+        if self._request is not None:
+            self._request.abandon()
+            self._request.wake()
 
     async def _send_stream(self, request: SyncRequest) -> None:
         """Relay output as it comes. An error before the first output is sent as an HTTP status."""

@@ -66,7 +66,8 @@ class SyncRequest:
 
     __slots__ = (
         "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_token", "_unread", "_waiter", "adapted", "backend", "delivered",
-        "delivery", "direct_writer", "done", "envelope", "error", "first_output_at", "last_event_at", "loop", "output_bytes", "pause_error", "progress", "queue", "queued_at", "return_error",
+        "delivery", "direct_writer", "done", "envelope", "error", "first_output_at", "last_event_at", "loop", "on_end", "output_bytes", "pause_error", "progress", "queue", "queued_at",
+        "return_error",
         "seq", "started_at", "starts", "state", "submitted_at", "worker",
     )  # fmt: skip
 
@@ -99,6 +100,8 @@ class SyncRequest:
         """Reason why the latest attempt returned the job without counting: its server was unreachable, or asked to wait."""
         self.direct_writer: Callable[[bytes], bool] | None = None
         """Writes output to the caller at once while the handler waits, past the buffer. Returns False if it could not."""
+        self.on_end: Callable[[], None] | None = None
+        """Called once when the request has ended, if no handler waits."""
         self.progress: bytes | None = None
         """Newest `schemas.frames.Progress` of this attempt, as JSON."""
         self.adapted: tuple[str, ...] = ()
@@ -455,9 +458,12 @@ class SyncRequest:
         self.state = RequestState.ENDED
 
     def wake(self) -> None:
-        """Wake the handler that waits."""
+        """Wake the handler that waits, or call `on_end`."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        elif self.on_end is not None and self.state is RequestState.ENDED:
+            on_end, self.on_end = self.on_end, None
+            on_end()
 
     def _stop_worker(self) -> None:
         if not self.worker:

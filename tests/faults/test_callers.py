@@ -90,6 +90,23 @@ async def test_gone_while_running(
     await stopped(crew, cluster, double, worker, eventually)
 
 
+async def test_gone_from_a_request_in_one_write(
+    crew: Crew, cluster: Cluster, double: OpenAIDouble, eventually: Eventually
+) -> None:
+    """The same where the gateway serves the request without a task; one that is still queued is never run."""
+    worker = await on_double(crew, double)
+    behave(double, crew, token_delay_s=0.1, words=("word",) * 600)
+    _, running = await cluster.send(chat("one", model=crew.model))
+    await eventually(lambda: double.streaming == 1)
+    _, queued = await cluster.send(chat("never", model=crew.model))
+    await eventually(lambda: crew.waits(1))
+    queued.close()
+    await eventually(lambda: crew.waits(0))
+    running.close()
+    await stopped(crew, cluster, double, worker, eventually)
+    assert "never" not in prompts(double)
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_gone_before_the_first_output(
     crew: Crew, cluster: Cluster, double: OpenAIDouble, eventually: Eventually, *, streamed: bool

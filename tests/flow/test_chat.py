@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -128,3 +131,41 @@ async def counted(url: str, model: str, wanted: int) -> bool:
 
 async def attempted(port: int, model: str, wanted: int) -> bool:
     return (await samples(f"http://127.0.0.1:{port}")).get(("nexus_worker_attempts_total", model)) == wanted
+
+
+async def raw_answer(cluster: Cluster, body: bytes, **head: str) -> bytes:
+    """What a caller reads for a request in one write, and for another one on the same connection, without ids and times."""
+    reader, writer = await cluster.send(body, **head)
+    try:
+        async with asyncio.timeout(60):
+            answer = await reader.readuntil(b"\r\n\r\n")
+            if length := re.search(rb"content-length: (\d+)", answer):
+                answer += await reader.readexactly(int(length[1]))
+            elif b"transfer-encoding: chunked" in answer:
+                while (size := int(await reader.readline(), 16)) > 0:
+                    answer += (await reader.readexactly(size + 2))[:-2]
+                await reader.readline()
+            with suppress(ConnectionError):  # the server has closed the connection, as it was told to
+                writer.write(b"GET /health HTTP/1.1\r\nhost: nexus\r\nconnection: close\r\n\r\n")
+                answer += await reader.read()
+    finally:
+        writer.close()
+    return re.sub(rb"[0-9a-f]{20,}|date: .*|\"created\":\d+", b"#", answer)
+
+
+async def test_requests_served_without_a_task_are_answered_alike(crew: Crew, worker: str, cluster: Cluster) -> None:
+    """The bytes of an answer do not depend on whether the protocol serves the request or calls the ASGI app."""
+    plain = {"model": crew.model, "messages": [{"role": "user", "content": "one two"}]}
+    picture = {"type": "image_url", "image_url": {"url": "file:///x"}}
+    scripts = ({"fail": "error"}, {"fail": "refuse"}, {"fail": "drop"}, {"fail": "crash"}, {"size": 700_000})
+    fields: list[dict[str, Any]] = [{}, *({"echo": script, "stream": on} for script in scripts for on in (False, True))]
+    fields += [{"stream": True}, {"n": 1.0, "metadata": {"a": "b"}}, {"n": "1"}, {"model": "missing"}]
+    fields += [{"messages": []}, {"messages": [{"role": "user", "content": [picture]}]}]
+    bodies = [json.dumps(plain | more).encode() for more in fields]
+    requests: list[tuple[bytes, dict[str, str]]] = [
+        *((body, {}) for body in (*bodies, b"", b"[]", b'{"model": NaN}', b"[" * 200 + b"]" * 200)),
+        *((bodies[0], head) for head in ({"key": "wrong"}, {"lines": "connection: close\r\n"}, {"version": "1.0"})),
+    ]
+    for body, head in requests:
+        called = head | {"lines": head.get("lines", "") + "content-encoding: identity\r\n"}
+        assert await raw_answer(cluster, body, **head) == await raw_answer(cluster, body, **called), (head, body[:200])

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import uvicorn
@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.health import ShutdownState
-from gateway.http.asgi import CALLER_INFO, Receive, Reply, Scope, Send
+from gateway.http.asgi import CALLER_INFO, EXCHANGE, Receive, Reply, Scope, Send
 from gateway.http.client_addresses import TrustedProxies
 from gateway.http.connection import MAX_FRAMING_BYTES, MAX_HEADERS, MAX_PIPELINED_BYTES, HttpProtocol, http_protocol
 from gateway.http.connection_limits import ConnectionBounds, ConnectionLimiter
@@ -86,8 +86,16 @@ async def serving(site: Site | None = None) -> AsyncIterator[Site]:
     site = site or Site()
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     protocol = http_protocol(site.head_timeout_s, ShutdownState(), site.connections)
+    app = site if callable(site) else site.app
     config = uvicorn.Config(
-        site.app, http=protocol, lifespan="off", log_config=None, loop="none", ws="none", interface="asgi3"
+        app,
+        http=protocol,
+        lifespan="off",
+        log_config=None,
+        loop="none",
+        ws="none",
+        interface="asgi3",
+        proxy_headers=False,
     )
     site.server, site.port = _Server(config), listener.getsockname()[1]
     task = asyncio.create_task(site.server.serve(sockets=[listener]))
@@ -468,7 +476,13 @@ def test_requests_split_at_any_byte(chosen: list[int], cuts: list[int]) -> None:
     async def run() -> list[str]:
         site, pipe = Site(), Pipe()
         config = uvicorn.Config(
-            site.app, http=HttpProtocol, lifespan="off", log_config=None, ws="none", interface="asgi3"
+            site.app,
+            http=HttpProtocol,
+            lifespan="off",
+            log_config=None,
+            ws="none",
+            interface="asgi3",
+            proxy_headers=False,
         )
         state = SimpleNamespace(connections=set(), tasks=set(), default_headers=[], total_requests=0)
         protocol = HttpProtocol(
@@ -611,3 +625,33 @@ class TestUnread:
                 client.close()
             await eventually(lambda: not site.protocols)
             assert site.connections.unread.total == 0
+
+
+async def test_a_request_is_offered_before_a_task_is_made(eventually: Eventually) -> None:
+    """The app may serve a request whose body came with its head; it is called for all others, and for what it begins and leaves."""
+
+    class App(Site):
+        offered: ClassVar[list[tuple[str, bytes]]] = []
+
+        def begin(self, scope: Scope, body: bytes) -> bool:
+            self.offered.append((scope["path"], body))
+            exchange = scope[EXCHANGE]
+            return scope["path"] == "/served" and exchange.writable and exchange.try_send(200, "a/b", body.upper(), [])
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await self.app(scope, receive, send)
+
+    def post(path: str) -> bytes:
+        return f"POST {path} HTTP/1.1\r\nhost: nexus\r\ncontent-length: 3\r\n\r\n".encode()
+
+    async with serving(App()) as site, calling(site) as caller:
+        for path in ("/served", "/left", "/served"):
+            caller.send(post(path) + b"abc")
+            assert await caller.answer() == (200, b"ABC" if path == "/served" else path.encode())
+        caller.send(post("/body"))
+        await eventually(lambda: site.paths == ["/left", "/body"])
+        caller.send(b"abc")
+        assert await caller.answer() == (200, b"/body")
+        caller.send(post("/served") + b"abc" + post("/served") + b"abc")
+        assert [await caller.answer() for _ in range(2)] == [(200, b"/served"), (200, b"ABC")]
+        assert App.offered == [("/served", b"abc"), ("/left", b"abc"), ("/served", b"abc"), ("/served", b"abc")]
