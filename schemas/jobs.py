@@ -179,6 +179,25 @@ class Envelope(JobSpec):
         return cls.model_validate_json(line), body
 
 
+class EnvelopeTemplate:
+    """Makes the envelopes of jobs that differ in their ids only. It validates and encodes the other fields once."""
+
+    IDS = frozenset({"job", "request_id", "reply"})
+
+    def __init__(self, envelope: Envelope) -> None:
+        self._state = envelope.__getstate__()
+        self._values = envelope.__dict__
+        self._line_end = envelope.model_dump_json(exclude_defaults=True, exclude=set(self.IDS)).encode()[1:]
+
+    def fill(self, job: str, request_id: str, reply: str) -> tuple[Envelope, bytes]:
+        """Return an envelope and its line of the job message. The ids must be valid, and need no escapes in JSON."""
+        envelope = Envelope.__new__(Envelope)
+        ids = {"job": job, "request_id": request_id, "reply": reply}
+        envelope.__setstate__(self._state | {"__dict__": self._values | ids})
+        line = f'{{"job":"{job}","request_id":"{request_id}","reply":"{reply}",'.encode() + self._line_end
+        return envelope, line
+
+
 def is_sse(content_type: str) -> bool:
     """Return whether a stream of this content type consists of server-sent events."""
     return content_type.startswith("text/event-stream")

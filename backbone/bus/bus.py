@@ -141,9 +141,10 @@ class GatewayBus(Protocol):
     def new_reply_subject(self) -> str:
         """Return a new, unguessable subject on which this process receives events."""
 
-    def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
+    def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener, line: bytes = b"") -> None:
         """Store a job; what arrives on `envelope.reply` goes to `listener`. Raises Unavailable, RequestTooLarge.
 
+        `line`: the envelope's line of the message, where it is known.
         The first job of a queue creates it; if that fails, `listener.on_refused` is called.
         """
 

@@ -249,7 +249,7 @@ class MemoryGatewayBus:
     def new_reply_subject(self) -> str:
         return self._prefix + secrets.token_hex(16)
 
-    def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
+    def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener, line: bytes = b"") -> None:
         """Store the job in the loop's next turn, as a server confirms later."""
         self._broker.require()
         if len(body) > MAX_MESSAGE_BYTES:
@@ -257,13 +257,14 @@ class MemoryGatewayBus:
         encode_model(envelope.model)
         self._listeners[envelope.reply] = listener
         self._broker.listeners[envelope.reply] = listener.on_event
-        asyncio.get_running_loop().call_soon(self._store, envelope, body, listener)
+        asyncio.get_running_loop().call_soon(self._store, envelope, body, listener, line)
 
-    def _store(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
+    def _store(self, envelope: Envelope, body: bytes, listener: ReplyListener, line: bytes) -> None:
         queue = Queue(envelope.capability, envelope.lane, envelope.model)
         try:
             self._broker.open_queue(queue)
-            seq = self._broker.store(queue, envelope.encode(body), f"{envelope.job}.{envelope.run}")
+            message = b"%b\n%b" % (line, body) if line else envelope.encode(body)
+            seq = self._broker.store(queue, message, f"{envelope.job}.{envelope.run}")
         except (QueueFull, Unavailable) as error:
             listener.on_refused(error)
             return

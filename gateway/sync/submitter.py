@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import lru_cache
 from time import monotonic
+from typing import Literal
 
 from backbone.bus.bus import Queue
 from backbone.ids import new_job_id
@@ -13,9 +15,10 @@ from gateway.http.inference_body import ReceivedRequest
 from gateway.http.unread_budget import UnreadBudget
 from gateway.sync.request_state import RequestState, SyncRequest
 from schemas.errors import NexusError, Unavailable
-from schemas.jobs import Capability, Envelope, Lane
+from schemas.jobs import Capability, Envelope, EnvelopeTemplate, Lane
 
 CHECK_INTERVAL_S = 0.25
+MAX_TEMPLATES = 1024
 NO_WORKER_TIMEOUT_S = 30.0
 """A queued request waits this long for a worker of its model to return after the last one has left."""
 
@@ -35,6 +38,7 @@ class SyncSubmitter:
         self._unread = unread
         self._requests: set[SyncRequest] = set()
         self._task: asyncio.Task[None] | None = None
+        self._template = lru_cache(maxsize=MAX_TEMPLATES)(self._make_template)
 
     async def start(self) -> None:
         """Start to enforce deadlines. The dispatcher has started."""
@@ -74,30 +78,45 @@ class SyncSubmitter:
         model = dispatcher.resolve_live(public_model, capability)
         limits = dispatcher.limits_of(capability)
         dispatcher.require_unpaused(model, limits.queue_s, monotonic())
+        policy = self.catalog.unsupported(public_model)
+        template = self._template(endpoint, capability, lane, model, public_model, owner, policy, stream=stream)
+        envelope, line = template.fill(new_job_id(), request_id, self._bus.new_reply_subject())
+        if hops or received.body_blob or received.uploads:
+            own = {"hops": hops, "body_blob": received.body_blob, "body_size": received.body_size}
+            envelope, line = envelope.model_copy(update=own | {"uploads": received.uploads}), b""
+        request = SyncRequest(self._bus, envelope, self._ack_wait_s, self._unread)
+        self._bus.submit(envelope, received.body, request, line)
+        self._requests.add(request)
+        return request
+
+    def _make_template(
+        self,
+        endpoint: str,
+        capability: Capability,
+        lane: Lane,
+        model: str,
+        public_model: str,
+        owner: str,
+        policy: Literal["", "refuse", "adapt"],
+        *,
+        stream: bool,
+    ) -> EnvelopeTemplate:
+        """Return the template of requests that differ in their ids only: each envelope made by itself takes longer."""
         envelope = Envelope(
-            job=new_job_id(),
-            request_id=request_id,
+            job="-",
+            reply="-",
             endpoint=endpoint,
             capability=capability,
             lane=lane,
             model=model,
             public_model=public_model,
             stream=stream,
-            reply=self._bus.new_reply_subject(),
             owner=owner,
-            hops=hops,
-            limits=limits,
-            body_size=received.body_size,
-            body_blob=received.body_blob,
-            uploads=received.uploads,
+            limits=self._dispatcher.limits_of(capability),
             keep_s=self._keep_s,
+            unsupported=policy,
         )
-        if policy := self.catalog.unsupported(public_model):  # as a field of every envelope it would cost 2 µs
-            envelope = envelope.model_copy(update={"unsupported": policy})
-        request = SyncRequest(self._bus, envelope, self._ack_wait_s, self._unread)
-        self._bus.submit(envelope, received.body, request)
-        self._requests.add(request)
-        return request
+        return EnvelopeTemplate(envelope)
 
     def finish(self, request: SyncRequest) -> None:
         """Forget a request that its HTTP handler has done with; abandon it if it has not ended."""

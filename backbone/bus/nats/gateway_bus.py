@@ -258,7 +258,7 @@ class NatsGatewayBus:
         """Return 128 random bits below this gateway's prefix."""
         return self._prefix + new_token()
 
-    def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
+    def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener, line: bytes = b"") -> None:
         """Publish the job. Its PubAck arrives beside the replies and is checked there; nothing waits for it."""
         if not self._connection.connected:
             raise nats_unavailable()
@@ -266,7 +266,7 @@ class NatsGatewayBus:
         if len(body) > self.max_message_bytes:
             raise RequestTooLarge(f"the request is larger than {self.max_message_bytes} bytes, the limit of NATS")
         assert self._loop is not None
-        message = envelope.encode(body)
+        message = b"%b\n%b" % (line, body) if line else envelope.encode(body)
         reply = envelope.reply.encode()
         token = reply[self._prefix_length :]
         subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
