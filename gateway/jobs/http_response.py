@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import orjson
 
 from backbone.bus.blobs import BlobStore
-from gateway.http.asgi import NO_STORE, STREAM_HEADERS, Headers, HttpExchange, Reply, adapted_header
+from gateway.http.asgi import NO_STORE, Headers, HttpExchange, Reply, adapted_header
 from gateway.http.preferences import DeliveryPreferences
+from gateway.http.stream_writer import StreamWriter
 from gateway.jobs.api import JobEvent, JobResult, JobsApi
 from gateway.jobs.read_ahead import event_size, no_report, read_ahead
 from gateway.jobs.records import job_object
 from gateway.signed_urls import BLOB_URI_PREFIX, UrlSigner
-from gateway.sse_frames import DONE, adapted_frame, comment_frame, error_frame, progress_frame
+from gateway.sse_frames import DONE, comment_frame, progress_frame
 from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
 from schemas.frames import AdaptedParameters
 from schemas.job_events import JobEventKind
@@ -121,13 +122,13 @@ class JobResponder:
 
         An error before the first byte becomes an HTTP status. Return the error.
         """
-        stream = _StreamRelay(reply, content_type, exchange, ids=ids)
+        stream = _StreamRelay(reply, content_type, ids=ids)
         events = self._jobs.follow(record.owner, record.job)
         hold = exchange.report_buffered if exchange is not None else no_report
         async with aclosing(read_ahead(events, self._comment_after_s, event_size, hold)) as paced:
             async for ready in paced:
-                if not ready:
-                    await stream.comment(await self._position(record))
+                if not ready and (position := await self._position(record)) is not None:
+                    await stream.writer.comment(comment_frame(position))
                 for event in ready:
                     if event.outcome is not None:
                         return await stream.finish(result_error(JobResult(event.outcome, b"", None, "")))
@@ -145,27 +146,20 @@ class JobResponder:
 class _StreamRelay:
     """Sends the events of one streamed job as they arrive."""
 
-    def __init__(self, reply: Reply, content_type: bytes, exchange: HttpExchange | None, *, ids: bool) -> None:
-        self._reply = reply
-        self._type = content_type
-        self._sse = is_sse(content_type.decode())
-        self._exchange = exchange
-        self._ids = ids and self._sse
+    def __init__(self, reply: Reply, content_type: bytes, *, ids: bool) -> None:
+        self.writer = StreamWriter(reply, content_type)
+        self._ids = ids and is_sse(content_type.decode())
         self._has_output = False
-        self._adapted: tuple[str, ...] = ()
 
     async def send_event(self, event: JobEvent) -> ErrorInfo | None:
+        writer = self.writer
         if event.kind is JobEventKind.CHUNK:
-            await self._begin()
             self._has_output = True
-            await self._reply.send_chunk(b"id: %b\n%b" % (event.id.encode(), event.data) if self._ids else event.data)
+            await writer.write(b"id: %b\n%b" % (event.id.encode(), event.data) if self._ids else event.data)
         elif event.kind is JobEventKind.ADAPTED:
-            self._adapted = AdaptedParameters.model_validate_json(event.data).parameters
-            if self._reply.started and self._sse:
-                await self._reply.send_chunk(adapted_frame(self._adapted))
-        elif event.kind is JobEventKind.PROGRESS and self._sse:
-            await self._begin()
-            await self._reply.send_chunk(progress_frame(event.data))
+            await writer.adapt(AdaptedParameters.model_validate_json(event.data).parameters)
+        elif event.kind is JobEventKind.PROGRESS:
+            await writer.comment(progress_frame(event.data))
         elif event.kind is JobEventKind.RESTARTED and self._has_output:
             # The job continues and can be followed; this stream must not mix two attempts.
             info = BackendFailed(
@@ -175,30 +169,12 @@ class _StreamRelay:
             return await self.finish(info)
         return None
 
-    async def comment(self, position: int | None) -> None:
-        """Send the queue position as a comment, which keeps the connection alive."""
-        if position is not None and self._sse:
-            await self._begin()
-            await self._reply.send_chunk(comment_frame(position))
-
     async def finish(self, error: ErrorInfo | None) -> ErrorInfo | None:
         if error is None:
-            await self._begin()
-            await self._reply.send_end(DONE if self._sse else b"")
-        elif not self._reply.started:
-            await self._reply.send_error(error)
-        elif self._sse:
-            await self._reply.send_end(error_frame(error))
-        elif self._exchange is not None:
-            self._exchange.truncate()
+            await self.writer.end(DONE)
         else:
-            raise ConnectionAbortedError(error.message)
+            await self.writer.abort(error)
         return error
-
-    async def _begin(self) -> None:
-        if not self._reply.started:
-            head = [(b"content-type", self._type), *STREAM_HEADERS, *adapted_header(self._adapted)]
-            await self._reply.send_head(200, head)
 
 
 async def _pieces(data: bytes, end: bytes) -> AsyncIterator[bytes]:

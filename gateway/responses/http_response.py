@@ -10,18 +10,9 @@ from typing import Any
 import structlog
 from fastapi.responses import Response
 
-from gateway.http.asgi import (
-    EXCHANGE,
-    STREAM_HEADERS,
-    HttpExchange,
-    Receive,
-    Reply,
-    Scope,
-    Send,
-    adapted_header,
-    to_error_info,
-)
+from gateway.http.asgi import EXCHANGE, HttpExchange, Receive, Reply, Scope, Send, to_error_info
 from gateway.http.request_body import CallerDisconnected
+from gateway.http.stream_writer import StreamWriter
 from gateway.jobs.read_ahead import read_ahead
 from gateway.metrics import GatewayMetrics
 from gateway.responses.event_stream import ResponseEventStream
@@ -156,6 +147,7 @@ class _EventSender:
 
     def __init__(self, reply: Reply, event_stream: ResponseEventStream, start: StreamStart) -> None:
         self._reply = reply
+        self._writer = StreamWriter(reply, SSE)
         self.event_stream = event_stream
         self._start = start
         self._batch_count = 0
@@ -186,28 +178,26 @@ class _EventSender:
     async def keep_alive(self) -> None:
         """Send a comment that keeps the connection alive."""
         await self._flush()
-        await self._reply.send_chunk(KEEP_ALIVE)
+        await self._writer.comment(KEEP_ALIVE)
 
     async def end(self) -> None:
         """Send the end of the stream."""
         self.ended = True
         await self._flush()
-        await self._reply.send_end()
+        await self._writer.end()
 
     async def break_off(self, info: ErrorInfo) -> None:
         """Send an error in place of the remaining events."""
-        if not self._reply.started:
-            self.ended = True
-            await self._reply.send_error(info)
-            return
-        self._unsent.append(self.event_stream.interruption_event(info))
-        await self.end()
+        self.ended, last_event = True, b""
+        if self._reply.started:
+            await self._flush()
+            last_event = self.event_stream.interruption_event(info).encode()
+        await self._writer.abort(info, last_event)
 
     async def _flush(self) -> None:
         if not self._reply.started:
-            adapted = adapted_header(self.event_stream.adapted)
-            await self._reply.send_head(200, [(b"content-type", SSE), *STREAM_HEADERS, *adapted])
+            await self._writer.adapt(self.event_stream.adapted)
+            await self._writer.begin()
         data = b"".join(event.encode() for event in self._unsent)
         self._unsent.clear()
-        if data:
-            await self._reply.send_chunk(data)
+        await self._writer.write(data)

@@ -22,7 +22,6 @@ from gateway.http.asgi import (
     EXCHANGE,
     HOPS,
     NO_STORE,
-    STREAM_HEADERS,
     HttpExchange,
     Receive,
     Reply,
@@ -35,9 +34,10 @@ from gateway.http.asgi import (
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.preferences import read_preferences
 from gateway.http.request_body import CallerDisconnected
+from gateway.http.stream_writer import StreamWriter
 from gateway.metrics import GatewayMetrics
 from gateway.signed_urls import UrlSigner, base_url
-from gateway.sse_frames import DONE, adapted_frame, comment_frame, error_frame, progress_frame
+from gateway.sse_frames import DONE, comment_frame, progress_frame
 from gateway.sync.request_state import RequestState, SyncRequest
 from gateway.sync.submitter import SyncSubmitter
 from gateway.sync.usage import event_of_request
@@ -339,9 +339,10 @@ class _InferenceExchange:
 
     async def _send_stream(self, request: SyncRequest) -> None:
         """Relay output as it comes. An error before the first output is sent as an HTTP status."""
-        if not await self._begin_with_output(request):
+        writer = StreamWriter(self._reply, self._stream_type or SSE)
+        if not await self._begin_with_output(request, writer):
             return
-        reply, observe = self._reply, self._handler._metrics.itl.observe
+        observe = self._handler._metrics.itl.observe
         model, last, between_events = request.envelope.model, monotonic(), True
 
         def note_chunk(data: bytes) -> None:
@@ -364,7 +365,7 @@ class _InferenceExchange:
         while True:
             data = request.take_output()
             if data:
-                await reply.send_chunk(data)
+                await writer.write(data)
                 note_chunk(data)
             elif (ref := request.take_blob()) is not None:
                 note_chunk(await self._relay_blob(ref))
@@ -373,14 +374,14 @@ class _InferenceExchange:
             else:
                 if request.progress is not progress and between_events:  # a large event comes in several pieces
                     progress = request.progress
-                    await self._send_comment(request)
+                    await self._send_comment(request, writer)
                 await request.wait()
         self._emit_usage(request)
         if request.error is not None:
             self._status = request.error.status
-            await self._abort_stream(request.error)
+            await writer.abort(request.error)
         elif request.done is not None:
-            await reply.send_end(DONE if self._stream_type is SSE else b"")
+            await writer.end(DONE)
 
     async def _relay_blob(self, ref: BlobRef) -> bytes:
         """Send the blob's bytes and remove it. Returns its last piece."""
@@ -393,7 +394,7 @@ class _InferenceExchange:
             blobs.remove(ref.name, if_opened=True)
         return piece
 
-    async def _begin_with_output(self, request: SyncRequest) -> bool:
+    async def _begin_with_output(self, request: SyncRequest, writer: StreamWriter) -> bool:
         """Wait for the first output and begin the stream with it. False: the request ended without output, and was answered."""
         clock = request.loop.time
         comment_at = clock() + self._handler._options.comment_after_s
@@ -403,21 +404,21 @@ class _InferenceExchange:
                     await request.wait()
             except TimeoutError:
                 comment_at = clock() + COMMENT_INTERVAL_S
-                await self._send_comment(request)
+                await self._send_comment(request, writer)
         if request.state is RequestState.ENDED and not request.has_output and not self._reply.started:
             if request.error is not None:
                 await self._send_error(request.error)
                 return False
             if request.done is None:
                 return False
-        await self._begin_stream(request.adapted)
-        data = request.take_output()
-        if data:
-            await self._reply.send_chunk(data)
+        self._status = 200
+        await writer.adapt(request.adapted)
+        await writer.begin()
+        await writer.write(request.take_output())
         return True
 
-    async def _send_comment(self, request: SyncRequest) -> None:
-        """Send the queue position or the progress as an SSE comment; other streams have no place for it."""
+    async def _send_comment(self, request: SyncRequest, writer: StreamWriter) -> None:
+        """Send the queue position or the progress as a comment."""
         if self._stream_type is not SSE:
             return
         frame = b""
@@ -427,37 +428,15 @@ class _InferenceExchange:
         elif request.progress is not None:
             frame = progress_frame(request.progress)
         if frame and request.state is not RequestState.ENDED:
-            await self._begin_stream()
-            await self._reply.send_chunk(frame)
-
-    async def _begin_stream(self, adapted: tuple[str, ...] = ()) -> None:
-        """Send the head of a stream unless it was sent; then name adapted parameters in a comment."""
-        self._status = 200
-        if not self._reply.started:
-            if adapted:
-                self._reply.headers += adapted_header(adapted)
-            await self._reply.send_head(200, [(b"content-type", self._stream_type or SSE), *STREAM_HEADERS])
-        elif adapted and self._stream_type is SSE:
-            await self._reply.send_chunk(adapted_frame(adapted))
-
-    async def _abort_stream(self, info: ErrorInfo) -> None:
-        """End a stream with an error. A stream that is not SSE is cut off: clients would take a clean end for success."""
-        if self._stream_type is SSE:
-            await self._reply.send_end(error_frame(info))
-        elif self._exchange is not None:
-            self._exchange.truncate()
-        else:
-            raise ConnectionAbortedError(info.message)
+            self._status = 200
+            await writer.comment(frame)
 
     async def _send_error(self, info: ErrorInfo) -> None:
         self._error = info
-        if self._reply.started:
-            with contextlib.suppress(OSError):
-                await self._abort_stream(info)
-            return
-        self._status = info.status
+        if not self._reply.started:
+            self._status = info.status
         with contextlib.suppress(OSError):
-            await self._reply.send_error(info)
+            await StreamWriter(self._reply, self._stream_type or b"").abort(info)
 
     def report(self, ended_at: float) -> None:
         """Record the metrics of the request and log it. `ended_at`: by `monotonic`."""

@@ -35,7 +35,7 @@ class Writes:
     """A reply that keeps what is written."""
 
     def __init__(self) -> None:
-        self.out = b""
+        self.out, self.started = b"", True
 
     async def send_chunk(self, data: bytes) -> None:
         self.out += data
@@ -47,14 +47,14 @@ async def test_progress_never_splits_an_event() -> None:
     """A large event comes in several pieces: news of progress waits for its end."""
 
     class Request(_InferenceExchange):
-        async def _begin_with_output(self, request: Any) -> bool:
+        async def _begin_with_output(self, request: Any, writer: Any) -> bool:
             return True
 
-        async def _send_comment(self, request: Any) -> None:
+        async def _send_comment(self, request: Any, writer: Any) -> None:
             await self._reply.send_chunk(b": progress\n\n")
 
     request: Any = object.__new__(Request)
-    request._reply, request._exchange, request._stream_type = Writes(), None, "application/json"
+    request._reply, request._exchange, request._stream_type = Writes(), None, b"application/json"
     request._usage = None
     request._handler = SimpleNamespace(_metrics=SimpleNamespace(itl=SimpleNamespace(observe=lambda *_: None)))
     await request._send_stream(Pieces(b"data: one\n\n", b'data: {"b64":"', b"AAAA", b'"}\n\n', b"data: two\n\n"))
