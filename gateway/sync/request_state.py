@@ -1,16 +1,31 @@
 """State machine of one synchronous request, from its submission to the last byte of its answer.
 
-QUEUED ──started──► RUNNING ──done──► ENDED
-  ▲                   │ │
-  └──returned, or a───┘ └─failed, gap, silence, limit──► ENDED (error)
-     newer delivery,
-     before output was delivered to the caller
+A frame of the attempt that counts, next in order (`ACTIONS`):
+
+| frame | request is QUEUED or RUNNING | ENDED |
+|---|---|---|
+| HEARTBEAT | RUNNING; answers PROCEED | answers STOP |
+| CHUNK, BLOB, PROGRESS, ADAPTED | RUNNING; for the caller | STOP |
+| DONE, FAILED | ENDED | STOP |
+| RETURNED | QUEUED; ENDED with an error after `MAX_STARTS`, or if output was delivered | STOP |
+
+Every other frame (`_apply`, `_on_started`):
+
+| frame | request is QUEUED or RUNNING | ENDED |
+|---|---|---|
+| STARTED of the next delivery | RUNNING; answers PROCEED; ENDED with an error after `MAX_STARTS`, or if output was delivered | STOP |
+| STARTED of the attempt that counts | answers PROCEED | STOP |
+| any frame of an older delivery, or of another attempt | answers SUPERSEDED | SUPERSEDED; STARTED of the same delivery: STOP |
+| behind a gap | ENDED with an error | STOP |
+
+Without a frame: a silent worker makes a request QUEUED, or ends it if output was delivered; a disconnect, a time limit and a refusal of
+its job end it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from functools import lru_cache
 from time import monotonic
@@ -48,9 +63,7 @@ REPORT_STEP_BYTES = 16 * 1024
 SILENCE_GRACE_S = 2.0
 """Time beyond the ack wait in which a worker's next event may still come."""
 
-_STARTED, _CHUNK, _BEAT = FrameKind.STARTED.value, FrameKind.CHUNK.value, FrameKind.HEARTBEAT.value
-_DONE, _FAILED, _RETURNED = FrameKind.DONE.value, FrameKind.FAILED.value, FrameKind.RETURNED.value
-_BLOB, _PROGRESS, _ADAPTED = FrameKind.BLOB.value, FrameKind.PROGRESS.value, FrameKind.ADAPTED.value
+_STARTED, _HEARTBEAT = FrameKind.STARTED.value, FrameKind.HEARTBEAT.value
 
 
 class RequestState(Enum):
@@ -189,8 +202,7 @@ class SyncRequest:
         if self.state is RequestState.ENDED:
             return
         running = self.state is RequestState.RUNNING
-        self._end()
-        self._abandoned = True
+        self.state, self._abandoned = RequestState.ENDED, True
         if running:
             self._stop_worker()
         if self.seq is not None:
@@ -239,10 +251,8 @@ class SyncRequest:
     def on_refused(self, error: NexusError) -> None:
         """End the request because its job is not stored. The job is not deleted: its sequence may be another job's by now."""
         if self.state is not RequestState.ENDED:
-            self._end()
             self.error = error.info
-            self.wake()
-        self._bus.release(self.envelope.reply)
+        self._end()
 
     def on_event(self, data: bytes) -> bytes | None:
         """Apply one event frame. Returns the reply to a frame that asks whether the attempt may proceed."""
@@ -273,8 +283,7 @@ class SyncRequest:
         if self.state is RequestState.ENDED:
             return STOP
         self.last_event_at = monotonic()
-        expected = self._seq + (kind != _BEAT)
-        if delivery > self.delivery or seq != expected:
+        if delivery > self.delivery or seq != self._seq + (kind != _HEARTBEAT):
             self.fail(
                 BackendFailed(
                     "Events of this answer were lost between worker and gateway. Send the request again.",
@@ -284,27 +293,8 @@ class SyncRequest:
             return None
         self._seq = seq
         self.state = RequestState.RUNNING  # also after a silence, in which the worker was only cut off
-        if kind == _BEAT:
-            return PROCEED
-        if kind == _CHUNK:
-            self._add(payload)
-        elif kind == _DONE:
-            self._on_done(payload)
-        elif kind == _PROGRESS:
-            self._on_progress(payload)
-        elif kind == _BLOB:
-            self._append(BlobRef.model_validate_json(payload))
-            self.wake()
-        elif kind == _FAILED:
-            self.error = ErrorInfo.model_validate_json(payload)
-            self._end()
-            self._bus.release(self.envelope.reply)
-            self.wake()
-        elif kind == _RETURNED:
-            self._on_returned(payload)
-        elif kind == _ADAPTED:
-            self.adapted = AdaptedParameters.model_validate_json(payload).parameters
-        return None
+        action = ACTIONS.get(kind)
+        return action(self, payload) if action is not None else None
 
     def _on_started(self, delivery: int, token: str, payload: bytes, elapsed_us: int) -> bytes:
         if delivery < self.delivery:
@@ -338,6 +328,16 @@ class SyncRequest:
             self.started_at = max(self.submitted_at, now - elapsed_us / 1e6)
         return PROCEED
 
+    def _on_heartbeat(self, _payload: bytes) -> bytes:
+        return PROCEED
+
+    def _on_blob(self, payload: bytes) -> None:
+        self._append(BlobRef.model_validate_json(payload))
+        self.wake()
+
+    def _on_adapted(self, payload: bytes) -> None:
+        self.adapted = AdaptedParameters.model_validate_json(payload).parameters
+
     def _on_progress(self, payload: bytes) -> None:
         self.progress = payload
         if Progress.model_validate_json(payload).phase == LOADING_PHASE:
@@ -350,8 +350,10 @@ class SyncRequest:
         if tail:
             self._add(tail)
         self._end()
-        self._bus.release(self.envelope.reply)
-        self.wake()
+
+    def _on_failed(self, payload: bytes) -> None:
+        self.error = ErrorInfo.model_validate_json(payload)
+        self._end()
 
     def _on_returned(self, payload: bytes) -> None:
         if self.delivered:
@@ -455,7 +457,10 @@ class SyncRequest:
             self._unread.record(self, self._size)
 
     def _end(self) -> None:
+        """End the request whose job is done or refused."""
         self.state = RequestState.ENDED
+        self._bus.release(self.envelope.reply)
+        self.wake()
 
     def wake(self) -> None:
         """Wake the handler that waits, or call `on_end`."""
@@ -470,6 +475,19 @@ class SyncRequest:
             return
         control = Control(op=ControlOp.CANCEL, job=self.envelope.job, run=self.envelope.run)
         self._bus.send_control(self.worker, control.model_dump_json().encode())
+
+
+ACTIONS: Mapping[str, Callable[[SyncRequest, bytes], bytes | None]] = {
+    FrameKind.HEARTBEAT.value: SyncRequest._on_heartbeat,
+    FrameKind.CHUNK.value: SyncRequest._add,
+    FrameKind.BLOB.value: SyncRequest._on_blob,
+    FrameKind.PROGRESS.value: SyncRequest._on_progress,
+    FrameKind.ADAPTED.value: SyncRequest._on_adapted,
+    FrameKind.DONE.value: SyncRequest._on_done,
+    FrameKind.FAILED.value: SyncRequest._on_failed,
+    FrameKind.RETURNED.value: SyncRequest._on_returned,
+}
+"""What a frame of the attempt that counts does to a request that has not ended, by the frame's kind. Others are ignored."""
 
 
 @lru_cache(maxsize=4096)
