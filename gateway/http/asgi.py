@@ -94,8 +94,8 @@ class HttpExchange(Protocol):
     def writable(self) -> bool:
         """Whether `try_send` will send the answer."""
 
-    def call_app(self) -> None:
-        """Call the ASGI app in a task, to continue a request that `AsgiApp.begin` has begun."""
+    def call_app(self, begun: object) -> None:
+        """Call the ASGI app in a task, with `begun` at `scope[BEGUN]`."""
 
     def try_send(self, status: int, content_type: str, body: bytes, headers: Headers) -> bool:
         """Send a complete answer, in one write. Returns False, and writes nothing, if it must go through `send`.

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
-from gateway.http.asgi import NO_STORE, Headers, Send
+from gateway.http.asgi import BEGUN, EXCHANGE, NO_STORE, Headers, Send
 
 CLOSE_LINE = b"connection: close\r\n"
 
@@ -80,7 +80,8 @@ class UvicornExchange:
             cycle.flow.write_paused or cycle.disconnected or cycle.response_started or cycle.scope["method"] == "HEAD"
         )
 
-    def call_app(self) -> None:
+    def call_app(self, begun: object) -> None:
+        cast("dict[str, Any]", self._cycle.scope)[BEGUN] = begun
         self._connection.call_app()
 
     def try_send(self, status: int, content_type: str, body: bytes, headers: Headers) -> bool:
@@ -100,6 +101,9 @@ class UvicornExchange:
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
+        # Without these references no cycle is left to the garbage collector.
+        cast("dict[str, Any]", cycle.scope).pop(EXCHANGE, None)
+        self._callback = None
         cycle.on_response()
         return True
 

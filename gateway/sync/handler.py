@@ -101,8 +101,11 @@ class InferenceHandler:
 
         Returns whether callbacks answer it; `serve` must continue it otherwise.
         """
-        exchange = scope[BEGUN] = _InferenceExchange(self, endpoint, Reply.to(scope, _no_send), scope.get(EXCHANGE))
-        return exchange.begin(scope, body)
+        exchange = _InferenceExchange(self, endpoint, Reply.to(scope, _no_send), scope.get(EXCHANGE))
+        if exchange.begin(scope, body):
+            return True
+        scope[BEGUN] = exchange
+        return False
 
     async def serve(self, endpoint: EndpointSpec, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises nothing but CancelledError."""
@@ -179,7 +182,7 @@ class _InferenceExchange:
         if answered:
             self._close()
         else:
-            exchange.call_app()
+            exchange.call_app(self)
 
     def _send_now(self, request: SyncRequest, exchange: HttpExchange) -> bool:
         """Return whether the answer was sent, or needs not be sent."""
