@@ -312,7 +312,17 @@ class Attempt:
             files,
             self._store_file,
             self._context.adapts if not env.unsupported else env.unsupported == "adapt",
+            self._push if env.stream and self._outbox.needs_gateway else None,
         )
+
+    def _push(self, data: bytes, tokens: int) -> None:
+        """Send output for an adapter that waits for its server; it is never so large that it must be flushed."""
+        self._outbox.tokens += tokens
+        self.last_output = monotonic()
+        try:
+            self._outbox.take(data)
+        except JobLost:
+            self.stop(StopReason.OWNERSHIP_LOST)
 
     def _split_uploads(self, body: bytes) -> tuple[tuple[UploadedFile, ...], bytes]:
         """Return the uploads, and `body` without those that travel inline."""

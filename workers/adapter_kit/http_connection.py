@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import httptools
@@ -49,6 +50,7 @@ class BackendResponse:
         "decoder",
         "ended",
         "headers",
+        "sink",
         "status",
     )
 
@@ -63,6 +65,8 @@ class BackendResponse:
         self._paused = False
         self._error: BackendError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self.sink: Callable[[bytes], bool] | None = None
+        """Gets bytes that arrive while the reader waits for them. Returns whether it took them; otherwise the reader is woken."""
         self.decoder: ResponseDecoder | None = None
         """Decodes the body as it is read; None for one that is not compressed."""
 
@@ -137,6 +141,19 @@ class BackendResponse:
             await self._waiter
         finally:
             self._waiter = None
+
+    def pass_to(self, sink: Callable[[bytes], bool]) -> bool:
+        """Offer `sink` what has arrived, unless the reader is busy with earlier bytes. Return whether nothing is left to read."""
+        pieces, waiter = self._pieces, self._waiter
+        if (
+            not pieces
+            or waiter is None
+            or waiter.done()
+            or not sink(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        ):
+            return False
+        self._pieces, self._unread = [], 0
+        return True
 
     def wake(self) -> None:
         """Wake the task that waits for this response."""
@@ -261,6 +278,8 @@ class BackendConnection(asyncio.Protocol):
             if self._head_size > HEAD_LIMIT:
                 self.abort()
                 self._fail(BackendError(f"{self._pool.origin} sent more than {HEAD_LIMIT} bytes of headers"))
+            return
+        if response.sink is not None and response.pass_to(response.sink):
             return
         if response._unread > UNREAD_LIMIT and not response._paused:
             response._paused = True

@@ -55,6 +55,11 @@ class SseSplitter:
             raise EventTooLarge(f"an event is larger than {self._limit} bytes")
         return data[:cut]
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether the next byte begins an event."""
+        return not (self._rest or self._after_cr or self._at_start)
+
     def _strip_byte_order_mark(self, data: bytes) -> bytes:
         """Remove a byte order mark, which may stand before the first event."""
         data, self._rest = self._rest + data, b""

@@ -73,6 +73,10 @@ StoreFile = Callable[[bytes, str], Awaitable[str]]
 """Store bytes of a content type for the caller to fetch, and return the text that stands for their URL in the response."""
 
 
+Push = Callable[[bytes, int], None]
+"""Send bytes for the caller, and how many tokens they hold."""
+
+
 async def _refuse_files(_data: bytes, _content_type: str) -> str:
     raise BackendRefused("This worker cannot store files. Send response_format=b64_json.", param="response_format")
 
@@ -97,6 +101,10 @@ class Task:
     store_file: StoreFile = _refuse_files
     adapt: bool = True
     """Whether a parameter that the server lacks is replaced by its nearest equivalent; else the request is refused."""
+    push: Push | None = None
+    """Does for the bytes what yielding a Chunk does, without a turn of the task. An adapter may call it while `run` waits for its server; None: it must
+    yield.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -168,10 +169,17 @@ class VLLMBackend(OpenAICompatibleBackend):
             yield LOADING
             await self._wake_up_and_enter()
         pieces = 0
+
+        def push(data: bytes, tokens: int) -> None:
+            nonlocal pieces
+            pieces += tokens
+            assert task.push is not None
+            task.push(data, tokens)
+
         try:
             if not awake:
                 yield RUNNING
-            async with aclosing(super().run(task)) as outputs:
+            async with aclosing(super().run(replace(task, push=push) if task.push else task)) as outputs:
                 async for output in outputs:
                     if isinstance(output, Chunk):
                         pieces += output.tokens

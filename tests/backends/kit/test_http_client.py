@@ -295,6 +295,31 @@ async def test_a_server_is_made_to_wait_for_a_slow_reader(serve: Any) -> None:
     assert size == total
 
 
+async def test_bytes_that_a_sink_takes_do_not_wake_the_reader(serve: Any) -> None:
+    """The reader gets the others, in their order; the end always wakes it."""
+    begun, taken = asyncio.Event(), {b"2": asyncio.Event(), b"3": asyncio.Event()}
+
+    async def send(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n1")
+        await begun.wait()
+        for byte, event in taken.items():
+            writer.write(byte)
+            await event.wait()
+        writer.write(b"4")
+
+    _, client = await serve(send)
+    response = await client.request("GET", "/")
+
+    def sink(data: bytes) -> bool:
+        if data in taken:
+            taken[data].set()
+        return data in taken
+
+    response.sink = sink
+    begun.set()
+    assert [await response.read() for _ in range(3)] == [b"1", b"4", b""]
+
+
 async def test_a_body_larger_than_allowed_is_an_error(serve: Any) -> None:
     _, client = await serve(b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n" + b"x" * 20)
     response = await client.request("GET", "/")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from workers.adapter_kit.text.completion_collector import CompletionCollector
 from workers.adapter_kit.text.completion_options import CompletionOptions
+from workers.adapter_kit.text.completion_relay import CompletionRelay
 from workers.adapter_kit.text.plain_answer import read_plain_answer
 from workers.backends.base import BackendError, Chunk, Finish, Output
 
@@ -76,7 +77,7 @@ def read(stream: bytes, cuts: list[int], *, chat: bool, by_events: bool) -> tupl
     outputs: list[Output | None] = []
     try:
         for start, end in pairwise(edges):
-            if not answer.done:
+            if not answer.done and not answer.take(stream[start:end]):
                 outputs.append(answer.feed(stream[start:end]))
         if not answer.done:
             outputs.append(answer.feed_end())
@@ -88,6 +89,41 @@ def read(stream: bytes, cuts: list[int], *, chat: bool, by_events: bool) -> tupl
     assert isinstance(finish, Finish)
     body = json.loads(b"".join(chunk.data for chunk in chunks))
     return body, sum(chunk.tokens for chunk in chunks), finish.usage
+
+
+def relay(stream: bytes, cuts: list[int], *, chat: bool, pushes: bool) -> tuple[bytes, int] | str:
+    """Return what a caller who streams gets, and the number of tokens; or the error."""
+    got: list[bytes] = []
+    tokens: list[int] = []
+
+    def push(data: bytes, count: int) -> None:
+        got.append(data)
+        tokens.append(count)
+
+    options = CompletionOptions(chat=chat, model="m", fallback_id="f", stream=True)
+    answer = CompletionRelay(options, push if pushes else None)
+    edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    try:
+        for piece in (stream[start:end] for start, end in pairwise(edges)):
+            if not answer.done and not answer.take(piece) and (chunk := answer.feed(piece)) is not None:
+                push(chunk.data, chunk.tokens)
+        if not answer.done and (chunk := answer.feed_end()) is not None:
+            push(chunk.data, chunk.tokens)
+        for output in answer.finish():
+            if isinstance(output, Chunk):
+                push(output.data, output.tokens)
+    except BackendError as error:
+        return error.info.message
+    return b"".join(got), sum(tokens)
+
+
+@settings(max_examples=500)
+@given(st.data(), st.booleans(), st.lists(st.integers(0, 3000), max_size=6))
+def test_pushed_events_stand_where_yielded_ones_would(data: st.DataObject, chat: bool, cuts: list[int]) -> None:
+    """Any stream, cut anywhere and between its events: the same bytes in the same order, or the same error."""
+    stream = data.draw(streams(chat=chat))
+    cuts += [at + 2 for at in range(len(stream)) if stream.startswith(b"\n\n", at)]
+    assert relay(stream, cuts, chat=chat, pushes=True) == relay(stream, cuts, chat=chat, pushes=False)
 
 
 @settings(max_examples=1500)

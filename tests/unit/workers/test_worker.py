@@ -30,6 +30,7 @@ from workers.backends.base import (
     Discovery,
     Finish,
     Output,
+    Push,
     Requirement,
     Task,
 )
@@ -105,9 +106,9 @@ class Rig:
         await self.submitter.start()
         self.life = asyncio.create_task(self.worker.run(MemoryWorkerBus(self.broker, self.worker.on_job)))
 
-    def call(self, model: str = "m", received: ReceivedRequest | None = None) -> SyncRequest:
+    def call(self, model: str = "m", received: ReceivedRequest | None = None, *, stream: bool = False) -> SyncRequest:
         return self.submitter.submit(
-            request_id="req", endpoint="/", capability=Capability.CHAT, lane=Lane.DEFAULT, public_model=model, stream=False,
+            request_id="req", endpoint="/", capability=Capability.CHAT, lane=Lane.DEFAULT, public_model=model, stream=stream,
             owner="o", received=received or ReceivedRequest(None, b"{}"),
         )  # fmt: skip
 
@@ -170,6 +171,33 @@ async def test_only_an_attempt_that_goes_on_asks_its_gateway(rig: Rig, eventuall
     rig.backend.go.set()
     await call.wait_until_ended()
     assert (call.error, len(asked)) == (None, 1)
+
+
+async def test_pushed_output_stands_between_the_yielded_one(
+    rig: Rig, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an adapter pushes while it waits for its server reaches the caller in order, and counts its tokens."""
+    await eventually(lambda: rig.live() == ["m"])
+    rig.backend.go.clear()
+    pushes: list[Push] = []
+
+    async def run(task: Task) -> AsyncIterator[Output]:
+        yield Chunk(b"a")
+        assert task.push is not None
+        pushes.append(task.push)
+        await rig.backend.go.wait()
+        yield Chunk(b"c")
+        yield Finish()
+
+    monkeypatch.setattr(rig.backend, "run", run)
+    call = rig.call(stream=True)
+    await eventually(lambda: pushes)
+    pushes[0](b"b", 2)
+    rig.backend.go.set()
+    await call.wait_until_ended()
+    assert (call.error, call.take_output()) == (None, b"abc")
+    assert call.done is not None
+    assert call.done.tokens == 4
 
 
 async def test_new_models_are_noticed(rig: Rig, eventually: Eventually) -> None:

@@ -64,7 +64,7 @@ async def generate_text(api: OpenAIClient, task: Task, planned: AdaptationPlan |
     if path is None:
         raise BackendRefused(f"this backend does not serve {task.endpoint}")
     body = parse_json_object(task.body)
-    answer = new_completion_reader(completion_options(task, body))
+    answer = new_completion_reader(completion_options(task, body), task.push)
     fields = forwarded_fields(body, task.model)
     watched = planned is None and not ADAPTABLE_PARAMETERS.isdisjoint(body)
     plan = await plan_text(api, path, task, body) if watched else None
@@ -92,6 +92,8 @@ async def generate_text(api: OpenAIClient, task: Task, planned: AdaptationPlan |
         chunk = await feed_start(response, answer, api.redact)
         if chunk is not None:
             yield chunk
+        if response.decoder is None:
+            response.sink = answer.take
         while not answer.done:
             data = await read_next(response, answer)
             chunk = answer.feed(data) if data else answer.feed_end()

@@ -143,7 +143,7 @@ class _ChoiceRun:
         seed = body.get("seed")
         if self._number and isinstance(seed, int):
             body["seed"] = seed + self._number  # with one seed all choices would be equal
-        return replace(self._task, body=orjson.dumps(body), stream=True)
+        return replace(self._task, body=orjson.dumps(body), stream=True, push=None)
 
     def _forward(self, chunk: Chunk) -> Chunk:
         events = [orjson.loads(payload) for payload in payloads(chunk.data) if payload != b"[DONE]"]

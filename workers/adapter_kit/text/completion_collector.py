@@ -60,9 +60,7 @@ class CompletionCollector(CompletionReader):
     def feed(self, data: bytes) -> Chunk | None:
         if self._unread is None:
             return super().feed(data)
-        self._unread.append(data)
-        self._unread_size += len(data)
-        self._end = (self._end + data)[-DONE_BYTES:]
+        self._collect(self._unread, data)
         if b"error" in data or self._unread_size > MAX_UNREAD_BYTES:
             return self._read_events()
         if DONE_MARKER in self._end:
@@ -72,6 +70,25 @@ class CompletionCollector(CompletionReader):
             self._unread, self.done = None, True
             return None
         return self._report_text(data)
+
+    def take(self, data: bytes) -> bool:
+        """Collect bytes that neither end the answer, nor hold an error, nor are the first for a while."""
+        if (
+            self._unread is None
+            or self._unread_size > MAX_UNREAD_BYTES
+            or not data.endswith(b"\n\n")
+            or b"error" in data
+            or DONE_MARKER in data
+            or time.monotonic() - self._last_keepalive >= KEEPALIVE_INTERVAL_S
+        ):
+            return False
+        self._collect(self._unread, data)
+        return True
+
+    def _collect(self, unread: list[bytes], data: bytes) -> None:
+        unread.append(data)
+        self._unread_size += len(data)
+        self._end = (self._end + data)[-DONE_BYTES:]
 
     def _report_text(self, data: bytes) -> Chunk | None:
         """Return a Chunk for the first text, and then once a second where text comes."""

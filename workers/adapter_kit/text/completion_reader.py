@@ -107,6 +107,10 @@ class CompletionReader(ABC):
         self.done = True
         return self._take_output()
 
+    @abstractmethod
+    def take(self, data: bytes) -> bool:
+        """Take bytes in place of `feed`, if they are ordinary and nobody need know of them at once. Return False for any others."""
+
     @property
     def is_complete(self) -> bool:
         """Whether the answer is complete, even if the connection breaks now.

@@ -21,7 +21,7 @@ from workers.adapter_kit.text.event_pattern import (
     remove_role,
     split_around_text,
 )
-from workers.backends.base import Chunk, Finish, Output
+from workers.backends.base import Chunk, Finish, Output, Push
 
 JSON = dict[str, Any]
 
@@ -40,8 +40,9 @@ class CompletionRelay(CompletionReader):
     still go to another worker.
     """
 
-    def __init__(self, options: CompletionOptions) -> None:
+    def __init__(self, options: CompletionOptions, push: Push | None = None) -> None:
         super().__init__(options)
+        self._push = push
         self._unfinished = b""
         self._index = b""
         self._text_field = ""
@@ -57,6 +58,20 @@ class CompletionRelay(CompletionReader):
         self._patterns_left = MAX_LEARNED_PATTERNS
         self._end_written = False
         self._out: list[bytes] = []
+
+    def take(self, data: bytes) -> bool:
+        """Push events that only add text, as they are or with another head and tail."""
+        if (
+            self._push is None
+            or not data.endswith(b"\n\n")
+            or b"\r" in data
+            or not self._splitter.is_between_events
+            or not self._take_plain(data)
+        ):
+            return False
+        out, self._out = self._out, []
+        self._push(out[0] if len(out) == 1 else b"".join(out), self._take_tokens())
+        return True
 
     def finish(self) -> Iterator[Output]:
         """Yield the final chunks, the usage and `Finish`. Raises BackendError when the stream did not end properly."""

@@ -9,10 +9,11 @@ from workers.adapter_kit.text.completion_collector import CompletionCollector
 from workers.adapter_kit.text.completion_options import CompletionOptions
 from workers.adapter_kit.text.completion_reader import CompletionReader
 from workers.adapter_kit.text.completion_relay import CompletionRelay
+from workers.backends.base import Push
 
 __all__ = ["CompletionOptions", "CompletionReader", "new_completion_reader"]
 
 
-def new_completion_reader(options: CompletionOptions) -> CompletionReader:
-    """Return the reader of an answer for this caller: one that relays events, or one that collects a body."""
-    return CompletionRelay(options) if options.stream else CompletionCollector(options)
+def new_completion_reader(options: CompletionOptions, push: Push | None = None) -> CompletionReader:
+    """Return the reader of an answer for this caller: one that relays events, some of them by `push`, or one that collects a body."""
+    return CompletionRelay(options, push) if options.stream else CompletionCollector(options)
