@@ -106,6 +106,7 @@ class Worker:
         self._context = WorkerContext(worker_id, backend.name, adapts=adapts)
         self._drain_requested = asyncio.Event()
         backend.notify_changed = self._changed.set
+        metrics.busy.set_function(lambda: len(self._attempts))
 
     def _make_load_monitor(self, turns: ModelTurns) -> LoadMonitor:
         return LoadMonitor(
@@ -367,11 +368,9 @@ class Worker:
 
     async def _run(self, attempt: Attempt) -> None:
         env, job_model = attempt.envelope, attempt.job.queue.model
-        self._metrics.busy.inc()
         try:
             await attempt.run()
         finally:
-            self._metrics.busy.dec()
             self._attempts.pop((env.job, env.run, attempt.job.delivery), None)
             if attempt.failure is not None:
                 self._backend_failed(env.model, attempt.failure)
