@@ -31,6 +31,7 @@ COMMANDS = {
     "dlq": ("cli.dead_letters:app", "List, replay and delete dead letters."),
     "aliases": ("cli.aliases:app", "List, set and remove aliases for models."),
     "services": ("cli.services:app", "List, add and remove HTTP services."),
+    "usage": ("cli.usage:usage", "Show what teams, keys and models have used."),
     "keys": ("cli.keys:app", "List, create and revoke API keys."),
     "permissions": ("cli.permissions:app", "Print users and permissions for NATS, and set up those of etcd."),
 }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Compiled,
     Connection,
+    Dialect,
     Select,
     delete,
     func,
@@ -24,36 +27,60 @@ from backbone.ledger.usage_query import Bucket, PricedEvent, UsageQuery, UsageSu
 from schemas.usage import HOURLY_DIMENSIONS
 
 HOUR_S = 3600
+MAX_KEYS = 500
+"""Jobs that one statement looks for."""
+WRITE_LOCK = 0x6E6578757377
+"""PostgreSQL's advisory lock of the process that writes."""
 BUCKET_S = {"minute": 60, "hour": HOUR_S, "day": 86_400}
 
 
 def store(connection: Connection, priced: Iterable[PricedEvent]) -> int:
     """Store the events that are not stored yet, and add them to the hourly sums. Return their number."""
-    # In one order in every process: two transactions then never wait for each other in a circle.
+    _lock(connection)
     rows = {
-        (one.event.job, one.event.run): one.event.model_dump()
-        | {"cost_nanos": one.cost_nanos, "currency": one.currency}
-        for one in sorted(priced, key=lambda one: (one.event.job, one.event.run))
+        (one.event.job, one.event.run): one.event.__dict__ | {"cost_nanos": one.cost_nanos, "currency": one.currency}
+        for one in priced
     }
-    if not rows:
-        return 0
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = (
-        insert(usage_runs)
-        .on_conflict_do_nothing(index_elements=["job", "run"])
-        .returning(usage_runs.c.job, usage_runs.c.run)
-    )
-    new = [rows[job, run] for job, run in connection.execute(statement, list(rows.values()))]
-    if new:
-        hours = insert(usage_hours)
-        connection.execute(
-            hours.on_conflict_do_update(
-                index_elements=list(HOUR_KEY),
-                set_={name: usage_hours.c[name] + getattr(hours.excluded, name) for name in ("requests", *ADDED)},
-            ),
-            _by_hour(new),
-        )
-    return len(new)
+    for key in _stored(connection, [job for job, _ in rows]):
+        rows.pop(key, None)
+    if rows:
+        insert_runs, add_hours = _writes(connection.dialect)
+        new = list(rows.values())
+        _execute_many(connection, insert_runs, new)
+        _execute_many(connection, add_hours, _by_hour(new))
+    return len(rows)
+
+
+def _lock(connection: Connection) -> None:
+    """Let one gateway write at a time. SQLite's transactions of writers do so by themselves."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(WRITE_LOCK)))
+
+
+def _stored(connection: Connection, jobs: list[str]) -> set[tuple[str, int]]:
+    """Return the keys of the stored runs of these jobs."""
+    found: set[tuple[str, int]] = set()
+    for first in range(0, len(jobs), MAX_KEYS):
+        chosen = select(usage_runs.c.job, usage_runs.c.run).where(usage_runs.c.job.in_(jobs[first : first + MAX_KEYS]))
+        found.update((job, run) for job, run in connection.execute(chosen))
+    return found
+
+
+@cache
+def _writes(dialect: Dialect) -> tuple[Compiled, Compiled]:
+    """Return the statements that insert runs and add hourly sums, compiled once: that takes longer than a row."""
+    insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+    hours = insert(usage_hours)
+    sums = {name: usage_hours.c[name] + getattr(hours.excluded, name) for name in ("requests", *ADDED)}
+    upsert = hours.on_conflict_do_update(index_elements=list(HOUR_KEY), set_=sums)
+    return insert(usage_runs).compile(dialect=dialect), upsert.compile(dialect=dialect)
+
+
+def _execute_many(connection: Connection, statement: Compiled, rows: list[dict[str, Any]]) -> None:
+    """Run a statement for each row."""
+    names = getattr(statement, "positiontup", None)
+    parameters: Any = rows if names is None else [tuple([row[name] for name in names]) for row in rows]
+    connection.exec_driver_sql(str(statement), parameters)
 
 
 def _by_hour(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
