@@ -9,11 +9,13 @@ import socket
 from ipaddress import ip_network
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, TypeAdapter, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.hops import MAX_HOPS
+from schemas.keys import LaneName
 
+LANE_NAMES = TypeAdapter(tuple[LaneName, ...])
 PUBLIC_ROUTES = frozenset({"", "metrics", "docs", "readiness"})
 
 
@@ -191,6 +193,24 @@ class GatewaySettings(CommonSettings):
     """
     queue_grace_s: float = Field(default=60.0, ge=1)
     """Seconds without a live worker after which an empty queue of a model is deleted."""
+    team_lanes: str = "default,flex"
+    """Lanes that a team may use unless it has its own limit, separated by commas: `priority`, `default`, `flex`."""
+    team_requests_per_minute: int = Field(default=0, ge=0)
+    """Requests per minute of a team without its own limit. 0: no limit."""
+    team_tokens_per_minute: int = Field(default=0, ge=0)
+    """Tokens per minute of a team without its own limit. 0: no limit."""
+    team_max_open: int = Field(default=1024, ge=1)
+    """Requests that a team without its own limit may have open at each gateway process."""
+    team_max_queued: int = Field(default=0, ge=0)
+    """Waiting jobs of a team without its own limit. 0: half of `MAX_QUEUED_PER_MODEL`."""
+    team_max_running: int = Field(default=0, ge=0)
+    """Running jobs of a team without its own limit. 0: no limit."""
+    team_max_stored_bytes: int = Field(default=0, ge=0)
+    """Bytes of files of a team without its own limit. 0: a quarter of `MAX_BLOB_BYTES`."""
+    team_max_batches: int = Field(default=64, ge=1)
+    """Unfinished batches of a team without its own limit."""
+    team_max_webhooks: int = Field(default=32, ge=1)
+    """Webhooks of a team without its own limit that each gateway process sends at the same time."""
     stream_replicas: int = Field(default=1, ge=1, le=5)
     """Replicas of the streams in a NATS cluster: 1, 3 or 5."""
     job_keep_s: float = Field(default=604_800.0, ge=60)
@@ -263,6 +283,17 @@ class GatewaySettings(CommonSettings):
         for name in text.split(","):
             if name.strip() not in PUBLIC_ROUTES:
                 raise ValueError(f"contains '{name.strip()}'; allowed are {', '.join(sorted(PUBLIC_ROUTES - {''}))}")
+        return text
+
+    @property
+    def team_lane_names(self) -> tuple[LaneName, ...]:
+        """The names in `team_lanes`."""
+        return LANE_NAMES.validate_python([name.strip() for name in self.team_lanes.split(",") if name.strip()])
+
+    @field_validator("team_lanes")
+    @classmethod
+    def _lanes(cls, text: str) -> str:
+        LANE_NAMES.validate_python([name.strip() for name in text.split(",") if name.strip()])
         return text
 
     @property

@@ -32,7 +32,8 @@ COMMANDS = {
     "aliases": ("cli.aliases:app", "List, set and remove aliases for models."),
     "services": ("cli.services:app", "List, add and remove HTTP services."),
     "usage": ("cli.usage:usage", "Show what teams, keys and models have used."),
-    "keys": ("cli.keys:app", "List, create and revoke API keys."),
+    "keys": ("cli.keys:app", "List, create, change, rotate and revoke API keys."),
+    "teams": ("cli.teams:app", "List, create, change and remove teams of keys."),
     "permissions": ("cli.permissions:app", "Print users and permissions for NATS, and set up those of etcd."),
 }
 """Commands in the order of `nexus --help`: the function or `typer.Typer` of each, and its help text."""

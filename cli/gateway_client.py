@@ -128,6 +128,10 @@ class ApiClient:
         """Return the JSON answer to `body`."""
         return self._call("PUT", path, body)
 
+    def patch(self, path: str, body: dict[str, Any]) -> Any:
+        """Return the JSON answer to `body`."""
+        return self._call("PATCH", path, body)
+
     def delete(self, path: str) -> Any:
         """Return the JSON answer."""
         return self._call("DELETE", path)

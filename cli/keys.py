@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli import options
+from cli import limits, options
 from cli.errors import ConsoleError
 from cli.gateway_client import ApiClient, find_target
 from cli.resources import print_answer, record_path, resource_app
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 PATH = "/v1/keys"
 ID_PREFIX = "key_"
-UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 class KeyScopeOption(StrEnum):
@@ -31,6 +29,14 @@ class KeyScopeOption(StrEnum):
     INFERENCE = "inference"
     JOBS = "jobs"
     ADMIN = "admin"
+    ADMIN_READ = "admin:read"
+    ADMIN_OPERATE = "admin:operate"
+    ADMIN_KEYS = "admin:keys"
+
+
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="ID|NAME", help="The key's id, or its name if no other key has this name.")
+]
 
 
 def render_keys(answer: dict[str, Any]) -> RenderableType:
@@ -40,7 +46,7 @@ def render_keys(answer: dict[str, Any]) -> RenderableType:
     rows = answer["data"]
     if not rows:
         return Text("There are no keys but the bootstrap key. Create one: nexus keys create NAME")
-    lines = new_table("id", "name", "owner", "key", "scopes", "queued", "running", "expires", "state", ids=True)
+    lines = new_table("id", "name", "owner", "key", "scopes", "queued", "running", "used", "expires", "state", ids=True)
     for row in rows:
         lines.add_row(
             Text(row["id"]),
@@ -50,7 +56,8 @@ def render_keys(answer: dict[str, Any]) -> RenderableType:
             Text(", ".join(row["scopes"])),
             _format_limit(row["max_queued"]),
             _format_limit(row["max_running"]),
-            _format_expiry(row["expires_at"]),
+            _format_time(row.get("last_used_at"), "-"),
+            _format_time(row["expires_at"], "never"),
             styled_state(row["status"]),
         )
     return lines
@@ -60,8 +67,8 @@ def _format_limit(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _format_expiry(at: int | None) -> str:
-    return "never" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%MZ}"
+def _format_time(at: int | None, otherwise: str) -> str:
+    return otherwise if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%MZ}"
 
 
 app = resource_app(
@@ -82,33 +89,38 @@ def create_key(
         str | None,
         typer.Option(
             "--owner",
-            help="Owner of the jobs and files that the key can see. Default: a new owner with the key's name.",
+            "--team",
+            help="Team of the key, which owns the jobs and files that it can see. Default: a new team with the key's name.",
         ),
     ] = None,
     scope: Annotated[
         list[KeyScopeOption] | None,
         typer.Option("--scope", help="What the key may do; may be repeated. Default: inference and jobs."),
     ] = None,
-    max_queued: Annotated[
-        int | None, typer.Option("--max-queued", min=0, help="Most jobs that may wait at once. Default: no limit.")
-    ] = None,
-    max_running: Annotated[
-        int | None, typer.Option("--max-running", min=1, help="Most jobs that may run at once. Default: no limit.")
-    ] = None,
-    expires: Annotated[
-        str | None, typer.Option("--expires", help="Lifetime: 90s, 45m, 12h, 30d or 2w. Default: forever.")
-    ] = None,
+    models: limits.Models = None,
+    lanes: limits.Lanes = None,
+    requests: limits.Requests = None,
+    tokens: limits.Tokens = None,
+    max_open: limits.Open = None,
+    max_queued: limits.Queued = None,
+    max_running: limits.Running = None,
+    stored: limits.Stored = None,
+    batches: limits.Batches = None,
+    webhooks: limits.Webhooks = None,
+    networks: limits.Networks = None,
+    expires: limits.Expires = None,
     as_json: options.Json = False,
 ) -> None:
     """Create a key and print it. It cannot be shown again."""
-    fields = {
-        "owner": owner,
-        "scopes": [one.value for one in scope] if scope else None,
-        "max_queued": max_queued,
-        "max_running": max_running,
-        "expires_in": parse_duration(expires) if expires is not None else None,
-    }
-    answer = api.post(PATH, {"name": name} | {field: value for field, value in fields.items() if value is not None})
+    body: dict[str, Any] = {"name": name}
+    if owner is not None:
+        body["owner"] = owner
+    if scope:
+        body["scopes"] = [one.value for one in scope]
+    body |= limits.fields(
+        models, lanes, requests, tokens, max_open, max_queued, max_running, stored, batches, webhooks, networks, expires
+    )
+    answer = api.post(PATH, body)
     if as_json:
         print(json.dumps(answer))
         return
@@ -118,28 +130,82 @@ def create_key(
     print("Store both now: they cannot be shown again.")
 
 
-def parse_duration(text: str) -> int:
-    """Return the seconds in a text like `30d`, `12h`, `45m`, `90s` or `2w`. Raises BadParameter."""
-    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhdw])", text.strip().lower())
-    if match is None:
-        raise typer.BadParameter(f"'{text}' is not a duration like 90s, 45m, 12h, 30d or 2w")
-    return int(match[1]) * UNIT_SECONDS[match[2]]
+@app.command("set")
+@options.gateway_command
+def change_key(
+    api: ApiClient,
+    key_id: KeyArgument,
+    *,
+    scope: Annotated[
+        list[KeyScopeOption] | None, typer.Option("--scope", help="What the key may do from now on; may be repeated.")
+    ] = None,
+    models: limits.Models = None,
+    lanes: limits.Lanes = None,
+    requests: limits.Requests = None,
+    tokens: limits.Tokens = None,
+    max_open: limits.Open = None,
+    max_queued: limits.Queued = None,
+    max_running: limits.Running = None,
+    stored: limits.Stored = None,
+    batches: limits.Batches = None,
+    webhooks: limits.Webhooks = None,
+    networks: limits.Networks = None,
+    expires: limits.Expires = None,
+    unset: limits.Unset = None,
+    as_json: options.Json = False,
+) -> None:
+    """Change a key's scopes, lifetime or limits. Options that are left out stay as they are."""
+    body = limits.unset_fields(unset) | limits.fields(
+        models, lanes, requests, tokens, max_open, max_queued, max_running, stored, batches, webhooks, networks, expires
+    )
+    if scope:
+        body["scopes"] = [one.value for one in scope]
+    if not body:
+        raise ConsoleError("Nothing to change. Name at least one option; `nexus keys set --help` lists them.")
+    found = _find_key(key_id, api.get(PATH)["data"])
+    answer = api.patch(record_path(PATH, found["id"]), body)
+    print_answer(answer, f"{answer['id']} ({answer['name']}): {limits.describe(answer)}", as_json=as_json)
+
+
+@app.command("rotate")
+@options.gateway_command
+def rotate_key(
+    api: ApiClient,
+    key_id: KeyArgument,
+    *,
+    overlap: Annotated[
+        str, typer.Option("--overlap", help="Time for which the old key stays valid: 0s, 90s, 45m, 12h or 30d.")
+    ] = "1d",
+    as_json: options.Json = False,
+) -> None:
+    """Replace a key by a new one and print it. Its id, limits and webhook secret stay."""
+    overlap_s = 0 if overlap.strip() in {"0", "0s"} else limits.parse_duration(overlap)
+    found = _find_key(key_id, api.get(PATH)["data"])
+    answer = api.post(f"{record_path(PATH, found['id'])}/rotate", {"overlap_s": overlap_s})
+    if as_json:
+        print(json.dumps(answer))
+        return
+    print(f"{answer['name']} ({answer['id']}): the old key is valid for {overlap_s} s more")
+    print(f"key: {answer['key']}")
+    print("Store it now: it cannot be shown again.")
 
 
 @app.command("revoke")
 @options.gateway_command
 def revoke_key(
     api: ApiClient,
-    key_id: Annotated[
-        str, typer.Argument(metavar="ID|NAME", help="The key's id, or its name if no other key has this name.")
-    ],
+    key_id: KeyArgument,
     *,
+    jobs: Annotated[
+        Literal["keep", "cancel"], typer.Option("--jobs", help="Keep the key's unfinished jobs, or cancel them.")
+    ] = "keep",
     as_json: options.Json = False,
 ) -> None:
-    """Revoke a key at every gateway. It cannot be restored."""
+    """Revoke a key at every gateway, and end its open calls. It cannot be restored."""
     found = _find_key(key_id, api.get(PATH)["data"])
     label = f"{found['id']} ({found['name']})" if found["name"] else found["id"]
-    print_answer(api.delete(record_path(PATH, found["id"])), f"{label}: revoked", as_json=as_json)
+    path = record_path(PATH, found["id"])
+    print_answer(api.delete(path if jobs == "keep" else f"{path}?jobs=cancel"), f"{label}: revoked", as_json=as_json)
 
 
 def _find_key(wanted: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -153,7 +219,7 @@ def _find_key(wanted: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         raise ConsoleError(f"No key has the id or the name '{wanted}'.{suggestion} `nexus keys list` shows all keys.")
     if len(found) > 1:
         choices = "".join(f"\n  {row['id']}  owner {row['owner']}, …{row['hint']}" for row in found)
-        raise ConsoleError(f"{len(found)} keys have the name '{wanted}'. Revoke one by its id:{choices}")
+        raise ConsoleError(f"{len(found)} keys have the name '{wanted}'. Name one by its id:{choices}")
     return found[0]
 
 

@@ -26,6 +26,8 @@ from gateway.routes import (
     responses,
     results,
     services,
+    team_jobs,
+    teams,
     usage,
     voices,
 )
@@ -41,6 +43,8 @@ ROUTERS = [
     aliases.router,
     services.router,
     keys.router,
+    teams.router,
+    team_jobs.router,
     jobs.router,
     dead_letters.router,
     files.router,

@@ -18,6 +18,7 @@ from gateway.http.asgi import (
     CONNECTION_CLOSE,
     HOPS,
     NO_STORE,
+    RATE_HEADERS,
     REQUEST_ID,
     Headers,
     Receive,
@@ -37,14 +38,16 @@ log = structlog.get_logger(__name__)
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-ALLOWED_METHODS = b"GET, POST, PUT, DELETE, OPTIONS"
+ALLOWED_METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
 HOPS_NAME = HOPS_HEADER.encode()
 UNCOMMON_HEADERS = PREFERENCES | {HOPS_NAME, b"origin", b"content-encoding", b"transfer-encoding", b"expect"}
 """Headers of requests that `begin` leaves to a call of the application."""
 LINGER_S = 1.0
 """Delay before a connection closes under a caller that still sends its body: an immediate reset could destroy the answer."""
 EXPOSED_HEADERS = (
-    b"x-request-id, x-nexus-job-id, x-nexus-adapted, retry-after, x-should-retry, location, preference-applied"
+    b"x-request-id, x-nexus-job-id, x-nexus-adapted, retry-after, x-should-retry, location, preference-applied, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 
 
@@ -103,7 +106,8 @@ class AsgiApp:
                 started = True
                 status, headers = message["status"], message.get("headers", ())
                 closing = status in CLOSING_STATUSES or (status == 503 and CONNECTION_CLOSE in headers)
-                message["headers"] = [*headers, *common]
+                rate_headers = scope.get(RATE_HEADERS)
+                message["headers"] = [*headers, *common, *(rate_headers() if rate_headers is not None else ())]
             elif closing:
                 message["more_body"] = True
             await send(message)

@@ -32,12 +32,16 @@ from backbone.ssrf_guard import GuardedHttpClient
 from backbone.store.auth import read_redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocumentStore
+from backbone.store.redis_quotas import RedisByteQuotas
+from backbone.store.redis_rates import RedisRateStore
 from gateway.app import make_app, make_observability_app
 from gateway.asgi_app import App, AsgiApp
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.bootstrap_key import load_bootstrap_key
 from gateway.auth.guess_limiter import KeyGuessLimiter
 from gateway.auth.key_store import KeyStore
+from gateway.auth.team_store import TeamStore
+from gateway.batches.key_work import KeyWork
 from gateway.batches.line_jobs import BatchDependencies
 from gateway.batches.line_types import EndpointLineType, LineType, ResponsesLineType
 from gateway.batches.repository import BatchRepository
@@ -60,6 +64,8 @@ from gateway.jobs.http_response import JobResponder
 from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.runtime import JobDependencies, JobRuntime, retention
 from gateway.jobs.seal_refusals import SealRefusalCounter
+from gateway.limits.effective import Bound
+from gateway.limits.rate_limiter import RateLimiter
 from gateway.metrics import GatewayMetrics, MetricsExposition
 from gateway.metrics_collector import MetricsCollector
 from gateway.responses.repository import ResponseRepository
@@ -75,6 +81,7 @@ from gateway.usage.writer import LedgerWriter
 from gateway.webhooks.sender import WEBHOOK_QUEUE_NAME, WebhookSender
 from schemas.endpoints import BY_PATH, CHAT, ENDPOINTS
 from schemas.jobs import MAX_STARTS, Limits
+from schemas.keys import AccessLimits
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +102,7 @@ class RunningGateway:
     poll_tasks: CallerTasks
     unread: UnreadBudget
     metrics: GatewayMetrics
+    keys: KeyStore
 
     def end_job_polls(self) -> None:
         """Answer every poll that waits for a job with the job's present state; the caller repeats it at another gateway."""
@@ -172,10 +180,11 @@ class _Services:
         self.submitter = SyncSubmitter(
             self.dispatcher, settings.ack_wait_s, keep_s=settings.result_url_ttl_s, unread=self.unread
         )
-        self.keys = KeyStore(clients.documents, clients.broadcast)
-        self.auth, self.url_signer = _auth(settings, self.keys)
+        self.keys = KeyStore(clients.documents, clients.broadcast, defaults=_team_defaults(settings))
+        self.rate_limiter = RateLimiter(RedisRateStore(clients.store))
+        self.auth, self.url_signer = _auth(settings, self.keys, self.rate_limiter)
         self.webhook_client = _webhook_client(settings)
-        self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics)
+        self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics, self.keys)
         self.usage_reports = UsageReports(None)
         self.usage_emitter: UsageEmitter | None = None
         self.ledger_parts: tuple[_Startable, ...] = ()
@@ -193,6 +202,7 @@ class _Services:
                 dispatcher=self.dispatcher,
                 metrics=metrics,
                 keys=self.keys,
+                rate_limiter=self.rate_limiter,
                 webhooks=self.webhooks,
                 usage=self.usage_emitter,
             ),
@@ -206,6 +216,7 @@ class _Services:
             settings.max_file_bytes,
             settings.file_keep_s,
             self.reader.memory,
+            RedisByteQuotas(clients.store),
             settings.body_timeout_s,
         )
         self.file_references = FileReferences(self.files.open)
@@ -232,6 +243,8 @@ class _Services:
             metrics,
             HandlerOptions(settings.queue_comment_after_s, settings.log_prompts),
             self.durable_handler,
+            self.rate_limiter,
+            self.caller_tasks,
             self.usage_emitter,
         )
         self.batches, self.batch_scheduler = self._batches(settings, clients)
@@ -265,6 +278,8 @@ class _Services:
             url_signer=self.url_signer,
             exposition=MetricsExposition(metrics.registry),
             keys=self.keys,
+            teams=TeamStore(self.keys),
+            key_work=KeyWork(clients.store, self.jobs, self.batches),
             jobs=self.jobs,
             job_responder=self.job_responder,
             documents=clients.documents,
@@ -309,6 +324,7 @@ class _Services:
             reader=self.reader,
             line_types=line_types,
             window=settings.batch_window,
+            limits=self.keys.limits,
         )
         return service, BatchScheduler(queue, dependencies)
 
@@ -322,6 +338,7 @@ class _Services:
             clients.store,
             clients.broadcast,
             self.keys,
+            self.rate_limiter,
             clients.job_log,
             *self.ledger_parts,
             self.dispatcher,
@@ -364,6 +381,7 @@ class _Services:
             poll_tasks=self.poll_tasks,
             unread=self.unread,
             metrics=self.metrics,
+            keys=self.keys,
         )
 
 
@@ -373,7 +391,11 @@ def _webhooks(
     webhook_client: GuardedHttpClient,
     auth: Authenticator,
     metrics: GatewayMetrics,
+    keys: KeyStore,
 ) -> WebhookSender:
+    def bounds_of(key: str, owner: str) -> tuple[Bound, ...]:
+        return keys.limits(key).webhooks or (Bound(f"team:{owner}", settings.team_max_webhooks),)
+
     return WebhookSender(
         clients.job_log.work_queue(WEBHOOK_QUEUE_NAME),
         clients.store,
@@ -382,6 +404,7 @@ def _webhooks(
         delays_s=settings.webhook_delays,
         timeout_s=settings.webhook_timeout_s,
         count=lambda state: metrics.child(metrics.webhook_tries, state).inc(),
+        bounds_of=bounds_of,
     )
 
 
@@ -428,14 +451,28 @@ def _limits(settings: GatewaySettings) -> Limits:
     )
 
 
-def _auth(settings: GatewaySettings, keys: KeyStore) -> tuple[Authenticator, UrlSigner]:
+def _auth(settings: GatewaySettings, keys: KeyStore, rate_limiter: RateLimiter) -> tuple[Authenticator, UrlSigner]:
     token = load_bootstrap_key(settings)
     if not token:
         log.warning("auth.bootstrap_key_missing", setting="GATEWAY_BEARER_TOKEN")
     # Without a common bootstrap key, each gateway can verify only the URLs that it signed.
     signing = token or secrets.token_urlsafe(32)
-    auth = Authenticator(token, keys, KeyGuessLimiter(settings.max_wrong_keys))
-    return auth, UrlSigner(signing, settings.public_url, settings.result_url_ttl_s)
+    auth = Authenticator(token, keys, KeyGuessLimiter(settings.max_wrong_keys), rate_limiter.headers)
+    return auth, UrlSigner(signing, settings.public_url, settings.result_url_ttl_s, keys.is_revoked)
+
+
+def _team_defaults(settings: GatewaySettings) -> AccessLimits:
+    return AccessLimits(
+        lanes=settings.team_lane_names,
+        requests_per_minute=settings.team_requests_per_minute or None,
+        tokens_per_minute=settings.team_tokens_per_minute or None,
+        max_open=settings.team_max_open,
+        max_queued=settings.team_max_queued or max(1, settings.max_queued_per_model // 2),
+        max_running=settings.team_max_running or None,
+        max_stored_bytes=settings.team_max_stored_bytes or settings.max_blob_bytes // 4,
+        max_batches=settings.team_max_batches,
+        max_webhooks=settings.team_max_webhooks,
+    )
 
 
 def _hosts(text: str) -> frozenset[str]:

@@ -12,6 +12,8 @@ from backbone.bus.blobs import BlobStore
 from backbone.store.documents import DocumentStore
 from gateway.auth.authenticator import Authenticator, Principal
 from gateway.auth.key_store import KeyStore
+from gateway.auth.team_store import TeamStore
+from gateway.batches.key_work import KeyWork
 from gateway.batches.service import BatchService
 from gateway.cached_result import CachedResult
 from gateway.dispatcher import Dispatcher
@@ -41,6 +43,8 @@ class Parts:
     url_signer: UrlSigner
     exposition: MetricsExposition
     keys: KeyStore
+    teams: TeamStore
+    key_work: KeyWork
     jobs: JobsApi
     job_responder: JobResponder
     documents: DocumentStore
@@ -77,4 +81,6 @@ PartsDep = Annotated[Parts, Depends(get_parts)]
 Caller = Annotated[Principal, Depends(require_key)]
 InferenceCaller = Annotated[Principal, Depends(_require(Scope.INFERENCE))]
 JobsCaller = Annotated[Principal, Depends(_require(Scope.JOBS))]
-AdminCaller = Annotated[Principal, Depends(_require(Scope.ADMIN))]
+AdminReader = Annotated[Principal, Depends(_require(Scope.ADMIN_READ))]
+Operator = Annotated[Principal, Depends(_require(Scope.ADMIN_OPERATE))]
+KeyAdmin = Annotated[Principal, Depends(_require(Scope.ADMIN_KEYS))]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from backbone.bus.blobs import BlobStore, BlobWriter
 from backbone.ids import new_job_id
+from backbone.store.byte_quotas import ByteQuotas
 from backbone.store.documents import DocumentStore
 from gateway import clock
 from gateway.http.asgi import Headers
@@ -18,19 +20,30 @@ from gateway.http.multipart import ParsedForm, read_form
 from gateway.http.request_body import CallerDisconnected, Receive, stream_body, validate_body
 from gateway.pagination import read_page
 from schemas.endpoints import EndpointSpec
-from schemas.errors import InvalidRequest, NotFound, RequestTooLarge
+from schemas.errors import InvalidRequest, NotFound, RequestTooLarge, Unavailable
 from schemas.files import UPLOAD_PURPOSES, ExpiresAfter, FileRecord, UploadFields
 from schemas.jobs import Upload
 
 KIND = "file"
 FORM_MARGIN = 64 * 1024
 """Bytes of an upload's form beside its file."""
+RESERVED_STEP_BYTES = 4 * 1024 * 1024
+"""Bytes that an upload reserves at a time: it asks the store once for so many."""
+MAX_UPLOAD_S = 86_400.0
+"""Time after which the reservation of an upload whose gateway died ends."""
 MAX_NAME = 255
 """Bytes of a filename."""
 CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode's categories of characters that would break a line or a terminal."""
 
 _INNER = re.compile(r"([^\[\]]+)\[([^\[\]]+)\]")
+
+
+class StorageFull(RequestTooLarge):
+    """The team has no room for the file. Delete other files first."""
+
+    code = "storage_limit_reached"
+    should_retry = False
 
 
 class FileNotFound(NotFound):
@@ -54,23 +67,40 @@ class FileStore:
     keep_s: float
     """Longest lifetime of a file."""
     memory: BodyMemory
+    quotas: ByteQuotas
     timeout_s: float
     """Timeout of an upload's first bytes; later bytes extend it at `request_body.MIN_UPLOAD_RATE`."""
 
-    async def upload(self, owner: str, headers: Headers, receive: Receive, key: str = "") -> FileRecord:
-        """Store the file of a multipart form, which is never whole in memory. `key`: id of the key whose memory it takes.
+    async def upload(
+        self, owner: str, headers: Headers, receive: Receive, max_stored_bytes: int | None = None
+    ) -> FileRecord:
+        """Store the file of a multipart form, which is never whole in memory. `max_stored_bytes`: of all files of the owner.
 
-        Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable; no file is stored then.
+        Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, StorageFull, RequestTimeout, Unavailable; no file is stored then.
         """
         form = ParsedForm()
-        with self.memory.share(key) as share:
-            return await self._read(owner, headers, receive, form, share)
+        file_id = new_file_id()
+        reservation = _Reservation(self.quotas, owner, file_id, max_stored_bytes)
+        with self.memory.share(owner) as share:
+            try:
+                return await self._read(owner, file_id, headers, receive, form, share, reservation)
+            except BaseException:
+                with suppress(Unavailable):
+                    await self.quotas.release(owner, file_id)
+                raise
 
     async def _read(
-        self, owner: str, headers: Headers, receive: Receive, form: ParsedForm, share: BodyShare
+        self,
+        owner: str,
+        file_id: str,
+        headers: Headers,
+        receive: Receive,
+        form: ParsedForm,
+        share: BodyShare,
+        reservation: _Reservation,
     ) -> FileRecord:
         content_type = next((value for name, value in headers if name == b"content-type"), b"")
-        pieces = stream_body(headers, receive, self.max_bytes + FORM_MARGIN, self.timeout_s, share)
+        pieces = reservation.counted(stream_body(headers, receive, self.max_bytes + FORM_MARGIN, self.timeout_s, share))
 
         def writer() -> BlobWriter:
             # A lifetime that comes behind the file in the form applies to the record alone, not to the bytes.
@@ -78,7 +108,7 @@ class FileStore:
 
         try:
             await read_form(content_type, pieces, ("file",), writer, form, inline_limit=0, share=share)
-            return await self._store(owner, form)
+            return await self._store(owner, file_id, form)
         except BaseException as error:
             for blob in form.blobs:
                 await blob.abort()
@@ -86,7 +116,7 @@ class FileStore:
                 raise InvalidRequest("The upload is not complete: the connection was closed.") from None
             raise
 
-    async def _store(self, owner: str, form: ParsedForm) -> FileRecord:
+    async def _store(self, owner: str, file_id: str, form: ParsedForm) -> FileRecord:
         fields = validate_body(_nest_fields(form.fields), UploadFields)
         if fields.purpose not in UPLOAD_PURPOSES:
             raise InvalidRequest(
@@ -107,6 +137,7 @@ class FileStore:
             purpose=fields.purpose,
             content_type=upload.content_type,
             keep_s=keep_s,
+            file_id=file_id,
         )
 
     def granted_keep_s(self, wanted: ExpiresAfter | None) -> float:
@@ -131,8 +162,10 @@ class FileStore:
     ) -> FileRecord:
         """Make a written blob a file. An existing file with this `file_id` is replaced, and its bytes are removed."""
         now = int(clock.now())
+        file_id = file_id or new_file_id()
+        await self.quotas.reserve(owner, file_id, size, ttl_s=keep_s, most=None)  # it is stored already
         record = FileRecord(
-            id=file_id or new_file_id(),
+            id=file_id,
             filename=filename,
             purpose=purpose,
             size=size,
@@ -141,7 +174,7 @@ class FileStore:
             created_at=now,
             expires_at=now + int(keep_s),
         )
-        old = await self.documents.get(KIND, owner, file_id) if file_id else None
+        old = await self.documents.get(KIND, owner, file_id)
         await self.documents.put(KIND, owner, record.id, record.model_dump_json().encode(), ttl_s=keep_s)
         if old is not None:
             self.blobs.remove(FileRecord.model_validate_json(old).blob)
@@ -179,6 +212,38 @@ class FileStore:
         if not await self.documents.remove(KIND, owner, file_id):
             raise FileNotFound(f"There is no file '{file_id[:100]}'. It may have expired.")
         self.blobs.remove(record.blob)
+        await self.quotas.release(owner, file_id)
+
+
+class _Reservation:
+    """Reserves an owner's bytes for an upload while it arrives, some ahead of those that came."""
+
+    def __init__(self, quotas: ByteQuotas, owner: str, file_id: str, most: int | None) -> None:
+        self._quotas = quotas
+        self._owner = owner
+        self._file_id = file_id
+        self._most = most
+        self._reserved = 0
+
+    async def counted(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Yield the pieces. Raises StorageFull before one that has no room."""
+        size = 0
+        async for piece in pieces:
+            size += len(piece)
+            if size > self._reserved:
+                await self._reserve(size)
+            yield piece
+
+    async def _reserve(self, size: int) -> None:
+        step = RESERVED_STEP_BYTES if size > FORM_MARGIN else 0  # a small file reserves what it needs
+        for wanted in (size + step, size):
+            if await self._quotas.reserve(self._owner, self._file_id, wanted, ttl_s=MAX_UPLOAD_S, most=self._most):
+                self._reserved = wanted
+                return
+        raise StorageFull(
+            f"The files of your team would take more than {self._most} bytes, its limit. Delete some of them first.",
+            param="file",
+        )
 
 
 def _nest_fields(fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,41 +1,93 @@
-"""Bodies of operators' requests: API keys, aliases and services."""
+"""Bodies of operators' requests: API keys, teams, aliases and services."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from ipaddress import IPv6Network, ip_network
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from gateway.http.client_addresses import PREFIX_V6
 from gateway.http.request_body import Name
 from schemas.errors import InvalidRequest
-from schemas.keys import Scope
+from schemas.keys import LIMITS, LaneName, Scope
 
 MAX_LIFETIME_S = 10 * 365 * 86_400
 MAX_EXPIRES_AT = 2**40
 MAX_JOBS = 1_000_000
+MAX_TOKENS = 10**9
+MAX_BYTES = 2**50
+MAX_OVERLAP_S = 30 * 86_400
+MAX_STARS = 8
 HTTP_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?(:[1-9][0-9]{1,3})?(/[!-~]*)?$"
 """Usual form of a URL, for the OpenAPI document alone: other forms are accepted too, such as an address in brackets."""
 
-JobCount = Annotated[int, Field(strict=True, le=MAX_JOBS)]
+Count = Annotated[int, Field(strict=True, le=MAX_JOBS)]
 
 
-class NewKey(BaseModel):
-    """The body of `POST /v1/keys`."""
+def _check_glob(glob: str) -> str:
+    if glob.count("*") > MAX_STARS or not glob.isprintable():
+        raise PydanticCustomError("glob", "must be printable, with at most {stars} '*'", {"stars": MAX_STARS})
+    return glob
+
+
+def _check_network(text: str) -> str:
+    try:
+        network = ip_network(text.strip(), strict=False)
+    except ValueError:
+        raise PydanticCustomError("network", "must be an address or a CIDR range, such as 10.0.0.0/8") from None
+    if isinstance(network, IPv6Network) and network.prefixlen > PREFIX_V6 and not network.is_loopback:
+        raise PydanticCustomError("network", "must be a /64 or a larger range: callers share their /64")
+    return str(network)
+
+
+Glob = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_check_glob)]
+Network = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_check_network)]
+
+
+class LimitFields(BaseModel):
+    """The limits of a key or a team. Null: no limit of its own; for a team, the default of the settings."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Name
-    owner: Name | None = None
-    """Owner of the key's jobs, files, batches and responses; keys of one owner share them. Default: a new owner with the
-    key's name."""
-    scopes: list[Scope] = Field(default=[Scope.INFERENCE, Scope.JOBS], min_length=1)
-    max_queued: Annotated[JobCount, Field(ge=0)] | None = None
-    """Jobs that may wait at once; null: no limit of its own."""
-    max_running: Annotated[JobCount, Field(ge=1)] | None = None
-    """Jobs that may run at once; null: no limit of its own."""
+    models: list[Glob] | None = Field(default=None, min_length=1, max_length=100)
+    """Patterns of the model names that requests may use: `*` stands for any text, `?` for one character."""
+    lanes: list[LaneName] | None = Field(default=None, min_length=1, max_length=3)
+    """The lanes that requests may use."""
+    requests_per_minute: Annotated[Count, Field(ge=1)] | None = None
+    """Requests in any 60 seconds, over all gateways."""
+    tokens_per_minute: Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)] | None = None
+    """Tokens of prompts and answers in any 60 seconds, over all gateways."""
+    max_open: Annotated[Count, Field(ge=1)] | None = None
+    """Requests that may be open at once, at each gateway process."""
+    max_queued: Annotated[Count, Field(ge=0)] | None = None
+    """Jobs that may wait at once."""
+    max_running: Annotated[Count, Field(ge=1)] | None = None
+    """Jobs that may run at once. Others wait."""
+    max_stored_bytes: Annotated[int, Field(strict=True, ge=0, le=MAX_BYTES)] | None = None
+    """Bytes of files that may be stored at once."""
+    max_batches: Annotated[Count, Field(ge=0)] | None = None
+    """Batches that may be unfinished at once."""
+    max_webhooks: Annotated[Count, Field(ge=1)] | None = None
+    """Webhooks that each gateway process sends at once. Others wait."""
+    networks: list[Network] | None = Field(default=None, min_length=1, max_length=100)
+    """Addresses and CIDR ranges from which requests may come."""
+
+    def limits(self) -> dict[str, Any]:
+        """Return the limits that the body sets, null included."""
+        return {name: _frozen(getattr(self, name)) for name in LIMITS if name in self.model_fields_set}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class ExpiringFields(LimitFields):
+    """Limits, and the time at which they and what they limit end."""
+
     expires_in: float | None = Field(default=None, strict=True, gt=0, le=MAX_LIFETIME_S)
     """Seconds from now; null: never."""
     expires_at: int | None = Field(default=None, strict=True, le=MAX_EXPIRES_AT)
@@ -48,6 +100,47 @@ class NewKey(BaseModel):
         if self.expires_at is not None and self.expires_at <= now:
             raise InvalidRequest("'expires_at' lies in the past. Set a time in the future.", param="expires_at")
         return math.ceil(now + self.expires_in) if self.expires_in is not None else self.expires_at
+
+    def sets_end(self) -> bool:
+        """Return whether the body sets the end, null included."""
+        return bool(self.model_fields_set & {"expires_in", "expires_at"})
+
+
+class NewKey(ExpiringFields):
+    """The body of `POST /v1/keys`."""
+
+    name: Name
+    owner: Name | None = None
+    """The team: owner of the key's jobs, files, batches and responses; keys of one team share them. Default: a new team with
+    the key's name."""
+    scopes: list[Scope] = Field(default=[Scope.INFERENCE, Scope.JOBS], min_length=1)
+
+
+class KeyUpdate(ExpiringFields):
+    """The body of `PATCH /v1/keys/{key_id}`. Fields that are left out stay; null removes a limit."""
+
+    name: Name | None = None
+    scopes: list[Scope] | None = Field(default=None, min_length=1)
+
+
+class Rotation(BaseModel):
+    """The body of `POST /v1/keys/{key_id}/rotate`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    overlap_s: int = Field(default=86_400, strict=True, ge=0, le=MAX_OVERLAP_S)
+    """Seconds for which the replaced key stays valid."""
+
+
+class NewTeam(ExpiringFields):
+    """The body of `POST /v1/teams`."""
+
+    id: Name
+    """The `owner` of the team's keys."""
+
+
+class TeamUpdate(ExpiringFields):
+    """The body of `PATCH /v1/teams/{team_id}`. Fields that are left out stay; null restores a default."""
 
 
 class AliasTargets(BaseModel):

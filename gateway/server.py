@@ -209,6 +209,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         timeout = settings.body_timeout_s
         connections, probe_connections = _connections(settings, running.unread), ConnectionLimiter(PROBE_BOUNDS)
         running.metrics.connections.limiter = connections
+        running.keys.on_revoked = connections.end_calls_of
         for limiter in (connections, probe_connections):
             stack.callback(asyncio.create_task(limiter.watch()).cancel)
         api = _server(running.api, timeout, shutdown_state, settings.gateway_drain_s, connections)

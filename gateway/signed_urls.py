@@ -1,6 +1,6 @@
 """Sign and verify the URLs under which results are fetched without an API key, for a limited time.
 
-`GET /v1/results/<blob>?owner=…&expires=…&signature=…`. The signature is an HMAC with a key that is derived from the bootstrap key:
+`GET /v1/results/<blob>?owner=…&expires=…&signature=…&key=…`. `key` names the API key that got the URL, which ends with it. The signature is an HMAC with a key that is derived from the bootstrap key:
 gateways with the same bootstrap key accept each other's URLs, and a changed bootstrap key invalidates them.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -25,34 +26,47 @@ PATH = "/v1/results/"
 class UrlSigner:
     """Signs and verifies URLs of results."""
 
-    def __init__(self, token: str | None, public_url: str, ttl_s: float) -> None:
+    def __init__(
+        self,
+        token: str | None,
+        public_url: str,
+        ttl_s: float,
+        is_revoked: Callable[[str], bool] = lambda _key: False,
+    ) -> None:
+        """`is_revoked` returns whether an API key is revoked, by its id: its URLs are invalid then."""
         self._key = hashlib.sha256(b"nexus result urls\n" + (token or "").encode()).digest()
         self._public_url = public_url.rstrip("/")
         self.ttl_s = ttl_s
+        self._is_revoked = is_revoked
 
-    def sign_urls(self, answer: bytes, owner: str, base: str) -> bytes:
-        """Return an answer of the form `{"data": [{"url": …}]}` with signed URLs in place of the blobs' names."""
+    def sign_urls(self, answer: bytes, owner: str, base: str, key: str = "") -> bytes:
+        """Return an answer of the form `{"data": [{"url": …}]}` with signed URLs in place of the blobs' names.
+
+        `key`: id of the API key with which the URLs end.
+        """
         value: Any = orjson.loads(answer)
         for item in value.get("data") or ():
             url = item.get("url")
             if isinstance(url, str) and url.startswith(BLOB_URI_PREFIX):
-                item["url"] = self.sign(url.removeprefix(BLOB_URI_PREFIX), owner, base)
+                item["url"] = self.sign(url.removeprefix(BLOB_URI_PREFIX), owner, base, key)
         return orjson.dumps(value)
 
-    def sign(self, name: str, owner: str, base: str) -> str:
+    def sign(self, name: str, owner: str, base: str, key: str = "") -> str:
         """Return the signed URL of a blob, below the configured public URL or else `base`."""
         expires = int(clock.now() + self.ttl_s)
-        query = urlencode({"owner": owner, "expires": expires, "signature": self._signature(name, owner, expires)})
+        fields = {"owner": owner, "expires": expires, "signature": self._signature(name, owner, expires, key)}
+        query = urlencode(fields | ({"key": key} if key else {}))
         return f"{self._public_url or base}{PATH}{quote(name)}?{query}"
 
-    def verify(self, name: str, owner: str, expires: int, signature: str) -> None:
-        """Raise NotFound if the signature is wrong or has expired; the error does not say which."""
-        good = hmac.compare_digest(signature.encode(), self._signature(name, owner, expires).encode())
-        if not good or expires < clock.now():
+    def verify(self, name: str, owner: str, expires: int, signature: str, key: str = "") -> None:
+        """Raise NotFound if the signature is wrong, or the URL has ended; the error does not say which."""
+        good = hmac.compare_digest(signature.encode(), self._signature(name, owner, expires, key).encode())
+        if not good or expires < clock.now() or (key and self._is_revoked(key)):
             raise NotFound("There is no such result, or its URL has expired. Request the result again for a new URL.")
 
-    def _signature(self, name: str, owner: str, expires: int) -> str:
-        return hmac.new(self._key, f"{name}\n{owner}\n{expires}".encode(), hashlib.sha256).hexdigest()
+    def _signature(self, name: str, owner: str, expires: int, key: str) -> str:
+        text = f"{name}\n{owner}\n{expires}" + (f"\n{key}" if key else "")
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def base_url(scope: Scope) -> str:

@@ -154,8 +154,6 @@ class Batch(BaseModel):
     owner: str
     key: str = ""
     """The id of the API key that created the batch. Its jobs count against the limits of that key."""
-    max_queued: int | None = None
-    max_running: int | None = None
     blob: str
     """The blob of the input, so that the batch can finish after its input file was deleted."""
     output_keep_s: float

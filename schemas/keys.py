@@ -1,10 +1,14 @@
-"""Define API keys and their scopes."""
+"""Define API keys, their teams, their scopes and their limits."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
+
+LaneName = Literal["priority", "default", "flex"]
+"""The value of a `schemas.jobs.Lane`."""
 
 
 class Scope(StrEnum):
@@ -15,16 +19,71 @@ class Scope(StrEnum):
     JOBS = "jobs"
     """Jobs, files, batches, and requests that are answered later."""
     ADMIN = "admin"
-    """Operation: workers, queues, keys, dead letters, aliases, services."""
+    """All of operation: the three scopes below."""
+    ADMIN_READ = "admin:read"
+    """Read workers, queues, aliases, services, dead letters and the state of any team's jobs."""
+    ADMIN_OPERATE = "admin:operate"
+    """Change aliases and services; drain workers; pull and load models; replay dead letters; cancel any team's jobs."""
+    ADMIN_KEYS = "admin:keys"
+    """Read and change keys and teams."""
+
+    __hash__ = str.__hash__
 
 
-ALL_SCOPES = frozenset(Scope)
+ALL_SCOPES = frozenset({Scope.INFERENCE, Scope.JOBS, Scope.ADMIN})
+ADMIN_SCOPES = frozenset({Scope.ADMIN_READ, Scope.ADMIN_OPERATE, Scope.ADMIN_KEYS})
+"""The scopes that `admin` grants."""
 
 
-class ApiKey(BaseModel):
-    """The record of an API key, without the key itself."""
+def granted(scopes: frozenset[Scope]) -> frozenset[Scope]:
+    """Return the scopes with those that they include."""
+    return scopes | ADMIN_SCOPES if Scope.ADMIN in scopes else scopes
+
+
+class AccessLimits(BaseModel):
+    """The limits of a key or a team. None: no limit of its own; for a team, the default of the settings."""
 
     model_config = ConfigDict(frozen=True)
+
+    models: tuple[str, ...] | None = None
+    """Patterns of the model names that requests may use: `*` stands for any text, `?` for one character."""
+    lanes: tuple[LaneName, ...] | None = None
+    """The lanes that requests may use."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_open: int | None = None
+    """Requests that may be open at the same time, at each gateway process."""
+    max_queued: int | None = None
+    """Jobs that may wait at the same time."""
+    max_running: int | None = None
+    """Jobs that may run at the same time. Others wait."""
+    max_stored_bytes: int | None = None
+    """Bytes of files that may be stored at the same time."""
+    max_batches: int | None = None
+    """Batches that may be unfinished at the same time."""
+    max_webhooks: int | None = None
+    """Webhooks that each gateway process sends at the same time. Others wait."""
+    networks: tuple[str, ...] | None = None
+    """Addresses and CIDR ranges from which requests may come."""
+
+
+class Team(AccessLimits):
+    """The record of a team: the owner of jobs, files, batches and responses, and of the keys that share them."""
+
+    id: str
+    """The `owner` of its keys."""
+    created_at: int
+    """Unix seconds."""
+    expires_at: int | None = None
+    """The time at which all its keys end, in Unix seconds; None: never."""
+    deleted_at: int | None = None
+    """Unix seconds. None: the team exists. The record is kept for a while, so that no cache restores the team."""
+    version: int = 0
+    """Counts changes. Of two records, the one with the greater version is newer."""
+
+
+class ApiKey(AccessLimits):
+    """The record of an API key, without the key itself."""
 
     id: str
     """`key_…`; not secret."""
@@ -34,12 +93,8 @@ class ApiKey(BaseModel):
     """The last four characters of the key, which help to tell keys apart."""
     name: str
     owner: str
-    """The owner of jobs, files, batches and responses. Keys of one owner share them."""
+    """The team: the owner of jobs, files, batches and responses. Keys of one team share them."""
     scopes: frozenset[Scope] = ALL_SCOPES
-    max_queued: int | None = Field(default=None, ge=0)
-    """The maximum number of waiting jobs. None: the key has no limit."""
-    max_running: int | None = Field(default=None, ge=1)
-    """The maximum number of running jobs. None: the key has no limit."""
     created_at: int
     """Unix seconds."""
     expires_at: int | None = None
@@ -48,3 +103,13 @@ class ApiKey(BaseModel):
     """Unix seconds. None: the key is valid. The record of a revoked key is kept for a while, so that no cache restores the key."""
     webhook_secret: str = ""
     """`whsec_` and base64: the secret that signs the webhooks of the key's jobs."""
+    old_hash: str = ""
+    """SHA-256 of the key that a rotation replaced, in hex."""
+    old_hash_until: int | None = None
+    """The time until which the replaced key is still valid, in Unix seconds."""
+    version: int = 0
+    """Counts changes. Of two records, the one with the greater version is newer."""
+
+
+LIMITS = tuple(AccessLimits.model_fields)
+"""The names of the limits."""

@@ -10,7 +10,18 @@ from schemas.jobs import LEGAL_TRANSITIONS, TERMINAL_STATUSES, JobRecord, JobSta
 FIXED = frozenset({"job", "owner", "status", "created_at"})
 """Fields that `changes` may not hold."""
 OF_A_RUN = frozenset(
-    {"attempts", "seq", "started_at", "finished_at", "progress", "worker", "usage", "adapted", "error"}
+    {
+        "attempts",
+        "seq",
+        "started_at",
+        "finished_at",
+        "progress",
+        "worker",
+        "usage",
+        "adapted",
+        "error",
+        "reserved_tokens",
+    }
 )
 """Fields about one run: a newer run begins with their defaults."""
 _FRESH = {name: JobRecord.model_fields[name].get_default() for name in OF_A_RUN}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,6 +20,7 @@ from backbone.store.store import (
     SERVICE_TIME_WEIGHT,
     DueJob,
     IllegalMove,
+    JobLimit,
     LimitReached,
     TimerDelay,
 )
@@ -34,7 +36,8 @@ MAX_WRITE_ATTEMPTS = 20
 MAX_REMEMBERED_RECORDS = 512
 DONE = 1
 """The answer of a script that found what it expected; otherwise the script returns what it found."""
-FULL = -1
+FULL = {-1: "key", -2: "owner"}
+"""The answers of a script that met a limit, with what has reached it."""
 SERVICE_TIME_TTL_S = 7 * 86_400
 """The service time of a model is stored for this time after its last job."""
 
@@ -81,13 +84,13 @@ class RedisStore:
         await self.connection.check_write()
 
     async def create(
-        self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
+        self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: JobLimit | None = None
     ) -> bool:
         member = keys.member(record.owner, record.job)
         encoded = record.encode()
         answer = await self.connection.run(
             self._create,
-            [keys.JOB + member, keys.jobs_of(record.owner), keys.TIMERS, keys.queued(record.key)],
+            [keys.JOB + member, keys.jobs_of(record.owner), keys.TIMERS],
             [
                 encoded,
                 _ms(ttl_s, least=1),
@@ -95,12 +98,13 @@ class RedisStore:
                 member,
                 keys.jobs_prefix(record.owner),
                 keys.counted_in(record),
+                keys.counted_by_owner(record),
                 _timer(timer_delay_s(record, due_s)),
-                "" if max_queued is None else max_queued,
+                *_limits(max_queued),
             ],
         )
-        if answer < 0:
-            raise LimitReached(f"{max_queued} jobs of this key are queued already")
+        if answer in FULL:
+            raise LimitReached(FULL[answer])
         if answer:
             self._remember(member, record, encoded)
         return bool(answer)
@@ -118,7 +122,7 @@ class RedisStore:
         to: JobStatus,
         *,
         due_s: TimerDelay = None,
-        max_running: int | None = None,
+        max_running: JobLimit | None = None,
         **changes: Any,
     ) -> JobRecord | None:
 
@@ -150,6 +154,11 @@ class RedisStore:
     async def count_queued(self, key: str) -> int:
         return int(await self.connection.run(self._count, [keys.queued(key)], []))
 
+    async def open_jobs(self, key: str) -> list[DueJob]:
+        names = (keys.queued(key), keys.running(key))
+        found = [await self.connection.call(partial(self.connection.execute, "ZRANGE", name, 0, -1)) for name in names]
+        return [keys.parse_member(member) for members in found for member in members]
+
     async def claim_due(self, limit: int) -> list[DueJob]:
         members = await self.connection.run(self._due, [keys.TIMERS], [limit, _ms(CLAIMED_TIMER_S), keys.JOB])
         return [keys.parse_member(member) for member in members]
@@ -172,12 +181,12 @@ class RedisStore:
         return None if raw is None else float(raw)
 
     async def _changed(
-        self, owner: str, job_id: str, change: RecordChange, limit: int | None = None
+        self, owner: str, job_id: str, change: RecordChange, limit: JobLimit | None = None
     ) -> JobRecord | None:
         return await self.connection.call(lambda: self._replace_unchanged(owner, job_id, change, limit))
 
     async def _replace_unchanged(
-        self, owner: str, job_id: str, change: RecordChange, limit: int | None
+        self, owner: str, job_id: str, change: RecordChange, limit: JobLimit | None
     ) -> JobRecord | None:
         """Read, change, and write if the record has not changed meanwhile; else change the newer record.
 
@@ -199,14 +208,13 @@ class RedisStore:
                 raw = await self.connection.get(key)
                 continue
             encoded = new.encode()
-            counted = [keys.counted_in(old), keys.counted_in(new)]
-            most = "" if limit is None else limit
-            raw = await self._replace([key, keys.TIMERS], [raw, encoded, member, *counted, due, most])
+            counted = [count(record) for count in (keys.counted_in, keys.counted_by_owner) for record in (old, new)]
+            raw = await self._replace([key, keys.TIMERS], [raw, encoded, member, *counted, due, *_limits(limit)])
             if raw == DONE:
                 self._remember(member, new, encoded)
                 return new
-            if raw == FULL:
-                raise LimitReached(f"{limit} jobs of this key are running already")
+            if raw in FULL:
+                raise LimitReached(FULL[raw])
         raise Unavailable(f"the record of job {job_id} changes too fast; retry shortly")
 
     def _remember(self, member: str, record: JobRecord, encoded: bytes) -> None:
@@ -222,8 +230,9 @@ class RedisStore:
         key = keys.JOB + member
         raw = await self.connection.get(key)
         for _ in range(MAX_WRITE_ATTEMPTS):
-            counted = "" if raw is None else keys.counted_in(_parse(raw, job_id))
-            raw = await self._remove([key, keys.TIMERS, keys.jobs_of(owner)], [raw or "", member, counted, job_id])
+            old = None if raw is None else _parse(raw, job_id)
+            counted = ["", ""] if old is None else [keys.counted_in(old), keys.counted_by_owner(old)]
+            raw = await self._remove([key, keys.TIMERS, keys.jobs_of(owner)], [raw or "", member, *counted, job_id])
             if raw == DONE:
                 return
         raise Unavailable(f"the record of job {job_id} changes too fast; retry shortly")
@@ -231,6 +240,11 @@ class RedisStore:
 
 def _ms(seconds: float, least: int = 0) -> int:
     return max(least, round(seconds * 1000))
+
+
+def _limits(limit: JobLimit | None) -> list[int | str]:
+    """Return the arguments of a script for a limit."""
+    return ["" if most is None else most for most in limit or JobLimit()]
 
 
 def _timer(after_s: float | None) -> str:

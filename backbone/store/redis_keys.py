@@ -5,9 +5,13 @@
 | `nexus:job:<owner>:<id>` | string | a job record as JSON, under its TTL |
 | `nexus:jobs:<owner>` | sorted set, scores 0 | the ids of an owner's jobs |
 | `nexus:queued:<key>`, `nexus:running:<key>` | sorted set by the time the record expires | `<owner>:<id>` of an API key's jobs in that status |
+| `nexus:owner-queued:<owner>`, `nexus:owner-running:<owner>` | sorted set by the time the record expires | the same of an owner's jobs, over all keys |
 | `nexus:timers` | sorted set by the time the timer runs out | `<owner>:<id>` of jobs |
 | `nexus:lease:<job>` | string | the token of the attempt that holds it |
 | `nexus:service:<capability>:<model>` | string | the mean service time of jobs, in seconds |
+| `nexus:rate:<limit>` | sorted set by amount | the seconds in which something was taken of a limit per minute |
+| `nexus:bytes:<owner>` | sorted set by bytes | the ids of an owner's files; their sum under the empty id |
+| `nexus:byte-ends:<owner>` | sorted set by the time the file expires | the ids of these files |
 | `nexus:doc:<kind>:<owner>:<id>` | string | a document |
 | `nexus:docs:<kind>:<owner>` | sorted set, scores 0 | the ids of documents |
 
@@ -68,9 +72,26 @@ def counted_in(record: JobRecord) -> str:
     return running(record.key) if record.status is JobStatus.IN_PROGRESS else ""
 
 
+def counted_by_owner(record: JobRecord) -> str:
+    """Return the key under which the record is counted for its owner; empty: it is not counted."""
+    if record.status is JobStatus.QUEUED:
+        return f"nexus:owner-queued:{_part(record.owner)}"
+    return f"nexus:owner-running:{_part(record.owner)}" if record.status is JobStatus.IN_PROGRESS else ""
+
+
 def lease(job_id: str) -> str:
     """Return the key of the lease of a job's attempts."""
     return f"nexus:lease:{_part(job_id)}"
+
+
+def rate(name: str) -> str:
+    """Return the key of what was taken of a limit per minute."""
+    return f"nexus:rate:{_part(name)}"
+
+
+def stored_bytes(owner: str) -> list[str]:
+    """Return the keys of the sizes and of the ends of an owner's stored items."""
+    return [f"nexus:bytes:{_part(owner)}", f"nexus:byte-ends:{_part(owner)}"]
 
 
 def service(capability: str, model: str) -> str:

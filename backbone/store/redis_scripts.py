@@ -47,23 +47,33 @@ end
 local function counted(key, now)
   return redis.call('ZCOUNT', key, '(' .. string.format('%d', now), '+inf')
 end
+
+local function is_full(key, limit, now)
+  return limit ~= '' and counted(key, now) >= tonumber(limit)
+end
 """
 
 CREATE = (
     LISTS
     + COUNTS
     + """
-local record, index, timers, queued = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local value, ttl, id, member, prefix, counted_in, due, limit = unpack(ARGV)
+local record, index, timers = KEYS[1], KEYS[2], KEYS[3]
+local value, ttl, id, member, prefix, of_key, of_owner, due, key_limit, owner_limit = unpack(ARGV)
 if redis.call('EXISTS', record) == 1 then return 0 end
 local now = now_ms()
-if limit ~= '' and counted(queued, now) >= tonumber(limit) then return -1 end
+if of_key ~= '' then
+  if is_full(of_key, key_limit, now) then return -1 end
+  if is_full(of_owner, owner_limit, now) then return -2 end
+end
 redis.call('SET', record, value, 'PX', ttl)
 if id ~= '' then
   list(index, id, ttl)
   sweep(index, prefix)
 end
-if counted_in ~= '' then count_in(counted_in, member, tonumber(ttl), now) end
+if of_key ~= '' then
+  count_in(of_key, member, tonumber(ttl), now)
+  count_in(of_owner, member, tonumber(ttl), now)
+end
 if due ~= '' then
   redis.call('ZADD', timers, now + due, member)
 else
@@ -72,42 +82,50 @@ end
 return 1
 """
 )
-"""1: created; 0: it exists; -1: the limit is reached."""
+"""1: created; 0: it exists; -1: the key's limit is reached; -2: the owner's."""
 
 REPLACE = (
     COUNTS
     + """
 local record, timers = KEYS[1], KEYS[2]
-local old, new, member, was_in, is_in, due, limit = unpack(ARGV)
+local old, new, member, was_key, is_key, was_owner, is_owner, due, key_limit, owner_limit = unpack(ARGV)
 local current = redis.call('GET', record)
 if current ~= old then return current end
-if limit ~= '' and was_in ~= is_in and counted(is_in, now_ms()) >= tonumber(limit) then return -1 end
+if was_key ~= is_key and is_key ~= '' then
+  local now = now_ms()
+  if is_full(is_key, key_limit, now) then return -1 end
+  if is_full(is_owner, owner_limit, now) then return -2 end
+end
 redis.call('SET', record, new, 'KEEPTTL')
 if due == 'off' then
   redis.call('ZREM', timers, member)
 elseif due ~= '' then
   redis.call('ZADD', timers, now_ms() + due, member)
 end
-if was_in ~= is_in then
-  if was_in ~= '' then redis.call('ZREM', was_in, member) end
-  if is_in ~= '' then count_in(is_in, member, redis.call('PTTL', record), now_ms()) end
+for _, counts in ipairs({{was_key, is_key}, {was_owner, is_owner}}) do
+  local was_in, is_in = counts[1], counts[2]
+  if was_in ~= is_in then
+    if was_in ~= '' then redis.call('ZREM', was_in, member) end
+    if is_in ~= '' then count_in(is_in, member, redis.call('PTTL', record), now_ms()) end
+  end
 end
 return 1
 """
 )
 """Write the new record if the old one is still there, byte for byte, and return 1; else return the stored one, or nil. -1: the
-limit is reached.
+key's limit is reached; -2: the owner's.
 """
 
 REMOVE = """
 local record, timers, index = KEYS[1], KEYS[2], KEYS[3]
-local old, member, was_in, id = unpack(ARGV)
+local old, member, was_key, was_owner, id = unpack(ARGV)
 local current = redis.call('GET', record)
 if (current or '') ~= old then return current end
 redis.call('DEL', record)
 redis.call('ZREM', timers, member)
 redis.call('ZREM', index, id)
-if was_in ~= '' then redis.call('ZREM', was_in, member) end
+if was_key ~= '' then redis.call('ZREM', was_key, member) end
+if was_owner ~= '' then redis.call('ZREM', was_owner, member) end
 return 1
 """
 """Like REPLACE. `old` is empty where there is no record; its remains are deleted."""

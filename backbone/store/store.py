@@ -27,8 +27,17 @@ class IllegalMove(Exception):
     """The record is not in a status from which this move is legal."""
 
 
+class JobLimit(NamedTuple):
+    """How many jobs may be in one status at the same time. None: any number."""
+
+    key: int | None = None
+    """Jobs of one API key."""
+    owner: int | None = None
+    """Jobs of one owner, over all keys."""
+
+
 class LimitReached(Exception):
-    """The key has as many queued or running jobs as it may have."""
+    """The key, or its owner, has as many queued or running jobs as it may have. The message says which."""
 
 
 class DueJob(NamedTuple):
@@ -58,12 +67,12 @@ class Store(Protocol):
         """Write a small value with a short lifetime. Raises Unavailable with the reason."""
 
     async def create(
-        self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
+        self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: JobLimit | None = None
     ) -> bool:
         """Store a new record for `ttl_s` seconds, and set its timer to `due_s` seconds from now. False, without a change: it
         exists.
 
-        Raises LimitReached, without a change, when `record.key` has `max_queued` jobs in status QUEUED.
+        Raises LimitReached, without a change, when `max_queued` jobs of `record.key` or `record.owner` are in status QUEUED.
         """
 
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
@@ -76,7 +85,7 @@ class Store(Protocol):
         to: JobStatus,
         *,
         due_s: TimerDelay = None,
-        max_running: int | None = None,
+        max_running: JobLimit | None = None,
         **changes: Any,
     ) -> JobRecord | None:
         """Change the status, and the fields in `changes`, by compare-and-set; the TTL stays. Returns the new record; None: it
@@ -84,7 +93,7 @@ class Store(Protocol):
 
         `run` in `changes` is the run that moves; by default the record's own. The timer is set to `due_s` seconds from now, or
         removed where that is None or `to` is terminal. Raises IllegalMove; LimitReached, without a change, when the job does
-        not run yet and its key has `max_running` jobs in status IN_PROGRESS; ValueError for invalid `changes`.
+        not run yet and `max_running` jobs of its key or owner are in status IN_PROGRESS; ValueError for invalid `changes`.
         """
 
     async def update(self, owner: str, job_id: str, *, due_s: TimerDelay = None, **changes: Any) -> JobRecord | None:
@@ -108,6 +117,9 @@ class Store(Protocol):
 
     async def count_queued(self, key: str) -> int:
         """Return the number of this API key's jobs in status QUEUED."""
+
+    async def open_jobs(self, key: str) -> list[DueJob]:
+        """Return this API key's jobs in status QUEUED or IN_PROGRESS, also those of batch lines."""
 
     # Timers
 

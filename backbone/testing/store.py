@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from backbone.store.record_changes import apply_move, apply_update, timer_delay_s
-from backbone.store.store import CLAIMED_TIMER_S, SERVICE_TIME_WEIGHT, DueJob, LimitReached, TimerDelay
+from backbone.store.store import CLAIMED_TIMER_S, SERVICE_TIME_WEIGHT, DueJob, JobLimit, LimitReached, TimerDelay
 from schemas.errors import Unavailable
-from schemas.jobs import JobRecord, JobStatus
+from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
 
 
 class _Lease(NamedTuple):
@@ -53,14 +53,13 @@ class MemoryStore:
         await self.ping()
 
     async def create(
-        self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
+        self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: JobLimit | None = None
     ) -> bool:
         await self._expire()
         name = DueJob(record.owner, record.job)
         if name in self._records:
             return False
-        if max_queued is not None and self._count(record.key, JobStatus.QUEUED) >= max_queued:
-            raise LimitReached(f"{max_queued} jobs of this key are queued already")
+        self._require_room(record, JobStatus.QUEUED, max_queued)
         self._records[name] = record
         self._expires[name] = self._clock() + ttl_s
         heapq.heappush(self._expiries, (self._expires[name], name))
@@ -78,7 +77,7 @@ class MemoryStore:
         to: JobStatus,
         *,
         due_s: TimerDelay = None,
-        max_running: int | None = None,
+        max_running: JobLimit | None = None,
         **changes: Any,
     ) -> JobRecord | None:
         record = await self.get(owner, job_id)
@@ -86,8 +85,8 @@ class MemoryStore:
             return None
         new = apply_move(record, to, changes)
         begins = to is JobStatus.IN_PROGRESS and record.status is not to
-        if begins and max_running is not None and self._count(record.key, to) >= max_running:
-            raise LimitReached(f"{max_running} jobs of this key are running")
+        if begins:
+            self._require_room(record, to, max_running)
         name = DueJob(owner, job_id)
         self._records[name] = new
         self._set_timer(name, timer_delay_s(new, due_s))
@@ -124,6 +123,14 @@ class MemoryStore:
     async def count_queued(self, key: str) -> int:
         await self._expire()
         return self._count(key, JobStatus.QUEUED)
+
+    async def open_jobs(self, key: str) -> list[DueJob]:
+        await self._expire()
+        return [
+            name
+            for name, record in self._records.items()
+            if record.key == key and record.status not in TERMINAL_STATUSES
+        ]
 
     async def claim_due(self, limit: int) -> list[DueJob]:
         await self._expire()
@@ -176,6 +183,15 @@ class MemoryStore:
             self._timers.pop(name, None)
         else:
             self._timers[name] = self._clock() + after_s
+
+    def _require_room(self, record: JobRecord, status: JobStatus, limit: JobLimit | None) -> None:
+        """Raise LimitReached if the record's key or owner has as many jobs in `status` as it may have."""
+        key, owner = limit or JobLimit()
+        if key is not None and self._count(record.key, status) >= key:
+            raise LimitReached("key")
+        of_owner = (one for one in self._records.values() if one.owner == record.owner and one.status is status)
+        if owner is not None and sum(1 for _ in of_owner) >= owner:
+            raise LimitReached("owner")
 
     def _count(self, key: str, status: JobStatus) -> int:
         return sum(record.key == key and record.status is status for record in self._records.values())

@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from gateway.auth.guess_limiter import KeyGuessLimiter
-from gateway.http.asgi import CALLER_INFO, Caller
+from gateway.http.asgi import CALLER_INFO, RATE_HEADERS, Caller, Headers
 from gateway.http.asgi import Scope as HttpScope
-from schemas.errors import AuthenticationFailed, PermissionDenied, RateLimited
-from schemas.keys import ALL_SCOPES, Scope
+from gateway.limits.effective import NO_LIMITS, EffectiveLimits
+from schemas.errors import AuthenticationFailed, PermissionDenied
+from schemas.keys import ADMIN_SCOPES, ALL_SCOPES, Scope, granted
 
 BOOTSTRAP_OWNER = "default"
 PREFIX = "nexus-"
@@ -34,15 +35,23 @@ class Principal:
     key_id: str = ""
     """Id of a created key; empty for the bootstrap key."""
     name: str = ""
-    scopes: frozenset[Scope] = ALL_SCOPES
-    max_queued: int | None = None
-    max_running: int | None = None
+    scopes: frozenset[Scope] = granted(ALL_SCOPES)
+    """The key's scopes, with those that they include."""
+    limits: EffectiveLimits = NO_LIMITS
     webhook_secret: str = ""
 
     def require(self, scope: Scope) -> None:
         """Raise PermissionDenied unless the key has `scope`."""
         if scope not in self.scopes:
             raise PermissionDenied(f"This API key lacks the scope '{scope}'. It has: {', '.join(sorted(self.scopes))}.")
+
+    def require_power_over(self, scopes: frozenset[Scope]) -> None:
+        """Raise PermissionDenied unless the key has every administrative scope among `scopes`: no key makes a more powerful one."""
+        lacking = (granted(scopes) & (ADMIN_SCOPES | {Scope.ADMIN})) - self.scopes
+        if lacking:
+            raise PermissionDenied(
+                f"This API key lacks the scope '{min(lacking)}', so it cannot manage a key that has it.", param="scopes"
+            )
 
 
 class KeyLookup(Protocol):
@@ -63,11 +72,16 @@ class Authenticator:
     """Authenticates requests: compares the bootstrap key in constant time, and looks up created keys by their hash."""
 
     def __init__(
-        self, token: str | None, keys: KeyLookup | None = None, guess_limiter: KeyGuessLimiter | None = None
+        self,
+        token: str | None,
+        keys: KeyLookup | None = None,
+        guess_limiter: KeyGuessLimiter | None = None,
+        rate_headers: Callable[[EffectiveLimits], Headers] | None = None,
     ) -> None:
         self._token = token.encode() if token else None
         self._keys = keys
         self._guess_limiter = guess_limiter
+        self._rate_headers = rate_headers
         secret = bootstrap_webhook_secret(token) if token else ""
         self._bootstrap = Principal(owner=BOOTSTRAP_OWNER, webhook_secret=secret)
 
@@ -81,7 +95,10 @@ class Authenticator:
         caller: Caller | None = scope.get(CALLER_INFO)
         guess_limiter = self._guess_limiter
         if caller is None or guess_limiter is None:
-            return self._find(key)
+            principal = self._find(key)
+            if principal.limits.networks:
+                principal.limits.require_network(caller.address if caller is not None else "")
+            return principal
         try:
             principal = self._find(key)
         except AuthenticationFailed:
@@ -89,7 +106,11 @@ class Authenticator:
             raise
         if not principal.key_id:
             guess_limiter.record_bootstrap_use(caller.address)
-        caller.owner = principal.owner
+        if principal.limits.networks:
+            principal.limits.require_network(caller.address)
+        if principal.limits.is_rated and self._rate_headers is not None:
+            scope[RATE_HEADERS] = partial(self._rate_headers, principal.limits)
+        caller.owner, caller.key_id = principal.owner, principal.key_id
         return principal
 
     def _key(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -129,28 +150,3 @@ def bootstrap_webhook_secret(token: str) -> str:
     """Derive the webhook secret of the bootstrap key. Every gateway derives the same, and it does not reveal the key."""
     digest = hmac.new(token.encode(), b"nexus webhook secret", hashlib.sha256).digest()
     return "whsec_" + base64.b64encode(digest).decode()
-
-
-class ConcurrencyLimiter:
-    """Limits the open requests of keys that have both a `max_queued` and a `max_running`."""
-
-    def __init__(self) -> None:
-        self._open: Counter[str] = Counter()
-
-    def acquire(self, principal: Principal) -> Principal | None:
-        """Count an open request. Returns what `release` takes when it has ended; None if it is not counted. Raises RateLimited."""
-        if principal.max_queued is None or principal.max_running is None:
-            return None
-        most = principal.max_queued + principal.max_running
-        if self._open[principal.key_id] >= most:
-            raise RateLimited(f"This API key has {most} open requests, its limit. Retry when one has ended.")
-        self._open[principal.key_id] += 1
-        return principal
-
-    def release(self, principal: Principal) -> None:
-        """Count the end of an open request."""
-        left = self._open[principal.key_id] - 1
-        if left > 0:
-            self._open[principal.key_id] = left
-        else:
-            del self._open[principal.key_id]

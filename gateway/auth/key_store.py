@@ -1,15 +1,12 @@
-"""Store created API keys in the document store, with a copy in every gateway's memory.
+"""Store API keys and teams in the document store, with a copy in every gateway's memory.
 
-Guarantees:
-- The key itself is stored nowhere: `create` returns it once, and the store holds its SHA-256.
-- A request never waits for the store: `find` looks the key up in memory, and checks revocation and expiry.
+Guarantees beside those of `gateway.auth.replica`:
+- A key itself is stored nowhere: `create` and `rotate` return it once, and the store holds its SHA-256.
+- A request never waits for the store: `find` looks the key up in memory, with its limits, and checks revocation and expiry.
 - A change takes effect here at once, and at other gateways when they receive the broadcast (milliseconds). If the broadcast is
-  lost, it takes effect with their next refresh: every two seconds per thousand keys, while the store is reachable.
-- While the store is unavailable, known keys stay valid, and no key can be changed. A gateway that has never read the keys cannot
-  tell a valid key from an invalid one: it answers 503 to a key that looks like a created one.
-- A store that has lost its data gets the keys back from any gateway that knows them. A revoked key never becomes valid again:
-  it stays in the store, marked, for `RETENTION_S`; a gateway that knows of a revocation repeats it if the store does not have it;
-  and a gateway that has not read the store for `TRUSTED_S` forgets the keys that the store does not have.
+  lost, it takes effect with their next refresh: every two seconds per thousand records, while the store is reachable.
+- A gateway that has never read the keys cannot tell a valid key from an invalid one: it answers 503 to a key that looks like a
+  created one.
 """
 
 from __future__ import annotations
@@ -20,29 +17,33 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
-from pydantic import ValidationError
 
 from backbone.bus.broadcast import Broadcast
 from backbone.ids import new_id
 from backbone.store.documents import DocumentStore
 from gateway import clock
 from gateway.auth.authenticator import BOOTSTRAP_OWNER, PREFIX, UNKNOWN_KEY, Principal, is_created
+from gateway.auth.key_index import KeyIndex
+from gateway.auth.replica import RecordReplica
+from gateway.limits.effective import EffectiveLimits
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, NotFound, Unavailable
-from schemas.keys import ApiKey, Scope
+from schemas.keys import AccessLimits, ApiKey, Scope, Team
 
 log = structlog.get_logger(__name__)
 
 KIND = "key"
+TEAM_KIND = "team"
+USED_KIND = "key-used"
 TOPIC = "keys"
-"""Topic of the broadcast that keys have changed."""
+"""Topic of the broadcast that keys or teams have changed."""
 REFRESH_INTERVAL_S = 2.0
-"""Per thousand keys, which take 8 ms to read."""
-RETENTION_S = 14 * 86_400.0
-"""Time for which a key is remembered after its end: longer than any job lives and any webhook is retried."""
-TRUSTED_S = RETENTION_S / 2
+"""Per thousand records, which take 8 ms to read."""
+USED_INTERVAL_S = 60.0
+"""Between two notes of which keys were used."""
+USED_KEEP_S = 400 * 86_400.0
 CLAIM_S = 10.0
 """Time for which an owner's name is reserved while its key is created, as two gateways may create one of that name at once."""
 MAX_KEYS = 10_000
@@ -63,26 +64,50 @@ class IssuedKey(NamedTuple):
 
 
 class KeyStore:
-    """Creates, finds, lists and revokes API keys; the module's docstring lists the guarantees."""
+    """Creates, finds, lists, changes and revokes API keys; the module's docstring lists the guarantees."""
 
     def __init__(
         self,
         documents: DocumentStore,
         broadcast: Broadcast,
         *,
+        defaults: AccessLimits | None = None,
         clock: Callable[[], float] = clock.now,
         refresh_interval_s: float = REFRESH_INTERVAL_S,
     ) -> None:
-        """Begin without keys. The composition root starts and closes `documents` and `broadcast`."""
+        """Begin without keys. The composition root starts and closes `documents` and `broadcast`.
+
+        `defaults`: the limits of a team where it has none of its own.
+        """
         self._documents = documents
         self._broadcast = broadcast
         self._clock = clock
         self._refresh_interval_s = refresh_interval_s
-        self._index = KeyIndex(clock)
-        self._stored: dict[str, bytes] = {}
-        """Records as the store held them at the last refresh, so that unchanged ones are not parsed again."""
+        self._index = KeyIndex(defaults, clock)
+        self._replica = RecordReplica(
+            documents,
+            KIND,
+            parse=_parse,
+            end=_end,
+            is_final=lambda key: key.revoked_at is not None,
+            on_change=self._on_key_change,
+            clock=clock,
+        )
+        self.teams = RecordReplica(
+            documents,
+            TEAM_KIND,
+            parse=Team.model_validate_json,
+            end=lambda team: team.deleted_at,
+            is_final=lambda _: False,
+            on_change=self._index.put_team,
+            clock=clock,
+        )
+        """The records of teams; `gateway.auth.team_store` changes them."""
+        self.on_revoked: Callable[[str], None] = lambda _key_id: None
+        """Receives the id of each key that this gateway learns to be revoked."""
+        self._revoked: set[str] = set()
         self._has_loaded = False
-        self._read_at = 0.0
+        self._used_at = 0.0
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._refresher: asyncio.Task[None] | None = None
@@ -105,7 +130,7 @@ class KeyStore:
     @property
     def is_empty(self) -> bool:
         """Whether the keys were read and there are none."""
-        return self._has_loaded and not self._stored
+        return self._has_loaded and not len(self._replica)
 
     def find(self, key: bytes) -> Principal:
         """Return the principal of a key. Raises AuthenticationFailed; Unavailable while the keys have never been read."""
@@ -120,16 +145,23 @@ class KeyStore:
 
     def get(self, key_id: str) -> ApiKey | None:
         """Return the record of a key, also of one that was revoked or has expired; None for an unknown key."""
-        return self._index.get(key_id)
+        return self._replica.get(key_id)
 
-    def max_running(self, key_id: str) -> int | None:
-        """Return how many of a key's jobs may run at once; None: any number, or the key is unknown."""
-        key = self._index.get(key_id)
-        return key.max_running if key is not None else None
+    def is_revoked(self, key_id: str) -> bool:
+        """Return whether a key is known to be revoked."""
+        return key_id in self._revoked
+
+    def limits(self, key_id: str) -> EffectiveLimits:
+        """Return the limits of a key; none for the bootstrap key (empty id) and for an unknown key."""
+        return self._index.limits(key_id)
+
+    def team_limits(self, team_id: str) -> AccessLimits:
+        """Return the limits of a team, with the defaults where it has none of its own."""
+        return self._index.team_limits(team_id)
 
     def webhook_secret(self, key_id: str) -> str | None:
         """Return a key's webhook secret, also of one that was revoked or has expired: its jobs still send webhooks."""
-        key = self._index.get(key_id)
+        key = self._replica.get(key_id)
         return key.webhook_secret or None if key is not None else None
 
     # Operations of operators
@@ -140,37 +172,33 @@ class KeyStore:
         *,
         owner: str | None = None,
         scopes: Iterable[Scope],
-        max_queued: int | None = None,
-        max_running: int | None = None,
         expires_at: int | None = None,
+        **limits: Any,
     ) -> IssuedKey:
-        """Create a key. Without `owner`, the key becomes an owner of its own, with the key's name.
+        """Create a key. Without `owner`, the key gets a team of its own, with the key's name. `limits`: of `AccessLimits`.
 
-        Raises InvalidRequest if an owner of that name exists already or there are `MAX_KEYS` keys; Unavailable.
+        Raises InvalidRequest if a team of that name exists already or there are `MAX_KEYS` keys; Unavailable.
         """
         await self.refresh()
-        if sum(key.revoked_at is None for key in self._index.all()) >= MAX_KEYS:
+        if sum(key.revoked_at is None for key in self._replica.all()) >= MAX_KEYS:
             raise InvalidRequest(f"There are {MAX_KEYS} API keys, the most that are possible. Revoke some first.")
         if owner is None:
             await self._claim(name)
-        key = PREFIX + secrets.token_urlsafe(32)
+        key = _new_key()
         record = ApiKey(
             id=new_id("key_"),
-            hash=hashlib.sha256(key.encode()).hexdigest(),
+            hash=_hash(key),
             hint=key[-4:],
             name=name,
             owner=owner or name,
             scopes=frozenset(scopes),
-            max_queued=max_queued,
-            max_running=max_running,
             created_at=int(self._clock()),
             expires_at=expires_at,
             webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(24)).decode(),
+            **limits,
         )
-        raw = record.model_dump_json().encode()
-        await self._documents.add(KIND, "", record.id, raw, ttl_s=self._ttl_s(record))
-        self._put(record, raw)
-        self._broadcast.publish(TOPIC)
+        await self._replica.add(record)
+        self.publish()
         log.info(
             "keys.created",
             key=record.id,
@@ -183,177 +211,137 @@ class KeyStore:
     async def list_active(self) -> list[ApiKey]:
         """Return the keys that are not revoked, including expired ones, newest first. Raises Unavailable."""
         await self.refresh()
-        return [key for key in self._index.all() if key.revoked_at is None]
+        active = (key for key in self._replica.all() if key.revoked_at is None)
+        return sorted(active, key=lambda key: key.id, reverse=True)
 
     async def get_active(self, key_id: str) -> ApiKey:
         """Return a key that is not revoked. Raises KeyNotFound, Unavailable."""
         await self.refresh()
-        key = self._index.get(key_id)
+        key = self._replica.get(key_id)
         if key is None or key.revoked_at is not None:
             raise KeyNotFound(f"There is no API key '{key_id[:100]}'. GET /v1/keys lists all keys.")
         return key
 
+    async def change(self, key_id: str, **changes: Any) -> ApiKey:
+        """Change a key's name, scopes, end or limits. Raises KeyNotFound, Unavailable."""
+        key = await self._update(await self.get_active(key_id), changes)
+        log.info("keys.changed", key=key.id, name=key.name, owner=key.owner, fields=sorted(changes))
+        return key
+
+    async def rotate(self, key_id: str, overlap_s: int) -> IssuedKey:
+        """Replace a key; the replaced one stays valid for `overlap_s` seconds. Raises KeyNotFound, Unavailable."""
+        old = await self.get_active(key_id)
+        key = _new_key()
+        changes = {
+            "hash": _hash(key),
+            "hint": key[-4:],
+            "old_hash": old.hash,
+            "old_hash_until": int(self._clock()) + overlap_s,
+        }
+        record = await self._update(old, changes)
+        log.info("keys.rotated", key=record.id, name=record.name, owner=record.owner, overlap_s=overlap_s)
+        return IssuedKey(record, key)
+
     async def revoke(self, key_id: str) -> ApiKey:
         """Revoke a key: at once here, and at other gateways as the module's docstring says. Raises KeyNotFound, Unavailable."""
-        key = (await self.get_active(key_id)).model_copy(update={"revoked_at": int(self._clock())})
-        await self._mark_revoked(key)
-        self._broadcast.publish(TOPIC)
+        key = await self._update(await self.get_active(key_id), {"revoked_at": int(self._clock())})
         log.info("keys.revoked", key=key.id, name=key.name, owner=key.owner)
         return key
 
-    # The document store
+    async def last_used(self, keys: Iterable[ApiKey]) -> dict[str, int]:
+        """Return when keys were last used, in Unix seconds, about a minute late; without those never used. Raises Unavailable."""
+        wanted = {key.id for key in keys}
+        if len(wanted) == 1:
+            one = next(iter(wanted))
+            found = await self._documents.get(USED_KIND, "", one)
+            return {one: int(found)} if found is not None else {}
+        used: dict[str, int] = {}
+        after = ""
+        while page := await self._documents.page(USED_KIND, "", after=after, limit=PAGE_SIZE, newest_first=False):
+            used |= {key_id: int(at) for key_id, at in page if key_id in wanted}
+            after = page[-1][0]
+        return used
+
+    def publish(self) -> None:
+        """Notify all gateways that keys or teams have changed."""
+        self._broadcast.publish(TOPIC)
+
+    async def refresh(self) -> None:
+        """Read all keys and teams, and write back those that the store has lost. Raises Unavailable."""
+        async with self._lock:
+            written = [await replica.refresh() for replica in (self.teams, self._replica)]
+            self._has_loaded = True
+        if any(written):
+            self.publish()
+
+    async def _update(self, key: ApiKey, changes: dict[str, Any]) -> ApiKey:
+        new = key.model_copy(update=changes | {"version": key.version + 1})
+        await self._replica.put(new)
+        self.publish()
+        return new
 
     async def _claim(self, owner: str) -> None:
         """Reserve an owner's name for a new key, so that two tenants never share data by accident. Raises InvalidRequest."""
-        taken = owner == BOOTSTRAP_OWNER or any(key.owner == owner for key in self._index.all())
+        team = self.teams.get(owner)
+        taken = owner == BOOTSTRAP_OWNER or (team is not None and team.deleted_at is None)
+        taken = taken or any(key.owner == owner for key in self._replica.all())
         if taken or not await self._documents.add("key-owner", "", owner, b"{}", ttl_s=CLAIM_S):
             raise InvalidRequest(
                 f"'{owner}' owns jobs and files already. Choose another name, or set 'owner' to '{owner}' to share them.",
                 param="name",
             )
 
-    async def refresh(self) -> None:
-        """Read all keys, and write back the keys that the store has lost. Raises Unavailable."""
-        async with self._lock:
-            known = list(self._stored)
-            stored = await self._read()
-            trusted = self._clock() - self._read_at < TRUSTED_S
-            self._has_loaded, self._read_at = True, self._clock()
-            for key_id, raw in stored.items():
-                if self._stored.get(key_id) != raw:
-                    await self._take_over(key_id, raw)
-            lost = [key_id for key_id in known if key_id not in stored]
-            if lost:
-                await self._restore(lost, trusted=trusted)
+    def _on_key_change(self, key_id: str, key: ApiKey | None) -> None:
+        self._index.put_key(key_id, key)
+        if key is None:
+            self._revoked.discard(key_id)
+        elif key.revoked_at is not None and key_id not in self._revoked:
+            self._revoked.add(key_id)
+            self.on_revoked(key_id)
 
     async def _refresh_forever(self) -> None:
         while True:
             self._changed.clear()
             try:
                 await self.refresh()
+                await self._note_used()
             except NexusError as error:
                 log.debug("keys.refresh_failed", error=str(error))  # the store logs its own outages
             except Exception:
                 log.exception("keys.refresh_crashed")
+            records = len(self._replica) + len(self.teams)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._refresh_interval_s * max(1.0, len(self._stored) / 1000)):
+                async with asyncio.timeout(self._refresh_interval_s * max(1.0, records / 1000)):
                     await self._changed.wait()
 
-    async def _read(self) -> dict[str, bytes]:
-        found: dict[str, bytes] = {}
-        after = ""
-        while page := await self._documents.page(KIND, "", after=after, limit=PAGE_SIZE, newest_first=False):
-            found.update(page)
-            after = page[-1][0]
-        return found
-
-    async def _take_over(self, key_id: str, raw: bytes) -> None:
-        """Take over a record of the store, unless it lacks a revocation that is known here."""
-        key = _parse(key_id, raw)
-        known = self._index.get(key_id)
-        if key is None:
-            self._stored[key_id] = raw
-        elif known is not None and known.revoked_at is not None and key.revoked_at is None:
-            await self._mark_revoked(known)
-            self._broadcast.publish(TOPIC)
-        else:
-            self._put(key, raw)
-
-    async def _restore(self, lost: list[str], *, trusted: bool) -> None:
-        """Write back keys that only this gateway knows, or forget those whose retention is over."""
-        returned = 0
-        for key_id in lost:
-            key = self._index.get(key_id)
-            ttl_s = self._ttl_s(key) if key is not None else 0.0
-            if not trusted or (ttl_s is not None and ttl_s <= 0):
-                self._stored.pop(key_id, None)
-                self._index.drop(key_id)
-            else:
-                ours = self._stored[key_id]
-                if await self._documents.add(KIND, "", key_id, ours, ttl_s=ttl_s):
-                    returned += 1
-                elif (theirs := await self._documents.get(KIND, "", key_id)) not in (None, ours):
-                    await self._take_over(key_id, theirs)  # another gateway was first, and may lack a revocation
-        if returned:
-            log.warning("keys.restored", keys=returned)
-
-    async def _mark_revoked(self, key: ApiKey) -> None:
-        raw = key.model_dump_json().encode()
-        ttl_s = self._ttl_s(key)
-        await self._documents.put(KIND, "", key.id, raw, ttl_s=max(1.0, ttl_s or 0.0))
-        self._put(key, raw)
-
-    def _put(self, key: ApiKey, raw: bytes) -> None:
-        self._stored[key.id] = raw
-        self._index.put(key)
-
-    def _ttl_s(self, key: ApiKey) -> float | None:
-        """Return for how many seconds a key is still stored; None: forever."""
-        ends = [moment for moment in (key.expires_at, key.revoked_at) if moment is not None]
-        return min(ends) + RETENTION_S - self._clock() if ends else None
-
-
-def _parse(key_id: str, raw: bytes) -> ApiKey | None:
-    try:
-        key = ApiKey.model_validate_json(raw)
-        if key.id == key_id and len(bytes.fromhex(key.hash)) == hashlib.sha256().digest_size:
-            return key
-        problem = "its id does not match, or its hash is not a SHA-256"
-    except ValueError as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    log.warning("keys.record_unreadable", key=key_id, error=problem)
-    return None
-
-
-class _Entry(NamedTuple):
-    principal: Principal
-    expires_at: int | None
-    revoked: bool
-
-
-class KeyIndex:
-    """Finds keys by id and by hash. It holds revoked and expired keys too, for exact errors and for webhook secrets."""
-
-    def __init__(self, clock: Callable[[], float] = clock.now) -> None:
-        self._clock = clock
-        self._keys: dict[str, ApiKey] = {}
-        self._by_hash: dict[bytes, _Entry] = {}
-
-    def put(self, key: ApiKey) -> None:
-        """Add a key, or replace the key with its id."""
-        self._keys[key.id] = key
-        principal = Principal(
-            owner=key.owner,
-            key_id=key.id,
-            name=key.name,
-            scopes=key.scopes,
-            max_queued=key.max_queued,
-            max_running=key.max_running,
-            webhook_secret=key.webhook_secret,
+    async def _note_used(self) -> None:
+        """Store which keys were used since the last note, at most once a minute. Raises Unavailable."""
+        now = self._clock()
+        if 0 <= now - self._used_at < USED_INTERVAL_S:
+            return
+        self._used_at = now
+        value = b"%d" % now
+        puts = (
+            self._documents.put(USED_KIND, "", key_id, value, ttl_s=USED_KEEP_S) for key_id in self._index.take_used()
         )
-        self._by_hash[bytes.fromhex(key.hash)] = _Entry(principal, key.expires_at, key.revoked_at is not None)
+        await asyncio.gather(*puts)
 
-    def drop(self, key_id: str) -> None:
-        """Forget a key."""
-        key = self._keys.pop(key_id, None)
-        if key is not None:
-            self._by_hash.pop(bytes.fromhex(key.hash), None)
 
-    def get(self, key_id: str) -> ApiKey | None:
-        """Return the key with this id, also a revoked or expired one; None for an unknown id."""
-        return self._keys.get(key_id)
+def _new_key() -> str:
+    return PREFIX + secrets.token_urlsafe(32)
 
-    def all(self) -> list[ApiKey]:
-        """Return every key, including revoked ones, newest first."""
-        return sorted(self._keys.values(), key=lambda key: key.id, reverse=True)
 
-    def find(self, key: bytes) -> Principal | None:
-        """Return the principal of a key; None for an unknown key. Raises AuthenticationFailed if it is revoked or expired."""
-        entry = self._by_hash.get(hashlib.sha256(key).digest())
-        if entry is None:
-            return None
-        if entry.revoked:
-            raise AuthenticationFailed("This API key was revoked. Ask the operator of this gateway for another one.")
-        if entry.expires_at is not None and entry.expires_at <= self._clock():
-            raise AuthenticationFailed("This API key has expired. Ask the operator of this gateway for another one.")
-        return entry.principal
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _parse(raw: bytes) -> ApiKey:
+    key = ApiKey.model_validate_json(raw)
+    hashes = [key.hash, key.old_hash] if key.old_hash else [key.hash]
+    if any(len(bytes.fromhex(digest)) != hashlib.sha256().digest_size for digest in hashes):
+        raise ValueError("its hash is not a SHA-256")
+    return key
+
+
+def _end(key: ApiKey) -> int | None:
+    return min((end for end in (key.expires_at, key.revoked_at) if end is not None), default=None)

@@ -66,6 +66,11 @@ class BatchExecutor:
         self._batch = Batch.model_validate_json(item.data)
         self._jobs = LineJobRunner(self._batch, dependencies, self._signals)
 
+    @property
+    def owner(self) -> str:
+        """The batch's owner."""
+        return self._batch.owner
+
     async def run(self) -> Batch:
         """Run the batch to its end. Raises BatchSuperseded, and Unavailable if the run must be repeated."""
         await self._change(lambda batch: batch, claim=True)

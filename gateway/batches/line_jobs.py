@@ -19,6 +19,7 @@ from gateway.batches.repository import BatchRepository
 from gateway.files import FileStore
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.jobs.api import JobNotFound, JobsApi, Submission
+from gateway.limits.effective import EffectiveLimits
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobStatus, Lane
@@ -87,9 +88,6 @@ class LineJobRunner:
         self._signals = signals
         self._kind = dependencies.line_types[batch.endpoint]
         self._reader = dependencies.reader.with_blob_ttl(max(0.0, batch.expires_at - clock.now()) + BLOB_MARGIN_S)
-        self._principal = Principal(
-            owner=batch.owner, key_id=batch.key, max_queued=batch.max_queued, max_running=batch.max_running
-        )
 
     async def read_status(self, job: str) -> JobStatus | None:
         """Return the final status of a job, or None if it has not ended."""
@@ -114,8 +112,9 @@ class LineJobRunner:
 
     async def _submit(self, job: str, request: BatchLineRequest) -> None:
         received = await self._kind.read(self._batch.owner, request.body, self._reader)
+        limits = self._dependencies.limits(self._batch.key)
         submission = Submission(
-            self._principal,
+            Principal(owner=self._batch.owner, key_id=self._batch.key, limits=limits),
             self._kind.endpoint,
             received,
             request_ids(job)[1],
@@ -207,6 +206,8 @@ class BatchDependencies:
     """The line types by endpoint path."""
     window: int
     """The maximum number of unfinished jobs of one batch."""
+    limits: Callable[[str], EffectiveLimits]
+    """Returns the present limits of an API key, by its id."""
     large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Lets only one large line at a time into memory."""
 

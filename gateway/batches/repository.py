@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from backbone.store.documents import DocumentStore
 from gateway.pagination import read_page
@@ -10,6 +11,9 @@ from schemas.batches import BATCH_TRANSITIONS, Batch
 from schemas.errors import NotFound
 
 KIND = "batch"
+UNFINISHED_KIND = "batch-unfinished"
+UNFINISHED_MARGIN_S = 3600.0
+"""Time after the end of its window at which a batch counts as ended, whatever happened to it."""
 
 
 class BatchNotFound(NotFound):
@@ -33,7 +37,25 @@ class BatchRepository:
     async def add(self, batch: Batch) -> bool:
         """Store a new batch. Return False if it already exists."""
         keep_s = self._keep_s + batch.expires_at - batch.created_at
+        unfinished_s = batch.expires_at - batch.created_at + UNFINISHED_MARGIN_S
+        await self._documents.put(UNFINISHED_KIND, batch.owner, batch.id, b"{}", ttl_s=unfinished_s)
         return await self._documents.add(KIND, batch.owner, batch.id, _encode(batch), ttl_s=keep_s)
+
+    async def has_room(self, owner: str, most: int) -> bool:
+        """Return whether an owner has at most `most` unfinished batches. Of racing additions beyond it, all may see none."""
+        found = await self._documents.page(UNFINISHED_KIND, owner, limit=most + 1, newest_first=False)
+        return len(found) <= most
+
+    async def unfinished(self, owner: str) -> list[Batch]:
+        """Return an owner's unfinished batches, oldest first."""
+        found: list[Batch] = []
+        after = ""
+        while page := await self._documents.page(UNFINISHED_KIND, owner, after=after, newest_first=False):
+            after = page[-1][0]
+            for batch_id, _ in page:
+                with suppress(BatchNotFound):
+                    found.append(await self.get(owner, batch_id))
+        return [batch for batch in found if not batch.is_final]
 
     async def get(self, owner: str, batch_id: str) -> Batch:
         """Return a batch. Raises BatchNotFound."""
@@ -51,6 +73,8 @@ class BatchRepository:
             if new.status is not batch.status and new.status not in BATCH_TRANSITIONS[batch.status]:
                 raise IllegalBatchTransition(f"Batch '{batch_id}' cannot go from {batch.status} to {new.status}.")
             if new is batch or await self._documents.swap(KIND, owner, batch_id, old, _encode(new)):
+                if new.is_final and not batch.is_final:
+                    await self._documents.remove(UNFINISHED_KIND, owner, batch_id)
                 return new
 
     async def page(self, owner: str, *, after: str, limit: int) -> tuple[list[Batch], bool]:

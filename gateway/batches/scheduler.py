@@ -11,13 +11,18 @@ from backbone.bus.job_log import WorkItem, WorkQueue
 from gateway.batches.executor import BatchExecutor, BatchSuperseded
 from gateway.batches.line_jobs import BatchDependencies
 from gateway.batches.repository import IllegalBatchTransition
+from gateway.limits.effective import Bound
+from gateway.limits.owner_slots import OwnerSlots
 from schemas.batches import BatchError
 from schemas.errors import NexusError
 
 log = structlog.get_logger(__name__)
 
-MAX_CONCURRENCY = 16
+MAX_HELD = 1024
+"""The maximum number of batches that one gateway has taken. It runs some of them; the others wait for others of their owner."""
+MAX_CONCURRENCY = 128
 """The maximum number of batches that one gateway runs concurrently."""
+MAX_CONCURRENCY_PER_OWNER = 16
 ACK_WAIT_S = 15.0
 """The time after which another gateway takes over a batch whose gateway is silent."""
 RETRY_DELAY_S = 2.0
@@ -32,6 +37,7 @@ class BatchScheduler:
     def __init__(self, queue: WorkQueue, dependencies: BatchDependencies) -> None:
         self._queue = queue
         self._dependencies = dependencies
+        self._slots = OwnerSlots(MAX_CONCURRENCY, ACK_WAIT_S / 3)
         self._tasks: set[asyncio.Task[None]] = set()
         self._consumer: asyncio.Task[None] | None = None
 
@@ -48,7 +54,7 @@ class BatchScheduler:
 
     async def _consume(self) -> None:
         try:
-            async with aclosing(self._queue.consume(max_unacked=MAX_CONCURRENCY, ack_wait_s=ACK_WAIT_S)) as items:
+            async with aclosing(self._queue.consume(max_unacked=MAX_HELD, ack_wait_s=ACK_WAIT_S)) as items:
                 async for item in items:
                     task = asyncio.create_task(self._run(item))
                     self._tasks.add(task)
@@ -71,9 +77,10 @@ class BatchScheduler:
             with suppress(NexusError):
                 await item.ack()
             return
-        log.info("batch.started", batch=item.id, delivery=item.delivery)
         try:
-            batch = await run.run()
+            async with self._slots.hold([Bound(run.owner, MAX_CONCURRENCY_PER_OWNER)], item.extend):
+                log.info("batch.started", batch=item.id, delivery=item.delivery)
+                batch = await run.run()
             await item.ack()
             log.info("batch.ended", batch=item.id, status=batch.status.value, **batch.counts.model_dump())
         except BatchSuperseded:

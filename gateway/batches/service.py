@@ -12,8 +12,9 @@ from gateway.auth.authenticator import Principal
 from gateway.batches.repository import BatchRepository
 from gateway.files import FileStore
 from schemas.batches import FINAL_STATUSES, Batch, BatchError, BatchRequest, BatchStatus, parse_window_s
-from schemas.errors import InvalidRequest, Unavailable
+from schemas.errors import InvalidRequest, RateLimited, Unavailable
 from schemas.files import BATCH_PURPOSE
+from schemas.jobs import Lane
 from schemas.keys import Scope
 
 MIN_WINDOW_S = 60
@@ -48,6 +49,7 @@ class BatchService:
     async def create(self, caller: Principal, request: BatchRequest, base_url: str) -> Batch:
         """Create a batch and queue it. Raises PermissionDenied, InvalidRequest, FileNotFound."""
         caller.require(Scope.INFERENCE)
+        caller.limits.require_lane(Lane.FLEX)
         if request.endpoint not in self._endpoints:
             raise InvalidRequest(
                 f"'{request.endpoint}' does not support batches. Use one of: {', '.join(sorted(self._endpoints))}.",
@@ -71,13 +73,11 @@ class BatchService:
             expires_at=now + window_s,
             owner=caller.owner,
             key=caller.key_id,
-            max_queued=caller.max_queued,
-            max_running=caller.max_running,
             blob=file.blob,
             output_keep_s=self._files.granted_keep_s(request.output_expires_after),
             base_url=base_url,
         )
-        await self._enqueue(batch)
+        await self._enqueue(batch, caller.limits.batches)
         return batch
 
     def _window(self, text: str) -> int:
@@ -90,14 +90,22 @@ class BatchService:
             )
         return seconds
 
-    async def _enqueue(self, batch: Batch) -> None:
+    async def _enqueue(self, batch: Batch, most: int | None) -> None:
         await self._repository.add(batch)
         try:
+            await self._require_room(batch, most)
             await self._queue.put(batch.id, batch.model_dump_json(exclude_defaults=True).encode())
-        except Unavailable:
+        except (Unavailable, RateLimited):
             # NATS may have stored it all the same. The gateway that takes it finds that it has failed.
             await self._repository.change(batch.owner, batch.id, _not_accepted)
             raise
+
+    async def _require_room(self, batch: Batch, most: int | None) -> None:
+        """Raise RateLimited if the owner has `most` other unfinished batches."""
+        if most is not None and not await self._repository.has_room(batch.owner, most):
+            raise RateLimited(
+                f"Your team has {most} unfinished batches, its limit. Retry when one has ended.", retry_after_s=30.0
+            )
 
     async def get(self, owner: str, batch_id: str) -> Batch:
         """Return a batch. Raises BatchNotFound."""
@@ -107,6 +115,10 @@ class BatchService:
     async def page(self, owner: str, *, after: str, limit: int) -> tuple[list[Batch], bool]:
         """Return up to `limit` batches after the id `after`, newest first, and whether there are more."""
         return await self._repository.page(owner, after=after, limit=limit)
+
+    async def unfinished(self, owner: str) -> list[Batch]:
+        """Return an owner's unfinished batches, oldest first."""
+        return await self._repository.unfinished(owner)
 
     async def cancel(self, owner: str, batch_id: str) -> Batch:
         """Cancel a batch. Idempotent. Raises BatchNotFound, and InvalidRequest if it has already ended."""

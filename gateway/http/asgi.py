@@ -23,6 +23,8 @@ BEGUN = "nexus.begun"
 """The request as far as `AsgiApp.begin` has served it; calling the application continues it."""
 CALLER_INFO = "nexus.caller"
 HOPS = "nexus.hops"
+RATE_HEADERS = "nexus.rate_headers"
+"""A function that returns the headers about the caller's rate limits, or None: set for keys that have such limits."""
 COMMON_HEADERS = "nexus.common_headers"
 """The headers that the ASGI app adds to every answer."""
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache, no-store"), (b"x-accel-buffering", b"no")]
@@ -62,13 +64,15 @@ def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
 class Caller:
     """Address and owner behind a connection, at `scope[CALLER_INFO]`."""
 
-    __slots__ = ("address", "owner")
+    __slots__ = ("address", "key_id", "owner")
 
     def __init__(self, address: str) -> None:
         self.address = address
         """The caller's IPv4 address or IPv6 /64 network."""
         self.owner = ""
         """Owner of the key that was used last on the connection; empty before the first."""
+        self.key_id = ""
+        """Id of that key; empty for the bootstrap key."""
 
 
 class HttpExchange(Protocol):

@@ -3,10 +3,10 @@
 Received bytes are charged to the arrival pool, whatever length the caller announced. A large JSON body is also charged to the check
 pool while it is validated. Guarantees:
 
-- A key gets at most as much of a pool as it leaves free, so that another key's body always fits.
+- An owner gets at most as much of a pool as it leaves free, so that another owner's body always fits, however many keys it has.
 - A body that waits longer than `MAX_WAIT_S` in total is refused with 503.
 - While a body waits, bodies that arrive more slowly than `MIN_RATE` end with 408 until there is enough memory.
-- If bodies wait for each other to end, the newest bodies of the keys that hold most are refused with 503.
+- If bodies wait for each other to end, the newest bodies of the owners that hold most are refused with 503.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BodyMemory:
         self.checks = CheckPool(max(1, total // 2))
 
     def share(self, owner: str) -> BodyShare:
-        """Open the share of one body of a key; a context manager."""
+        """Open the share of one body of an owner; a context manager."""
         return BodyShare(self, owner)
 
     @property
@@ -197,7 +197,7 @@ class _WaitingBody:
 
 
 class _MemoryPool:
-    """Memory that keys share. Waiting bodies of a key are served in order; the key that holds least comes first."""
+    """Memory that owners share. Waiting bodies of an owner are served in order; the owner that holds least comes first."""
 
     def __init__(self, total: int) -> None:
         self.total = self.free = total
@@ -248,7 +248,7 @@ class _MemoryPool:
         self.reserved[share.owner] = self.reserved.get(share.owner, 0) + size
 
     def _fits(self, share: BodyShare, size: int) -> bool:
-        """Return whether the key would hold at most what it leaves free: half alone, one part in n + 1 of n busy keys."""
+        """Return whether the owner would hold at most what it leaves free: half alone, one part in n + 1 of n busy owners."""
         return self.reserved.get(share.owner, 0) + size <= self.free - size
 
     def _serve_waiters(self) -> None:
@@ -299,9 +299,9 @@ class ArrivalPool(_MemoryPool):
         self._shares: dict[BodyShare, None] = {}
         """Shares that hold bytes, oldest first."""
         self._favored: BodyShare | None = None
-        """The body that may exceed its key's part, so that bodies complete one after another when memory is short."""
+        """The body that may exceed its owner's part, so that bodies complete one after another when memory is short."""
         self._reserve = total // 8
-        """Bytes that the favored body leaves to other keys."""
+        """Bytes that the favored body leaves to other owners."""
         self._sweeping = False
         self._blocked = 0
         """Successive sweeps at which the favored body waited."""
@@ -340,7 +340,7 @@ class ArrivalPool(_MemoryPool):
         return favored.size <= self.free - (0 if alone else self._reserve)
 
     def _shed(self, wanted: int) -> None:
-        """Refuse waiting bodies, the newest of the keys that hold most first, until `wanted` bytes will be free."""
+        """Refuse waiting bodies, the newest of the owners that hold most first, until `wanted` bytes will be free."""
         newest_first = [one for one in reversed(self._shares) if one.waiter is not None and one is not self._favored]
         for share in sorted(newest_first, key=lambda one: -self.reserved[one.owner]):
             waiter = share.waiter
@@ -353,7 +353,7 @@ class ArrivalPool(_MemoryPool):
                 waiter.turn.set_exception(BodyMemoryFull())
 
     def _sweep(self) -> None:
-        """Evict slow bodies, of the keys that hold most first, until half of the pool is free; then serve waiting bodies."""
+        """Evict slow bodies, of the owners that hold most first, until half of the pool is free; then serve waiting bodies."""
         self._sweeping = False
         if not self._queues:
             return

@@ -30,8 +30,8 @@ def parse_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
 
 
-class TrustedProxies:
-    """Holds the proxies whose `X-Forwarded-For` is trusted."""
+class AddressSet:
+    """A set of addresses, given as addresses and CIDR ranges. It contains callers' addresses as `group_of` returns them."""
 
     def __init__(self, text: str = "") -> None:
         """`text`: comma-separated addresses and CIDR ranges. Raises ValueError."""
@@ -47,6 +47,10 @@ class TrustedProxies:
         except ValueError:
             return False
         return any(address in network for network in self._networks)
+
+
+class TrustedProxies(AddressSet):
+    """Holds the proxies whose `X-Forwarded-For` is trusted."""
 
     def caller(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Return the nearest address in front of the trusted proxies, grouped by `group_of`.

@@ -156,6 +156,12 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
 
+    def end_call_of(self, key_id: str) -> None:
+        """Reset the connection if it is open for a call that was made with this key. The caller sees that the answer is not complete."""
+        cycle = self.cycle
+        if self._caller.key_id == key_id and cycle is not None and not cycle.response_complete:
+            reset(self.transport)
+
     def pause_writing(self) -> None:
         """Report unread bytes, as the transport's buffer is full."""
         super().pause_writing()

@@ -51,6 +51,9 @@ class LimitedConnection(Protocol):
 
     transport: asyncio.Transport
 
+    def end_call_of(self, key_id: str) -> None:
+        """Reset the connection if it is open for a call that was made with this key."""
+
 
 class ConnectionLimiter:
     """Counts connections, and closes those whose callers do not read."""
@@ -118,6 +121,11 @@ class ConnectionLimiter:
     def may_linger(self) -> bool:
         """Whether one more refused connection may receive an error."""
         return len(self._lingering) <= MAX_LINGERING
+
+    def end_calls_of(self, key_id: str) -> None:
+        """End the open calls of a revoked key: streams, polls and uploads."""
+        for connection in list(self._open):
+            connection.end_call_of(key_id)
 
     def _report(self, address: str) -> None:
         now = monotonic()

@@ -70,20 +70,20 @@ class InferenceBodyReader:
     media: RemoteMedia
 
     async def read(
-        self, endpoint: EndpointSpec, headers: Headers, receive: Receive, *, has_arrived: bool, key: str = ""
+        self, endpoint: EndpointSpec, headers: Headers, receive: Receive, *, has_arrived: bool, owner: str = ""
     ) -> ReceivedRequest:
         """Read and validate a request's body.
 
-        `has_arrived`: the body has arrived already. `key`: id of the key whose memory it takes.
+        `has_arrived`: the body has arrived already. `owner`: whose memory it takes.
         Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable, CallerDisconnected; no blob is stored
         then.
         """
         if endpoint.files:
-            with self.memory.share(key) as share:
+            with self.memory.share(owner) as share:
                 return await self._form(endpoint, headers, receive, share)
         if has_arrived and not read_body_head(headers, self.max_bytes).encoding:
             return await self._json(endpoint, await read_complete_body(receive, self.max_bytes))
-        with self.memory.share(key) as share:
+        with self.memory.share(owner) as share:
             return await self._json(endpoint, await self.read_body(headers, receive, share, has_arrived=has_arrived))
 
     def read_small(self, endpoint: EndpointSpec, body: bytes) -> ReceivedRequest | None:

@@ -26,7 +26,7 @@ from typing import Any
 import structlog
 
 from backbone.bus.job_log import JobHistory
-from backbone.store.store import IllegalMove, LimitReached, Store
+from backbone.store.store import IllegalMove, JobLimit, LimitReached, Store
 from gateway.jobs.attempts import count_attempts
 from gateway.jobs.records import now, seconds_until_due
 from gateway.jobs.terminator import read_initial_record
@@ -58,7 +58,7 @@ class AttemptGate:
         *,
         ack_wait_s: float,
         keep_s: float,
-        max_running: Callable[[str], int | None],
+        max_running: Callable[[str], JobLimit | None],
     ) -> None:
         """Create a gate.
 
@@ -67,7 +67,7 @@ class AttemptGate:
             store: The record store.
             ack_wait_s: The time after which NATS redelivers an unacknowledged job.
             keep_s: The retention time of recovered records.
-            max_running: Returns the limit of running jobs of an API key, by its id.
+            max_running: Returns the limit of running jobs of an API key and its owner, by the key's id.
         """
         self._log = jobs
         self._store = store
@@ -141,7 +141,7 @@ class AttemptGate:
         except Unavailable:
             return True
 
-    async def _start_within_limit(self, request: GateRequest, attempt: int, limit: int) -> bool:
+    async def _start_within_limit(self, request: GateRequest, attempt: int, limit: JobLimit) -> bool:
         """Record the start unless the key has reached its limit. Without Redis the limit is unknown, and the job starts."""
         try:
             await self._record_start(request, attempt, limit)
@@ -158,7 +158,7 @@ class AttemptGate:
             )
         return min(MAX_LIMIT_DELAY_S, max(MIN_LIMIT_DELAY_S, waiting / GATE_REQUESTS_PER_S))
 
-    async def _record_start(self, request: GateRequest, attempt: int, limit: int | None = None) -> None:
+    async def _record_start(self, request: GateRequest, attempt: int, limit: JobLimit | None = None) -> None:
         """Record the start of an attempt. Raises LimitReached. The outcome corrects any other failure."""
         try:
             if not await self._move_to_start(request, attempt, limit) and await self._recover_record(request):
@@ -166,7 +166,7 @@ class AttemptGate:
         except (IllegalMove, NexusError) as error:
             log.debug("gate.start_not_recorded", job=request.job, error=str(error))
 
-    async def _move_to_start(self, request: GateRequest, attempt: int, limit: int | None) -> bool:
+    async def _move_to_start(self, request: GateRequest, attempt: int, limit: JobLimit | None) -> bool:
         record = await self._store.move(
             request.owner,
             request.job,

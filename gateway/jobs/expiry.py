@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 import structlog
 
@@ -68,7 +69,7 @@ class ExpiryWatcher:
     async def _requeue(self, record: JobRecord) -> None:
         """Mark the job of a silent worker as queued: NATS redelivers it to another worker."""
         due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
-        back = {"worker": None, "progress": None, "run": record.run, "queued_at": now()}
+        back: dict[str, Any] = {"worker": None, "progress": None, "run": record.run, "queued_at": now()}
         with contextlib.suppress(IllegalMove):  # the job has ended in the meantime
             await self._store.move(record.owner, record.job, JobStatus.QUEUED, due_s=due_s, **back)
 

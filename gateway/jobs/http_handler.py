@@ -156,7 +156,7 @@ class DurableRequestHandler:
         principal.require(KeyScope.INFERENCE)
         preferences = read_preferences(headers)
         has_arrived = body_is_complete(scope)
-        with self.reader.memory.share(principal.key_id) as share:
+        with self.reader.memory.share(principal.owner) as share:
             request = parse_body(
                 await self.reader.read_body(headers, receive, share, has_arrived=has_arrived), SubmitRequest
             )

@@ -77,13 +77,19 @@ class JobResponder:
             pass
         return result
 
-    def payload(self, result: JobResult, base: str) -> ResultBody:
-        """Return the body of a completed job. `base` is the URL at which the caller reached the gateway, for URLs in the body."""
+    def payload(self, result: JobResult, base: str, key: str | None = None) -> ResultBody:
+        """Return the body of a completed job.
+
+        `base` is the URL at which the caller reached the gateway, for URLs in the body, and `key` the id of the API key with which these
+        URLs end. None: the key that submitted the job.
+        """
         blob, data = result.blob, result.data
         end = DONE if is_sse(result.content_type) else b""
         if blob is None:
             if result.outcome.capability is Capability.IMAGES and URL_MARKER in data and not end:
-                data = self._url_signer.sign_urls(data, result.outcome.owner, base)
+                data = self._url_signer.sign_urls(
+                    data, result.outcome.owner, base, result.outcome.key if key is None else key
+                )
             return ResultBody(result.content_type, len(data) + len(end), lambda: _pieces(data, end))
         return ResultBody(result.content_type, blob.size + len(end), lambda: self._from_blob(blob.name, end))
 

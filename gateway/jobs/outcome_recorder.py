@@ -28,6 +28,7 @@ RETRY_DELAY_S = 1.0
 DEFECT_RETRY_DELAY_S = 30.0
 
 Enqueue = Callable[[Outcome], Awaitable[None]]
+Settle = Callable[[str, int, int], None]
 
 
 class OutcomeRecorder:
@@ -44,9 +45,12 @@ class OutcomeRecorder:
         keep_s: float,
         enqueue: Enqueue,
         usage: OutcomeUsage | None = None,
+        settle: Settle = lambda _key, _reserved, _used: None,
     ) -> None:
         """Create a recorder. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot. `usage`: None
         without a ledger.
+
+        `settle` receives the key of each job, the tokens that it had reserved, and those that it took.
         """
         self._log = jobs
         self._store = store
@@ -56,6 +60,7 @@ class OutcomeRecorder:
         self._keep_s = keep_s
         self._enqueue = enqueue
         self._usage = usage
+        self._settle = settle
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -108,13 +113,18 @@ class OutcomeRecorder:
         try:
             # Another gateway may recover a lost record in the meantime, as that of an unfinished job.
             while (
-                await self._store.move(outcome.owner, outcome.job, outcome.status, **outcome_fields(outcome, at))
-                is None
-            ):
+                record := await self._store.move(
+                    outcome.owner, outcome.job, outcome.status, **outcome_fields(outcome, at)
+                )
+            ) is None:
                 if await self._store.create(record_from_outcome(outcome, at), ttl_s=self._keep_s):
                     break
         except IllegalMove:
             return  # already recorded, or an outcome of an older run
+        if outcome.key and record is not None:
+            usage = outcome.usage
+            used = (usage.total_tokens or usage.prompt_tokens + usage.completion_tokens) if usage is not None else 0
+            self._settle(outcome.key, record.reserved_tokens, used)
         after: list[Awaitable[object]] = []
         if outcome.token and outcome.status is not JobStatus.COMPLETED:  # after COMPLETED no attempt follows
             after.append(self._store.release_lease(outcome.job, outcome.token))

@@ -120,6 +120,21 @@ def job_object(record: JobRecord, *, position: int | None = None, eta_s: float |
     return out
 
 
+PRIVATE = ("metadata", "webhook", "result_url", "events_url", "error")
+"""Fields of the job object that hold what callers wrote, or lead to it."""
+
+
+def job_state_object(record: JobRecord) -> dict[str, Any]:
+    """Return the job object for operators: its state and its team, without what the caller wrote."""
+    state = {name: value for name, value in job_object(record).items() if name not in PRIVATE}
+    error = record.error or {}
+    return state | {
+        "team": record.owner,
+        "key": record.key or None,
+        "error_code": error.get("code") or error.get("type"),
+    }
+
+
 def job_json(record: JobRecord) -> bytes:
     """Return the API's job object as JSON."""
     return orjson.dumps(job_object(record))

@@ -27,6 +27,7 @@ from gateway.jobs.service import JobService
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.jobs.usage import OutcomeUsage
+from gateway.limits.rate_limiter import RateLimiter
 from gateway.metrics import GatewayMetrics
 from gateway.usage.emitter import UsageEmitter
 from schemas.outcome import Outcome
@@ -57,6 +58,7 @@ class JobDependencies:
     dispatcher: Dispatcher
     metrics: GatewayMetrics
     keys: KeyStore
+    rate_limiter: RateLimiter
     webhooks: WebhookQueue
     usage: UsageEmitter | None = None
     """None without a ledger."""
@@ -76,6 +78,7 @@ class JobRuntime:
             dependencies.metrics,
             keep_s=settings.job_keep_s,
             queue_s=settings.job_queue_timeout_s,
+            rate_limiter=dependencies.rate_limiter,
         )
         estimator = EtaEstimator(dependencies.store, lambda: dependencies.registry.snapshot)
         keep_s = settings.job_keep_s
@@ -91,6 +94,8 @@ class JobRuntime:
             usage=usage,
         )
         self._webhooks = dependencies.webhooks
+        self._keys = dependencies.keys
+        self._rate_limiter = dependencies.rate_limiter
         self._recorder = OutcomeRecorder(
             dependencies.log,
             dependencies.store,
@@ -100,6 +105,7 @@ class JobRuntime:
             keep_s=keep_s,
             enqueue=self._webhooks.enqueue,
             usage=usage,
+            settle=self._settle_tokens,
         )
         self._expiry_watcher = ExpiryWatcher(
             dependencies.log, dependencies.store, terminator, ack_wait_s=settings.ack_wait_s
@@ -109,10 +115,15 @@ class JobRuntime:
             dependencies.store,
             ack_wait_s=settings.ack_wait_s,
             keep_s=keep_s,
-            max_running=dependencies.keys.max_running,
+            max_running=lambda key: dependencies.keys.limits(key).running,
         )
         self._recovery = RecordRecovery(dependencies.log, dependencies.store, dependencies.documents, keep_s=keep_s)
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _settle_tokens(self, key: str, reserved: int, used: int) -> None:
+        limits = self._keys.limits(key)
+        if limits.tokens:
+            self._rate_limiter.settle(limits, reserved, used)
 
     async def start(self) -> None:
         """Start the background tasks. The job log must be started. Raises Unavailable."""

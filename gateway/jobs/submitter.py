@@ -13,7 +13,7 @@ import contextlib
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobStorage
 from backbone.ids import new_job_id
-from backbone.store.store import IllegalMove, LimitReached, Store
+from backbone.store.store import IllegalMove, JobLimit, LimitReached, Store
 from gateway.dispatcher import Dispatcher
 from gateway.jobs.api import Submission
 from gateway.jobs.records import (
@@ -23,6 +23,8 @@ from gateway.jobs.records import (
     seconds_until_due,
 )
 from gateway.jobs.terminator import JobTerminator
+from gateway.limits.rate_limiter import Admission, RateLimiter
+from gateway.limits.tokens import estimate_tokens
 from gateway.metrics import GatewayMetrics
 from gateway.target_model import target_model
 from schemas.errors import NexusError, RateLimited, Unavailable
@@ -47,6 +49,7 @@ class JobSubmitter:
         *,
         keep_s: float,
         queue_s: float,
+        rate_limiter: RateLimiter | None = None,
     ) -> None:
         self._log = jobs
         self._store = store
@@ -55,12 +58,31 @@ class JobSubmitter:
         self._metrics = metrics
         self._keep_s = keep_s
         self._queue_s = queue_s
+        self._rate_limiter = rate_limiter
 
     async def submit(self, submission: Submission) -> JobRecord:
         """Submit a job. See `gateway.jobs.api.JobsApi.submit`."""
         envelope = self._envelope(submission)
+        admission = await self._admit(envelope, submission)
+        try:
+            return await self._submit(envelope, submission, admission.reserved if admission is not None else 0)
+        except BaseException:
+            if admission is not None:
+                admission.settle(0)
+            raise
+
+    async def _admit(self, envelope: Envelope, submission: Submission) -> Admission | None:
+        """Take the job's part of its limits per minute. Raises RateLimited."""
+        limits, received = submission.principal.limits, submission.received
+        if self._rate_limiter is None or not limits.is_rated:
+            return None
+        size = received.body_size or len(received.body)
+        return await self._rate_limiter.admit(limits, estimate_tokens(envelope.capability, received.request, size))
+
+    async def _submit(self, envelope: Envelope, submission: Submission, reserved_tokens: int) -> JobRecord:
         expires_at = None if submission.timeout_s is None else now() + max(1, round(submission.timeout_s))
         record = new_record(envelope, queue_s=self._queue_limit_s(submission), expires_at=expires_at)
+        record = record.model_copy(update={"reserved_tokens": reserved_tokens})
         if not await self._create(record, submission):
             existing = await self._store.get(record.owner, record.job)
             if existing is not None and await self.was_enqueued(record.job):
@@ -97,12 +119,14 @@ class JobSubmitter:
 
     async def _create(self, record: JobRecord, submission: Submission) -> bool:
         due_s = seconds_until_due(record, JobStatus.QUEUED, 0.0)
-        limit = submission.principal.max_queued
+        limit = submission.principal.limits.queued
         try:
             return await self._store.create(record, ttl_s=self._keep_s, due_s=due_s, max_queued=limit)
-        except LimitReached:
+        except LimitReached as reached:
+            key, owner = limit or JobLimit()
+            most, holder = (key, "API key") if str(reached) == "key" else (owner, "team")
             raise RateLimited(
-                f"This API key has reached its limit of {limit} waiting jobs. Retry when some of them have started.",
+                f"This {holder} has reached its limit of {most} waiting jobs. Retry when some of them have started.",
                 retry_after_s=5.0,
             ) from None
 
@@ -152,6 +176,8 @@ class JobSubmitter:
         stream_type = endpoint.stream_type(request)
         job_id = submission.job_id or new_job_id()
         lane = submission.lane or LANE_BY_TIER.get(request.service_tier, Lane.DEFAULT)
+        principal.limits.require_model(public_model)
+        principal.limits.require_lane(lane)
         return Envelope(
             job=job_id,
             request_id=submission.request_id,

@@ -36,8 +36,9 @@ def enrich(document: JSON) -> JSON:
             BEARER: {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "An API key of Nexus. Create one with `nexus keys create NAME`. A key has the scopes `inference`, `jobs` "
-                "or `admin`; each route names the scope that it needs.",
+                "description": "An API key of Nexus. Create one with `nexus keys create NAME`. A key has the scopes `inference`, `jobs`, "
+                "`admin:read`, `admin:operate`, `admin:keys`, or `admin`, which includes the three before it; each route names the "
+                "scope that it needs.",
             }
         },
     }

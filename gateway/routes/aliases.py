@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from gateway.dependencies import AdminCaller, PartsDep
+from gateway.dependencies import AdminReader, Operator, PartsDep
 from gateway.http.request_body import check_name, read_json
 from gateway.model_catalog import ModelCatalog
 from gateway.operator_requests import AliasTargets
@@ -18,7 +18,7 @@ router = APIRouter(tags=["operation"])
 
 
 @router.get("/v1/aliases")
-async def list_aliases(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def list_aliases(parts: PartsDep, _: AdminReader) -> dict[str, Any]:
     """List all aliases, including aliases without a live target."""
     snapshot = parts.dispatcher.registry.snapshot
     aliases = sorted(snapshot.aliases.values(), key=lambda alias: alias.name) if snapshot else []
@@ -26,7 +26,7 @@ async def list_aliases(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
 
 
 @router.put("/v1/aliases/{alias:path}")
-async def put_alias(alias: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def put_alias(alias: str, request: Request, parts: PartsDep, _: Operator) -> dict[str, Any]:
     """Create or replace an alias. `warnings` in the response lists targets that no model has as its name."""
     body = await read_json(request, AliasTargets)
     targets = tuple(dict.fromkeys(check_name(one, "a target", "targets") for one in body.targets))
@@ -42,7 +42,7 @@ async def put_alias(alias: str, request: Request, parts: PartsDep, _: AdminCalle
 
 
 @router.delete("/v1/aliases/{alias:path}")
-async def remove_alias(alias: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def remove_alias(alias: str, parts: PartsDep, _: Operator) -> dict[str, Any]:
     """Delete an alias."""
     if not await parts.dispatcher.registry.remove_alias(alias):
         raise NotFound(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query
 
-from gateway.dependencies import AdminCaller, PartsDep
+from gateway.dependencies import AdminReader, Operator, PartsDep
 from gateway.jobs.api import StoredDeadLetter
 from gateway.jobs.records import job_object
 from schemas.jobs import Envelope
@@ -21,7 +21,7 @@ MAX_REQUEST_BYTES = 256 * 1024
 @router.get("/v1/dlq")
 async def list_dead_letters(
     parts: PartsDep,
-    _: AdminCaller,
+    _: AdminReader,
     before: Annotated[int | None, Query(ge=1)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
@@ -35,20 +35,20 @@ async def list_dead_letters(
 
 
 @router.get("/v1/dlq/{job_id}")
-async def get_dead_letter(job_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def get_dead_letter(job_id: str, parts: PartsDep, _: AdminReader) -> dict[str, Any]:
     """Return one dead letter, with its request if that is JSON of at most `MAX_REQUEST_BYTES`."""
     letter = await parts.jobs.dead_letter(job_id)
     return _dead_letter_object(letter) | {"request": _request(letter)}
 
 
 @router.post("/v1/dlq/{job_id}/replay", status_code=202)
-async def replay(job_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def replay(job_id: str, parts: PartsDep, _: Operator) -> dict[str, Any]:
     """Start a new run of a dead letter's job."""
     return job_object(await parts.jobs.replay(job_id))
 
 
 @router.delete("/v1/dlq/{job_id}")
-async def delete_dead_letter(job_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def delete_dead_letter(job_id: str, parts: PartsDep, _: Operator) -> dict[str, Any]:
     """Delete a dead letter. Its job stays failed."""
     await parts.jobs.delete_dead_letters(job_id)
     return {"id": job_id, "object": "dead_letter", "deleted": True}

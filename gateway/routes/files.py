@@ -22,7 +22,8 @@ MAX_PAGE_SIZE = 10_000
 async def upload_file(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Store a file for `FILE_KEEP_S` seconds, or for the time in `expires_after`."""
     headers = request.scope["headers"]
-    return (await parts.files.upload(caller.owner, headers, request.receive, caller.key_id)).to_openai()
+    most = caller.limits.stored_bytes
+    return (await parts.files.upload(caller.owner, headers, request.receive, most)).to_openai()
 
 
 @router.get("/v1/files")

@@ -1,55 +1,95 @@
-"""`/v1/keys`: create, list and revoke API keys. Only the response to the creation contains the key itself."""
+"""`/v1/keys`: create, list, change, rotate and revoke API keys. Only the responses to creation and rotation contain the key itself."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 
 from gateway import clock
-from gateway.dependencies import AdminCaller, PartsDep
+from gateway.auth.key_store import IssuedKey
+from gateway.dependencies import KeyAdmin, Parts, PartsDep
 from gateway.http.request_body import check_name, read_json
-from gateway.operator_requests import NewKey
-from schemas.keys import ApiKey
+from gateway.operator_requests import KeyUpdate, NewKey, Rotation
+from schemas.keys import LIMITS, ApiKey
 
 router = APIRouter(tags=["operation"])
 
 
 @router.post("/v1/keys", status_code=201)
-async def create_key(request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def create_key(request: Request, parts: PartsDep, caller: KeyAdmin) -> dict[str, Any]:
     """Create a key. Only this response contains `key` and `webhook_secret`."""
     body = await read_json(request, NewKey)
+    caller.require_power_over(frozenset(body.scopes))
     new = await parts.keys.create(
         check_name(body.name, "a key's name", "name"),
         owner=None if body.owner is None else check_name(body.owner, "an owner", "owner"),
         scopes=body.scopes,
-        max_queued=body.max_queued,
-        max_running=body.max_running,
         expires_at=body.end(clock.now()),
+        **body.limits(),
     )
-    return _key_object(new.record) | {"key": new.key, "webhook_secret": new.record.webhook_secret}
+    return _issued_object(new) | {"webhook_secret": new.record.webhook_secret}
 
 
 @router.get("/v1/keys")
-async def list_keys(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def list_keys(parts: PartsDep, _: KeyAdmin) -> dict[str, Any]:
     """List all keys that are not revoked, newest first, without the bootstrap key."""
-    return {"object": "list", "data": [_key_object(key) for key in await parts.keys.list_active()]}
+    keys = await parts.keys.list_active()
+    used = await parts.keys.last_used(keys)
+    return {"object": "list", "data": [key_object(key, used.get(key.id)) for key in keys]}
 
 
 @router.get("/v1/keys/{key_id}")
-async def get_key(key_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def get_key(key_id: str, parts: PartsDep, _: KeyAdmin) -> dict[str, Any]:
     """Return one key that is not revoked."""
-    return _key_object(await parts.keys.get_active(key_id))
+    return await _described(parts, await parts.keys.get_active(key_id))
+
+
+@router.patch("/v1/keys/{key_id}")
+async def change_key(key_id: str, request: Request, parts: PartsDep, caller: KeyAdmin) -> dict[str, Any]:
+    """Change a key's name, scopes, end or limits. All gateways apply the change within milliseconds, in the worst case within seconds."""
+    body = await read_json(request, KeyUpdate)
+    changes = body.limits()
+    if body.name is not None:
+        changes["name"] = check_name(body.name, "a key's name", "name")
+    if body.scopes is not None:
+        changes["scopes"] = frozenset(body.scopes)
+        caller.require_power_over(changes["scopes"])
+    if body.sets_end():
+        changes["expires_at"] = body.end(clock.now())
+    caller.require_power_over((await parts.keys.get_active(key_id)).scopes)
+    return await _described(parts, await parts.keys.change(key_id, **changes))
+
+
+@router.post("/v1/keys/{key_id}/rotate")
+async def rotate_key(key_id: str, request: Request, parts: PartsDep, caller: KeyAdmin) -> dict[str, Any]:
+    """Replace a key by a new one with the same id, limits and webhook secret. Only this response contains the new `key`."""
+    body = await read_json(request, Rotation)
+    caller.require_power_over((await parts.keys.get_active(key_id)).scopes)
+    return _issued_object(await parts.keys.rotate(key_id, body.overlap_s))
 
 
 @router.delete("/v1/keys/{key_id}")
-async def revoke_key(key_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Revoke a key permanently. All gateways reject it within milliseconds, in the worst case within seconds."""
+async def revoke_key(
+    key_id: str, parts: PartsDep, caller: KeyAdmin, jobs: Literal["keep", "cancel"] = "keep"
+) -> dict[str, Any]:
+    """Revoke a key permanently, and end its open calls and result URLs. `jobs` says what becomes of its unfinished jobs."""
+    caller.require_power_over((await parts.keys.get_active(key_id)).scopes)
     key = await parts.keys.revoke(key_id)
-    return {"id": key.id, "object": "api_key", "deleted": True}
+    answer = {"id": key.id, "object": "api_key", "deleted": True}
+    return answer | {"cancelled_jobs": await parts.key_work.cancel(key.owner, key.id)} if jobs == "cancel" else answer
 
 
-def _key_object(key: ApiKey) -> dict[str, Any]:
+async def _described(parts: Parts, key: ApiKey) -> dict[str, Any]:
+    return key_object(key, (await parts.keys.last_used([key])).get(key.id))
+
+
+def _issued_object(new: IssuedKey) -> dict[str, Any]:
+    return key_object(new.record, None) | {"key": new.key}
+
+
+def key_object(key: ApiKey, last_used_at: int | None) -> dict[str, Any]:
+    """Return the API's object for a key."""
     ended = key.expires_at is not None and key.expires_at <= clock.now()
     return {
         "id": key.id,
@@ -57,10 +97,11 @@ def _key_object(key: ApiKey) -> dict[str, Any]:
         "name": key.name,
         "owner": key.owner,
         "scopes": sorted(key.scopes),
-        "max_queued": key.max_queued,
-        "max_running": key.max_running,
+        **{name: getattr(key, name) for name in LIMITS},
         "created_at": key.created_at,
         "expires_at": key.expires_at,
+        "last_used_at": last_used_at,
+        "replaced_until": key.old_hash_until,
         "status": "expired" if ended else "active",
         "hint": key.hint,
     }

@@ -32,14 +32,16 @@ def _model_object(model: CatalogModel) -> dict[str, Any]:
 
 
 @router.get("/v1/models")
-async def list_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
+async def list_models(parts: PartsDep, caller: Caller) -> dict[str, Any]:
     """List the live models and the aliases that resolve to them."""
-    return {"object": "list", "data": [_model_object(model) for model in parts.dispatcher.list_models()]}
+    models = (model for model in parts.dispatcher.list_models() if caller.limits.allows_model(model.name))
+    return {"object": "list", "data": [_model_object(model) for model in models]}
 
 
 @router.get("/v1/models/{model_id:path}")
-async def get_model(model_id: str, parts: PartsDep, _: Caller) -> dict[str, Any]:
+async def get_model(model_id: str, parts: PartsDep, caller: Caller) -> dict[str, Any]:
     """Return one model or alias. Its id may contain `:` and `/`; an id without a tag means `:latest`."""
+    caller.limits.require_model(model_id)
     model = parts.dispatcher.catalog.get(model_id)
     if model is None:
         raise parts.dispatcher.catalog.not_found(model_id)

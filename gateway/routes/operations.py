@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.dependencies import AdminCaller, Parts, PartsDep
+from gateway.dependencies import AdminReader, Operator, Parts, PartsDep
 from gateway.health import Readiness
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError, NotFound
@@ -50,7 +50,7 @@ def _is_admin(request: Request, parts: Parts) -> bool:
     if not any(name == b"authorization" for name, _ in headers):
         return False
     try:
-        parts.auth.authenticate(request.scope).require(Scope.ADMIN)
+        parts.auth.authenticate(request.scope).require(Scope.ADMIN_READ)
     except NexusError:
         return False
     return True
@@ -63,7 +63,7 @@ async def metrics(parts: PartsDep) -> Response:
 
 
 @router.get("/v1/workers")
-async def list_workers(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def list_workers(parts: PartsDep, _: AdminReader) -> dict[str, Any]:
     """List all workers in the registry."""
     snapshot = parts.dispatcher.registry.snapshot
     workers = sorted(snapshot.workers.values(), key=lambda w: w.id) if snapshot else []
@@ -71,7 +71,7 @@ async def list_workers(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
 
 
 @router.post("/v1/workers/{worker_id}/drain", status_code=202)
-async def drain_worker(worker_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, str]:
+async def drain_worker(worker_id: str, parts: PartsDep, _: Operator) -> dict[str, str]:
     """Tell a worker to finish its jobs and stop."""
     snapshot = parts.dispatcher.registry.snapshot
     if snapshot is None or worker_id not in snapshot.workers:
@@ -83,7 +83,7 @@ async def drain_worker(worker_id: str, parts: PartsDep, _: AdminCaller) -> dict[
 
 
 @router.get("/v1/queues")
-async def list_queues(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def list_queues(parts: PartsDep, _: AdminReader) -> dict[str, Any]:
     """List all queues that hold a job."""
     depths = await parts.dispatcher.bus.queue_depths()
     data = [

@@ -29,6 +29,6 @@ for _name in KINDS:
 
 @router.get("/v1/organization/costs")
 async def get_costs(request: Request, parts: PartsDep, caller: Caller) -> dict[str, Any]:
-    """Return costs by day. A key without the scope `admin` sees its own team."""
+    """Return costs by day. A key without the scope `admin:read` sees its own team."""
     parameters = group_parameters(request.query_params.multi_items())
     return await costs_page(parts.usage, parameters, own_team=visible_team(caller), now=clock.now())

@@ -30,7 +30,7 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
     responses = parts.responses
     report = RequestReport(responses.metrics, request_id_of(request.scope))
     try:
-        with parts.reader.memory.share(caller.key_id) as share:
+        with parts.reader.memory.share(caller.owner) as share:
             body = await _read_request(request, parts.reader, share)
             background, streamed = body.background, body.stream
             if background:

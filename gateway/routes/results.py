@@ -23,9 +23,10 @@ async def get_result(
     owner: Annotated[str, Query()] = "",
     expires: Annotated[int, Query()] = 0,
     signature: Annotated[str, Query()] = "",
+    key: Annotated[str, Query()] = "",
 ) -> StreamingResponse:
     """Return an image or audio file while its URL is valid."""
-    parts.url_signer.verify(name, owner, expires, signature)
+    parts.url_signer.verify(name, owner, expires, signature, key)
     info = await parts.blobs.info(name)
     if info is None or info.owner != owner:
         raise NotFound("The result has been deleted after its retention time. Send the original request again.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from gateway.dependencies import AdminCaller, PartsDep
+from gateway.dependencies import AdminReader, Operator, PartsDep
 from gateway.http.request_body import check_name, read_json
 from gateway.operator_requests import ServiceRegistration
 from schemas.errors import InvalidRequest, NotFound
@@ -19,7 +19,7 @@ BACKEND = "service"
 
 
 @router.get("/v1/services")
-async def list_services(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def list_services(parts: PartsDep, _: AdminReader) -> dict[str, Any]:
     """List all records with the state of the worker that serves each, or null."""
     snapshot = parts.dispatcher.registry.snapshot or RegistrySnapshot()
     records = sorted(snapshot.services.values(), key=lambda record: record.name)
@@ -27,7 +27,7 @@ async def list_services(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
 
 
 @router.put("/v1/services/{name:path}")
-async def put_service(name: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def put_service(name: str, request: Request, parts: PartsDep, _: Operator) -> dict[str, Any]:
     """Register a service, or replace its record, for example after it has moved."""
     body = await read_json(request, ServiceRegistration)
     if body.name not in {None, name}:
@@ -41,7 +41,7 @@ async def put_service(name: str, request: Request, parts: PartsDep, _: AdminCall
 
 
 @router.delete("/v1/services/{name:path}")
-async def remove_service(name: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
+async def remove_service(name: str, parts: PartsDep, _: Operator) -> dict[str, Any]:
     """Delete a service's record. The service itself keeps running."""
     if not await parts.dispatcher.registry.remove_service(name):
         raise NotFound(

@@ -19,7 +19,7 @@ CSV = "text/csv"
 
 @router.get("/v1/usage")
 async def get_usage(request: Request, parts: PartsDep, caller: Caller) -> Response:
-    """Add usage up. A key without the scope `admin` sees its own team."""
+    """Add usage up. A key without the scope `admin:read` sees its own team."""
     wanted = parse_usage_request(
         group_parameters(request.query_params.multi_items()),
         own_team=visible_team(caller),
@@ -34,4 +34,4 @@ async def get_usage(request: Request, parts: PartsDep, caller: Caller) -> Respon
 
 def visible_team(caller: Principal) -> str | None:
     """Return the only team whose usage the caller may see; None: all."""
-    return None if Scope.ADMIN in caller.scopes else caller.owner
+    return None if Scope.ADMIN_READ in caller.scopes else caller.owner

@@ -15,13 +15,14 @@ import structlog
 
 from backbone.bus.blobs import BlobStore
 from backbone.logging import log_info
-from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
+from gateway.auth.authenticator import Authenticator, Principal
 from gateway.durable_request import DurableAnswerer, DurableRequest
 from gateway.http.asgi import (
     BEGUN,
     EXCHANGE,
     HOPS,
     NO_STORE,
+    RATE_HEADERS,
     HttpExchange,
     Receive,
     Reply,
@@ -31,10 +32,15 @@ from gateway.http.asgi import (
     to_error_info,
     watch_disconnect,
 )
+from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.preferences import read_preferences
 from gateway.http.request_body import CallerDisconnected
 from gateway.http.stream_writer import StreamWriter
+from gateway.limits.effective import NO_LIMITS, Bound, EffectiveLimits
+from gateway.limits.open_requests import OpenRequestLimiter
+from gateway.limits.rate_limiter import Admission, RateLimiter
+from gateway.limits.tokens import estimate_tokens
 from gateway.metrics import GatewayMetrics
 from gateway.signed_urls import UrlSigner, base_url
 from gateway.sse_frames import DONE, comment_frame, progress_frame
@@ -50,6 +56,8 @@ from schemas.jobs import LANE_BY_TIER, Lane
 
 log = structlog.get_logger(__name__)
 
+ON_LIMIT = b"x-nexus-on-limit"
+"""Header by which a caller prefers to wait (`queue`) over a 429 of a limit per minute."""
 COMMENT_INTERVAL_S = 10.0
 CLIENT_CLOSED_REQUEST = 499
 """Status in logs and metrics of a request whose caller disconnected before the answer began."""
@@ -82,6 +90,8 @@ class InferenceHandler:
         metrics: GatewayMetrics,
         options: HandlerOptions,
         durable: DurableAnswerer,
+        rate_limiter: RateLimiter,
+        caller_tasks: CallerTasks,
         usage: UsageEmitter | None = None,
     ) -> None:
         """`durable` answers the requests whose delivery preferences make them durable jobs. `usage`: None without a ledger."""
@@ -94,7 +104,9 @@ class InferenceHandler:
         self._options = options
         self._durable = durable
         self._usage = usage
-        self._limiter = ConcurrencyLimiter()
+        self._rate_limiter = rate_limiter
+        self._caller_tasks = caller_tasks
+        self._open_requests = OpenRequestLimiter()
 
     def begin(self, endpoint: EndpointSpec, scope: Scope, body: bytes) -> bool:
         """Submit a request without delivery preferences, whose body has arrived. Never raises.
@@ -119,7 +131,7 @@ class _InferenceExchange:
     """Answers one inference request, and reports how it ended."""
 
     __slots__ = (
-        "_began_at", "_bytes_in", "_counted", "_endpoint", "_error", "_exchange", "_failure", "_handler", "_principal", "_received", "_reply",
+        "_admission", "_began_at", "_bytes_in", "_counted", "_endpoint", "_error", "_exchange", "_failure", "_handler", "_principal", "_received", "_reply",
         "_request", "_result_base_url", "_status", "_stream_type", "_usage",
     )  # fmt: skip
 
@@ -140,8 +152,10 @@ class _InferenceExchange:
         """Content type of a streamed answer; None: the answer is sent in one piece."""
         self._result_base_url: str | None = None
         """Base of the signed URLs in the answer; None: the answer holds none."""
-        self._counted: Principal | None = None
-        """The key among whose open requests this one counts."""
+        self._admission: Admission | None = None
+        """What the request took of its limits per minute."""
+        self._counted: tuple[Bound, ...] = ()
+        """The limits on open requests that this one counts against."""
         self._status = CLIENT_CLOSED_REQUEST
         self._error: ErrorInfo | None = None
         self._usage = handler._usage
@@ -156,6 +170,8 @@ class _InferenceExchange:
             principal = self._authenticate(scope)
             received = self._handler._reader.read_small(self._endpoint, body)
             if received is None or exchange is None:
+                return False
+            if principal.limits.is_rated and not self._admit_now(principal.limits, received, scope):
                 return False
             request = self._submit(principal, received, scope)
         except Exception as error:
@@ -232,8 +248,10 @@ class _InferenceExchange:
     def _close(self) -> None:
         """Count the end of the request, and report it."""
         handler = self._handler
-        if self._counted is not None:
-            handler._limiter.release(self._counted)
+        if self._admission is not None:
+            self._settle(self._admission)
+        if self._counted:
+            handler._open_requests.release(self._counted)
         handler._metrics.requests_in_flight -= 1
         # Deferred until the loop has written the answer: the caller does not wait for logs and metrics.
         asyncio.get_running_loop().call_soon(self.report, monotonic())
@@ -242,7 +260,8 @@ class _InferenceExchange:
         handler = self._handler
         principal = self._principal = handler._auth.authenticate(scope)
         principal.require(self._endpoint.scope)
-        self._counted = handler._limiter.acquire(principal)
+        if principal.limits.open:
+            self._counted = handler._open_requests.acquire(principal.limits)
         return principal
 
     async def _read(self, scope: Scope, receive: Receive) -> SyncRequest | None:
@@ -253,9 +272,11 @@ class _InferenceExchange:
         preferences = read_preferences(headers)
         reader = handler._reader if preferences is None else handler._durable.reader
         received = self._received = await reader.read(
-            endpoint, headers, receive, has_arrived=has_arrived, key=principal.key_id
+            endpoint, headers, receive, has_arrived=has_arrived, owner=principal.owner
         )
         if preferences is None:
+            if principal.limits.is_rated:
+                await self._admit(principal.limits, received, scope, receive)
             return self._submit(principal, received, scope)
         self._accept(received)
         self._error = await handler._durable.answer(
@@ -274,12 +295,17 @@ class _InferenceExchange:
         self._accept(received)
         if endpoint.by_url(body):
             self._result_base_url = base_url(scope)
+        lane = LANE_BY_TIER.get(body.service_tier, Lane.DEFAULT)
+        public_model = target_model(endpoint, body, submitter.catalog)
+        if principal.limits is not NO_LIMITS:
+            principal.limits.require_model(public_model)
+            principal.limits.require_lane(lane)
         request = submitter.submit(
             request_id=self._reply.request_id,
             endpoint=endpoint.path,
             capability=endpoint.capability,
-            lane=LANE_BY_TIER.get(body.service_tier, Lane.DEFAULT),
-            public_model=target_model(endpoint, body, submitter.catalog),
+            lane=lane,
+            public_model=public_model,
             stream=self._stream_type is not None,
             owner=principal.owner,
             received=received,
@@ -291,6 +317,53 @@ class _InferenceExchange:
         self._request = request
         self._reply.headers.append((b"x-nexus-job-id", request.envelope.job.encode()))
         return request
+
+    def _admit_now(self, limits: EffectiveLimits, received: ReceivedRequest, scope: Scope) -> bool:
+        """Take the request's part of its limits per minute, if it is here."""
+        limiter = self._handler._rate_limiter
+        admission = limiter.try_admit(limits, self._estimated_tokens(limits, received))
+        if admission is not None:
+            self._enter(admission, limits, scope)
+        return admission is not None
+
+    async def _admit(self, limits: EffectiveLimits, received: ReceivedRequest, scope: Scope, receive: Receive) -> None:
+        """Take the request's part of its limits per minute, in turn if the caller prefers to wait. Raises RateLimited, CallerDisconnected."""
+        if self._admit_now(limits, received, scope):
+            return
+        limiter, tokens = self._handler._rate_limiter, self._estimated_tokens(limits, received)
+        if (ON_LIMIT, b"queue") in scope["headers"]:
+            self._stream_type = self._endpoint.stream_type(received.request)
+            writer = StreamWriter(self._reply, self._stream_type or b"")
+
+            async def report(place: int) -> None:
+                await writer.comment(comment_frame(place))
+
+            in_turn = limiter.admit_in_turn(limits, tokens, report)
+            admission = await self._handler._caller_tasks.run_while_connected(in_turn, scope, receive)
+        else:
+            admission = await limiter.admit(limits, tokens)
+        self._enter(admission, limits, scope)
+
+    def _estimated_tokens(self, limits: EffectiveLimits, received: ReceivedRequest) -> int:
+        if not limits.tokens:
+            return 0
+        size = received.body_size or len(received.body)
+        return estimate_tokens(self._endpoint.capability, received.request, size)
+
+    def _enter(self, admission: Admission, limits: EffectiveLimits, scope: Scope) -> None:
+        """Keep the admission, and tell what is left of the limits."""
+        self._admission = admission
+        self._reply.headers += self._handler._rate_limiter.headers(limits)
+        scope[RATE_HEADERS] = None
+
+    def _settle(self, admission: Admission) -> None:
+        """Replace the estimated tokens by the real ones: none for a request that no worker began."""
+        request = self._request
+        usage = request.done.usage if request is not None and request.done is not None else None
+        if usage is not None:
+            admission.settle(usage.total_tokens or usage.prompt_tokens + usage.completion_tokens)
+        elif request is None or not request.starts:
+            admission.settle(0)
 
     async def _send_whole(self, request: SyncRequest) -> None:
         """Wait for the end of the request, and send its answer in one piece, or its error."""
@@ -312,7 +385,8 @@ class _InferenceExchange:
             self._reply.headers += adapted_header(request.adapted)
         answer = request.take_output()
         if answer and self._result_base_url is not None:
-            return self._handler._url_signer.sign_urls(answer, request.envelope.owner, self._result_base_url)
+            key_id = self._principal.key_id if self._principal is not None else ""
+            return self._handler._url_signer.sign_urls(answer, request.envelope.owner, self._result_base_url, key_id)
         return answer
 
     def _emit_usage(self, request: SyncRequest) -> None:

@@ -3,7 +3,7 @@
 - Delivery is at least once. A message is in the work queue `hooks` before its job counts as recorded. It leaves the queue when the
   receiver has answered 2xx or 410 Gone, or after the last attempt. The queue survives restarts of gateways and NATS and counts
   the attempts. All attempts have the same `webhook-id` and body.
-- A receiver can delay only its own messages: each attempt is bounded in time.
+- A receiver can delay only messages of its own team: each attempt is bounded in time, and each team in its concurrent attempts.
 - The body holds the job as `GET /v1/jobs/{id}` returns it, without the result.
 - Delivery does not need Redis. The deliveries in the job's record follow when Redis is available.
 """
@@ -27,6 +27,8 @@ from backbone.ssrf_guard import FetchRefused
 from backbone.store.store import Store
 from gateway import clock
 from gateway.jobs.records import job_object, record_from_outcome
+from gateway.limits.effective import Bound
+from gateway.limits.owner_slots import OwnerSlots
 from gateway.webhooks.delivery_recorder import DeliveryNote, DeliveryRecorder, DeliveryState
 from gateway.webhooks.signature import InvalidWebhookSecret, signature_headers
 from schemas.errors import InvalidRequest, Unavailable
@@ -37,6 +39,10 @@ from schemas.redaction import REDACTOR
 log = structlog.get_logger(__name__)
 
 WEBHOOK_QUEUE_NAME = "hooks"
+MAX_HELD = 8192
+"""The maximum number of messages that one gateway has taken. It sends some of them; the others wait for others of their owner."""
+MAX_HELD_PER_OWNER = 2048
+"""The number of waiting messages above which further ones of an owner are postponed, as after a failed attempt."""
 MAX_CONCURRENCY = 256
 """The maximum number of concurrent attempts. Each holds a connection, up to its timeout."""
 ACK_MARGIN_S = 15.0
@@ -48,6 +54,8 @@ STATUS_GONE = 410
 INTERRUPTED_RETRY_S = 1.0
 """The delay before an attempt that a stopping gateway interrupted is repeated."""
 
+Bounds = Callable[[str, str], tuple[Bound, ...]]
+"""Returns the limits on concurrent webhooks for the id of an API key and its owner."""
 Secrets = Callable[[str], str | None]
 """Returns the webhook secret of an API key by the key's id (empty: the bootstrap key). None: the key is unknown."""
 
@@ -94,6 +102,7 @@ class WebhookSender:
         timeout_s: float,
         clock: Callable[[], float] = clock.now,
         count: Callable[[DeliveryState], None] = lambda _: None,
+        bounds_of: Bounds = lambda _, owner: (Bound(f"team:{owner}", MAX_CONCURRENCY // 8),),
     ) -> None:
         """Create a sender.
 
@@ -106,6 +115,7 @@ class WebhookSender:
             timeout_s: The timeout of one attempt.
             clock: Returns the time in Unix seconds.
             count: Receives the state after each attempt.
+            bounds_of: Returns the limits on concurrent attempts.
         """
         self._queue = queue
         self._store = store
@@ -116,6 +126,8 @@ class WebhookSender:
         self._hold_s = timeout_s + ACK_MARGIN_S
         self._clock = clock
         self._count = count
+        self._bounds_of = bounds_of
+        self._slots = OwnerSlots(MAX_CONCURRENCY, self._hold_s / 3)
         self._deliveries: set[asyncio.Task[None]] = set()
 
     def check_url(self, url: str) -> None:
@@ -155,9 +167,7 @@ class WebhookSender:
         """Deliver queued messages until cancelled. Another gateway repeats interrupted attempts."""
         notes = asyncio.create_task(self._notes.run(), name="webhook-notes")
         try:
-            async with contextlib.aclosing(
-                self._queue.consume(max_unacked=MAX_CONCURRENCY, ack_wait_s=self._hold_s)
-            ) as items:
+            async with contextlib.aclosing(self._queue.consume(max_unacked=MAX_HELD, ack_wait_s=self._hold_s)) as items:
                 try:
                     async for item in items:
                         task = asyncio.create_task(self._handle(item), name=f"webhook-{item.id}")
@@ -185,7 +195,14 @@ class WebhookSender:
             log.error("webhook.malformed", item=item.id)
             await item.ack()
             return
-        status, error = await self._send(message)
+        bounds = self._bounds_of(message.key, message.owner)
+        is_last = item.delivery > len(self._delays_s)
+        if not is_last and any(self._slots.waiting[bound.name] >= MAX_HELD_PER_OWNER for bound in bounds):
+            item.nak(self._delay_s(item.delivery))
+            return
+        async with self._slots.hold(bounds, item.extend):
+            item.extend()
+            status, error = await self._send(message)
         state = self._state(status, item.delivery)
         self._count(state)
         note = WebhookDelivery(at=int(self._clock()), attempt=item.delivery, status=status, error=error)

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from backbone.store.breaker import CircuitBreaker
 from backbone.store.redis import RedisStore
-from backbone.store.store import DueJob, IllegalMove, LimitReached, Store
+from backbone.store.store import DueJob, IllegalMove, JobLimit, LimitReached, Store
 from backbone.testing.store import MemoryStore
 from schemas.errors import InternalError, Unavailable
 from schemas.jobs import LEGAL_TRANSITIONS, TERMINAL_STATUSES, JobRecord, JobStatus, Lane
@@ -264,25 +264,25 @@ class TestUpdates:
 class TestLimits:
     async def test_a_full_key_takes_no_more_until_a_job_leaves_the_queue(self, store, owner):
         jobs = [record(owner, key=owner) for _ in range(3)]
-        assert await store.create(jobs[0], ttl_s=60, max_queued=2)
-        assert await store.create(jobs[1], ttl_s=60, max_queued=2)
+        assert await store.create(jobs[0], ttl_s=60, max_queued=JobLimit(2))
+        assert await store.create(jobs[1], ttl_s=60, max_queued=JobLimit(2))
         with pytest.raises(LimitReached):
-            await store.create(jobs[2], ttl_s=60, max_queued=2)
+            await store.create(jobs[2], ttl_s=60, max_queued=JobLimit(2))
         assert await store.get(owner, jobs[2].job) is None
-        assert not await store.create(jobs[0], ttl_s=60, max_queued=2)  # it exists, full or not
+        assert not await store.create(jobs[0], ttl_s=60, max_queued=JobLimit(2))  # it exists, full or not
         await store.move(owner, jobs[0].job, RUNNING)
-        assert await store.create(jobs[2], ttl_s=60, max_queued=2)
+        assert await store.create(jobs[2], ttl_s=60, max_queued=JobLimit(2))
 
     async def test_keys_count_for_themselves(self, store, owner):
-        assert await store.create(record(owner, key=f"{owner}:1"), ttl_s=60, max_queued=1)
-        assert await store.create(record(owner, key=f"{owner}:2"), ttl_s=60, max_queued=1)
+        assert await store.create(record(owner, key=f"{owner}:1"), ttl_s=60, max_queued=JobLimit(1))
+        assert await store.create(record(owner, key=f"{owner}:2"), ttl_s=60, max_queued=JobLimit(1))
         assert await store.create(record(owner, key=f"{owner}:1"), ttl_s=60)
         with pytest.raises(LimitReached):
-            await store.create(record(owner, key=f"{owner}:2"), ttl_s=60, max_queued=0)
+            await store.create(record(owner, key=f"{owner}:2"), ttl_s=60, max_queued=JobLimit(0))
 
     async def test_of_fifty_racing_creates_as_many_succeed_as_the_key_may_have(self, store, owner):
         jobs = [record(owner, key=owner) for _ in range(50)]
-        creates = (store.create(job, ttl_s=60, max_queued=10) for job in jobs)
+        creates = (store.create(job, ttl_s=60, max_queued=JobLimit(10)) for job in jobs)
         results = await asyncio.gather(*creates, return_exceptions=True)
         assert sum(result is True for result in results) == 10
         assert sum(isinstance(result, LimitReached) for result in results) == 40
@@ -315,7 +315,7 @@ class TestLimits:
 
         async def free() -> bool:
             try:
-                return await store.create(record(owner, key=owner), ttl_s=60, max_queued=1)
+                return await store.create(record(owner, key=owner), ttl_s=60, max_queued=JobLimit(1))
             except LimitReached:
                 return False
 
@@ -423,7 +423,7 @@ class TestPages:
         assert await store.get(owner, job.job) is None
         assert await store.page(owner) == []
         assert [due for due in await store.claim_due(1000) if due.owner == owner] == []
-        assert await store.create(job, ttl_s=60, max_queued=1)
+        assert await store.create(job, ttl_s=60, max_queued=JobLimit(1))
 
 
 class TestTimers:
@@ -741,11 +741,13 @@ class TestFaults:
         assert await own_store.acquire_lease(job.job, "b", 60)
         await own_store.release_lease(job.job, "a")
         await own_store.remove("alice", job.job)
-        assert await own_store.create(job, ttl_s=60, due_s=0, max_queued=1)
+        assert await own_store.create(job, ttl_s=60, due_s=0, max_queued=JobLimit(1))
         assert (await own_store.page("alice"), await own_store.claim_due(10)) == ([job], [DueJob("alice", job.job)])
 
     async def test_what_has_expired_leaves_nothing_behind(self, own_store, own_redis, eventually):
-        await asyncio.gather(*(own_store.create(record(key="k"), ttl_s=0.3, max_queued=50) for _ in range(50)))
+        await asyncio.gather(
+            *(own_store.create(record(key="k"), ttl_s=0.3, max_queued=JobLimit(50)) for _ in range(50))
+        )
         job = record(key="k")
         await own_store.create(job, ttl_s=0.3)
         await own_store.move("alice", job.job, RUNNING)

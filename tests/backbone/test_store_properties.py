@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from backbone.store.redis import RedisStore
-from backbone.store.store import IllegalMove, LimitReached, Store
+from backbone.store.store import IllegalMove, JobLimit, LimitReached, Store
 from backbone.testing.store import MemoryStore
 from schemas.jobs import JobRecord, JobStatus
 
@@ -99,7 +99,7 @@ class StoreMachine(RuleBasedStateMachine):
         record = JobRecord(
             job=job, owner=self.owner, endpoint="/v1/x", model="m", public_model="m", created_at=1, key=self.key(key)
         )
-        call = self.store.create(record, ttl_s=3600, due_s=due_s, max_queued=limit)
+        call = self.store.create(record, ttl_s=3600, due_s=due_s, max_queued=JobLimit(limit))
         if job in self.jobs:
             assert not self.do(call)
         elif limit is not None and self.count(key, QUEUED) >= limit:
@@ -218,8 +218,8 @@ class StoreMachine(RuleBasedStateMachine):
                 key=self.key(key),
             )
             with pytest.raises(LimitReached):
-                await self.store.create(probe, ttl_s=3600, max_queued=waiting)
-            assert await self.store.create(probe, ttl_s=3600, max_queued=waiting + 1)
+                await self.store.create(probe, ttl_s=3600, max_queued=JobLimit(waiting))
+            assert await self.store.create(probe, ttl_s=3600, max_queued=JobLimit(waiting + 1))
             await self.store.remove(self.owner, probe.job)
 
     def teardown(self) -> None:

@@ -124,6 +124,66 @@ async def _stored(cluster: Cluster, crew: Crew, count: int) -> bool:
     return await cluster.stored(crew.model) == count
 
 
+async def test_a_revoked_key_ends_its_calls(cluster: Cluster, crew: Crew, second: str, eventually: Eventually) -> None:
+    """A stream and a poll, at another gateway than the one that revokes it; its jobs are cancelled where that is asked."""
+    await crew.start(options="first_delay_ms=600000")
+    key, other = await make(cluster, "leaver", max_open=9), await make(cluster, "stayer")
+    await eventually(lambda: _is(cluster, key, 200, second))
+    job = (
+        await cluster.post(
+            "/v1/jobs", {"endpoint": "/v1/chat/completions", "body": chat(model=crew.model)}, headers=bearer(key)
+        )
+    ).json()["id"]
+    stays = cluster.record(chat(model=crew.model, stream=True), url=second, **bearer(other))
+    stream = asyncio.create_task(
+        cluster.http.post(
+            second + "/v1/chat/completions", json=chat(model=crew.model, stream=True), headers=bearer(key)
+        )
+    )
+    poll = asyncio.create_task(cluster.http.get(f"{second}/v1/jobs/{job}?wait=300", headers=bearer(key)))
+    await eventually(lambda: _stored(cluster, crew, 3))
+    state = await cluster.get(f"/v1/admin/jobs/{job}?team=leaver")
+    assert (state.status_code, state.json()["team"]) == (200, "leaver")
+    assert "metadata" not in state.json()
+    answer = await cluster.http.delete(f"{cluster.url}/v1/keys/{key['id']}?jobs=cancel")
+    assert answer.json()["cancelled_jobs"] == 1
+    async with asyncio.timeout(10):
+        for call in (stream, poll):
+            with pytest.raises(httpx.TransportError):
+                await call
+    state = await cluster.get(f"/v1/admin/jobs/{job}?team=leaver")
+    assert state.json()["status"] == "cancelled"
+    await eventually(lambda: _stored(cluster, crew, 1))
+    await stays.hang_up()
+
+
+async def test_limits_per_minute(cluster: Cluster, crew: Crew, second: str, eventually: Eventually) -> None:
+    """Over both gateways, changed without a new key, and told as OpenAI's SDKs read it."""
+    await crew.start()
+    key = await make(cluster, "hasty", requests_per_minute=6, tokens_per_minute=100_000)
+    await eventually(lambda: _is(cluster, key, 200, second))
+    body = chat(model=crew.model)
+    answers = [
+        await cluster.http.post(url + "/v1/chat/completions", json=body, headers=bearer(key))
+        for url in (cluster.url, second) * 5
+    ]
+    assert [answer.status_code for answer in answers].count(200) <= 6
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    for answer in (*answers, await cluster.get("/v1/models", headers=bearer(key))):
+        assert answer.headers["x-ratelimit-limit-requests"] == "6"
+        assert 0 <= int(answer.headers["x-ratelimit-remaining-tokens"]) < 100_000
+    changed = await cluster.http.patch(f"{cluster.url}/v1/keys/{key['id']}", json={"requests_per_minute": 600})
+    assert changed.status_code == 200
+    again = await cluster.http.post(
+        cluster.url + "/v1/chat/completions", json=body, headers=bearer(key) | {"x-nexus-on-limit": "queue"}
+    )
+    assert again.status_code == 200
+    refused = await cluster.post("/v1/chat/completions", body | {"service_tier": "priority"}, headers=bearer(key))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "lane_not_allowed")
+
+
 async def test_redis_killed(cluster: Cluster, crew: Crew, second: str, eventually: Eventually) -> None:
     """Keys go on working, everywhere; none can be made or ended; what was revoked before stays so. All is well again with Redis."""
     await crew.start()

@@ -45,7 +45,8 @@ class Need:
 
 
 PUBLIC, ANY = Need(None), Need(())
-INFERENCE, JOBS, ADMIN = (Need((scope,)) for scope in (Scope.INFERENCE, Scope.JOBS, Scope.ADMIN))
+INFERENCE, JOBS = Need((Scope.INFERENCE,)), Need((Scope.JOBS,))
+READ, OPERATE, KEYS = (Need((scope,)) for scope in (Scope.ADMIN_READ, Scope.ADMIN_OPERATE, Scope.ADMIN_KEYS))
 
 ROUTES = {
     "GET /": PUBLIC,
@@ -85,24 +86,35 @@ ROUTES = {
     "POST /v1/responses/{response_id}/cancel": INFERENCE.of("response"),
     "DELETE /v1/responses/{response_id}": INFERENCE.of("response"),
     "GET /v1/responses/{response_id}/input_items": INFERENCE.of("response"),
-    "GET /v1/workers": ADMIN,
-    "POST /v1/workers/{worker_id}/drain": ADMIN,
-    "GET /v1/queues": ADMIN,
-    "GET /v1/aliases": ADMIN,
-    "PUT /v1/aliases/{alias:path}": ADMIN,
-    "DELETE /v1/aliases/{alias:path}": ADMIN,
-    "GET /v1/services": ADMIN,
-    "PUT /v1/services/{name:path}": ADMIN,
-    "DELETE /v1/services/{name:path}": ADMIN,
+    "GET /v1/workers": READ,
+    "POST /v1/workers/{worker_id}/drain": OPERATE,
+    "GET /v1/queues": READ,
+    "GET /v1/aliases": READ,
+    "PUT /v1/aliases/{alias:path}": OPERATE,
+    "DELETE /v1/aliases/{alias:path}": OPERATE,
+    "GET /v1/services": READ,
+    "PUT /v1/services/{name:path}": OPERATE,
+    "DELETE /v1/services/{name:path}": OPERATE,
     # Dead letters are operators', no matter who owns their jobs.
-    "GET /v1/dlq": ADMIN,
-    "GET /v1/dlq/{job_id}": ADMIN,
-    "POST /v1/dlq/{job_id}/replay": ADMIN,
-    "DELETE /v1/dlq/{job_id}": ADMIN,
-    "POST /v1/keys": ADMIN,
-    "GET /v1/keys": ADMIN,
-    "GET /v1/keys/{key_id}": ADMIN,
-    "DELETE /v1/keys/{key_id}": ADMIN,
+    "GET /v1/dlq": READ,
+    "GET /v1/dlq/{job_id}": READ,
+    "POST /v1/dlq/{job_id}/replay": OPERATE,
+    "DELETE /v1/dlq/{job_id}": OPERATE,
+    "POST /v1/keys": KEYS,
+    "GET /v1/keys": KEYS,
+    "GET /v1/keys/{key_id}": KEYS,
+    "PATCH /v1/keys/{key_id}": KEYS,
+    "POST /v1/keys/{key_id}/rotate": KEYS,
+    "DELETE /v1/keys/{key_id}": KEYS,
+    "POST /v1/teams": KEYS,
+    "GET /v1/teams": KEYS,
+    "GET /v1/teams/{team_id:path}": KEYS,
+    "PATCH /v1/teams/{team_id:path}": KEYS,
+    "DELETE /v1/teams/{team_id:path}": KEYS,
+    # Operators name the team, and see no contents.
+    "GET /v1/admin/jobs": READ,
+    "GET /v1/admin/jobs/{job_id}": READ,
+    "POST /v1/admin/jobs/{job_id}/cancel": OPERATE,
     "GET /v1/usage": ANY,
     **{f"GET /v1/organization/usage/{name}": ANY for name in KINDS},
     "GET /v1/organization/costs": ANY,
@@ -230,7 +242,9 @@ async def test_every_route_is_named_here() -> None:
     assert set(served()) == set(ROUTES)
     assert {need.owned for need in ROUTES.values()} - {""} == set(MAKERS)
     ids = re.compile(r"\{(job|file|batch|response)_id\}")
-    assert {r for r in ROUTES if ids.search(r) and not r.split(" ")[1].startswith("/v1/dlq")} == set(OWNED)
+    assert {r for r in ROUTES if ids.search(r) and not r.split(" ")[1].startswith(("/v1/dlq", "/v1/admin"))} == set(
+        OWNED
+    )
 
 
 @pytest.mark.parametrize("route", sorted(set(ROUTES) - set(CLOSED)))
@@ -254,7 +268,7 @@ async def test_without_a_key_nobody_comes_in(cluster: Cluster, keys: Keys, route
 @pytest.mark.parametrize(("route", "scope"), SCOPED)
 async def test_a_key_without_the_scope_is_refused(keys: Keys, route: str, scope: Scope) -> None:
     """403, naming the scope, before the body is judged; with these scopes and no other it is let in."""
-    answer = await (await keys.get(scopes=[one for one in Scope if one is not scope])).walk(route)
+    answer = await (await keys.get(scopes=[one for one in Scope if one not in {scope, Scope.ADMIN}])).walk(route)
     assert answer.status_code == 403, answer.text
     error = error_of(answer)
     assert (error["type"], error["code"]) == ("permission_error", "permission_denied")

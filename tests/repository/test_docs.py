@@ -43,7 +43,7 @@ COMPOSE = set(re.findall(r"^#([A-Z_0-9]+)=", (ROOT / ".env.example").read_text()
 OLD = set(SETTING.findall((ROOT / "deploy" / "scripts" / "migrate-from-nexus-http.sh").read_text()))
 COMMAND = re.compile(r"(?:^|[`$ ])nexus ([a-z]+)\b", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-ROUTE = re.compile(r"`(GET|POST|PUT|DELETE) (/[^`\s]*)`")
+ROUTE = re.compile(r"`(GET|POST|PUT|PATCH|DELETE) (/[^`\s]*)`")
 
 
 def metrics(registry: CollectorRegistry) -> set[str]:

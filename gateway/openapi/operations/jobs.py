@@ -201,7 +201,7 @@ OPERATIONS = {
     "GET /v1/dlq": Operation(
         id="listDeadLetters",
         tag="operation",
-        scope="admin",
+        scope="admin:read",
         summary="List dead letters",
         description="Return the jobs of all owners that lost their worker too often or used up their retries, newest first.",
         responses=json_response(DeadLetterList, "A page of dead letters."),
@@ -215,7 +215,7 @@ OPERATIONS = {
     "GET /v1/dlq/{job_id}": Operation(
         id="getDeadLetter",
         tag="operation",
-        scope="admin",
+        scope="admin:read",
         summary="Get a dead letter",
         description="Return one dead letter, with its request if that is JSON of at most 256 KiB.",
         responses=json_response(DeadLetterObject, "The dead letter."),
@@ -225,7 +225,7 @@ OPERATIONS = {
     "POST /v1/dlq/{job_id}/replay": Operation(
         id="replayDeadLetter",
         tag="operation",
-        scope="admin",
+        scope="admin:operate",
         summary="Replay a dead letter",
         description="Start a new run of the job and delete the dead letter.",
         responses={202: SuccessResponse("The job, back in the queue.", {JSON_TYPE: Job})},
@@ -235,7 +235,7 @@ OPERATIONS = {
     "DELETE /v1/dlq/{job_id}": Operation(
         id="deleteDeadLetter",
         tag="operation",
-        scope="admin",
+        scope="admin:operate",
         summary="Delete a dead letter",
         description="Delete a dead letter. The job keeps the status `failed`.",
         responses=json_response(DeadLetterDeleted, "The dead letter is deleted."),

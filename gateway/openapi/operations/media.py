@@ -109,6 +109,9 @@ OPERATIONS = {
             "owner": {"description": "Copied from the URL in the response.", "required": True},
             "expires": {"description": "Copied from the URL in the response: Unix seconds.", "required": True},
             "signature": {"description": "Copied from the URL in the response.", "required": True},
+            "key": {
+                "description": "Copied from the URL in the response, if it is there: the API key with which the URL ends."
+            },
         },
     ),
 }

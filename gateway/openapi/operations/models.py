@@ -13,7 +13,7 @@ def _job(verb: str, summary: str, description: str) -> Operation:
     return Operation(
         id=f"{verb}Model",
         tag="operation",
-        scope="admin",
+        scope="admin:operate",
         runs_inference=True,
         summary=summary,
         description=description + " With `stream: true`, return the progress as events.",

@@ -66,7 +66,7 @@ OPERATIONS = {
         id="getUsage",
         tag="usage",
         summary="Read usage",
-        description="Add up what finished requests used, from the ledger: tokens, images, seconds, bytes, cost. A key without the scope `admin` sees "
+        description="Add up what finished requests used, from the ledger: tokens, images, seconds, bytes, cost. A key without the scope `admin:read` sees "
         "its own team.",
         responses={
             200: SuccessResponse("The sums.", {JSON_TYPE: UsageReport, "text/csv": TEXT}),
@@ -97,7 +97,7 @@ OPERATIONS = {
         id="getOrganizationCosts",
         tag="usage",
         summary="Read costs in OpenAI's shape",
-        description="Return costs by day and the operator's price list. A line item is a model. A key without the scope `admin` sees its own team.",
+        description="Return costs by day and the operator's price list. A line item is a model. A key without the scope `admin:read` sees its own team.",
         responses=json_response(UsagePage, "A page of days."),
         errors=NO_LEDGER,
         parameters=_openai(["1d"], ["project_id", "line_item", "api_key_id"], 180, "project_ids", "api_key_ids"),

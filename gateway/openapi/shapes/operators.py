@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.jobs import Capability, Lane
-from schemas.keys import Scope
+from schemas.jobs import Capability, JobStatus, Lane
+from schemas.keys import LaneName, Scope
 from schemas.presence import WorkerPresence, WorkerState
 
 
@@ -159,33 +159,138 @@ class QueueList(BaseModel):
     data: list[QueueState]
 
 
-class Key(BaseModel):
-    """An API key, without the key itself."""
+class LimitValues(BaseModel):
+    """The limits of a key or a team."""
+
+    models: list[str] | None
+    """Patterns of the model names that requests may use: `*` stands for any text, `?` for one character."""
+    lanes: list[LaneName] | None
+    """The lanes that requests may use."""
+    requests_per_minute: int | None
+    """Requests in any 60 seconds, over all gateways."""
+    tokens_per_minute: int | None
+    """Tokens of prompts and answers in any 60 seconds, over all gateways."""
+    max_open: int | None
+    """The maximum number of open requests, at each gateway process."""
+    max_queued: int | None
+    """The maximum number of waiting jobs."""
+    max_running: int | None
+    """The maximum number of running jobs."""
+    max_stored_bytes: int | None
+    """The maximum number of bytes of stored files."""
+    max_batches: int | None
+    """The maximum number of unfinished batches."""
+    max_webhooks: int | None
+    """The maximum number of webhooks that each gateway process sends at the same time."""
+    networks: list[str] | None
+    """Addresses and CIDR ranges from which requests may come."""
+
+
+class TeamObject(LimitValues):
+    """A team: the owner of jobs, files, batches and responses. Null limits: the defaults of the settings apply."""
+
+    model_config = ConfigDict(title="Team")
+
+    id: str
+    """The `owner` of the team's keys."""
+    object: Literal["team"]
+    effective_limits: LimitValues
+    """The limits that hold: the team's own, and the defaults for the others. Null: no limit."""
+    created_at: int
+    """Unix seconds."""
+    expires_at: int | None
+    """The time at which all keys of the team end, in Unix seconds. Null: never."""
+
+
+class TeamList(BaseModel):
+    """All teams."""
+
+    object: Literal["list"]
+    data: list[TeamObject]
+
+
+class TeamDeleted(BaseModel):
+    """Confirmation that a team was deleted."""
+
+    id: str
+    object: Literal["team"]
+    deleted: Literal[True]
+
+
+class TeamJob(BaseModel):
+    """The state of a job, for operators."""
+
+    id: str
+    object: Literal["job"]
+    team: str
+    key: str | None
+    """The id of the API key that submitted the job. Null: the bootstrap key."""
+    endpoint: str
+    model: str
+    service_tier: Lane
+    status: JobStatus
+    created_at: int
+    """Unix seconds."""
+    started_at: int | None
+    finished_at: int | None
+    expires_at: int | None
+    run: int
+    """Counts the runs of the job: retries begin new ones."""
+    attempts: int
+    queue_position: int | None
+    eta_seconds: float | None
+    progress: float | None
+    worker: str | None
+    usage: dict[str, Any] | None
+    """The number of tokens, as the inference server reported it."""
+    error_code: str | None
+    """The code of the error of a failed job."""
+    adapted: list[str] | None = None
+    """Parameters that were replaced by their nearest equivalents."""
+    batch: str | None = None
+    """The id of the batch that the job is a line of."""
+
+
+class TeamJobList(BaseModel):
+    """A page of a team's jobs, newest first."""
+
+    object: Literal["list"]
+    data: list[TeamJob]
+    has_more: bool
+
+
+class Key(LimitValues):
+    """An API key, without the key itself. Null limits: the key has no limit of its own, and its team's apply."""
 
     id: str
     object: Literal["api_key"]
     name: str
     owner: str
-    """The owner of the key's jobs, files, batches and responses. Keys of one owner share them."""
+    """The team: the owner of the key's jobs, files, batches and responses. Keys of one team share them."""
     scopes: list[Scope]
-    max_queued: int | None
-    """The maximum number of waiting jobs. Null: the key has no limit of its own."""
-    max_running: int | None
-    """The maximum number of running jobs. Null: the key has no limit of its own."""
     created_at: int
     """Unix seconds."""
     expires_at: int | None
     """Unix seconds. Null: the key never expires."""
+    last_used_at: int | None
+    """The time of the last request, about a minute late, in Unix seconds. Null: not known."""
+    replaced_until: int | None
+    """The time until which the key that the last rotation replaced is valid, in Unix seconds. Null: it was never rotated."""
     status: Literal["active", "expired"]
     hint: str
     """The key's last four characters."""
 
 
-class CreatedKey(Key):
-    """A new API key. Store `key` and `webhook_secret` now: no other response contains them."""
+class RotatedKey(Key):
+    """A rotated API key. Store `key` now: no other response contains it."""
 
     key: str
     """The key itself. Send it as `Authorization: Bearer KEY`."""
+
+
+class CreatedKey(RotatedKey):
+    """A new API key. Store `key` and `webhook_secret` now: no other response contains them."""
+
     webhook_secret: str
     """The secret that signs the webhooks of this key's jobs."""
 
@@ -203,6 +308,8 @@ class KeyDeleted(BaseModel):
     id: str
     object: Literal["api_key"]
     deleted: Literal[True]
+    cancelled_jobs: int | None = None
+    """With `jobs=cancel`: the number of unfinished jobs that were cancelled."""
 
 
 class Health(BaseModel):

@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
 
-    do_GET = do_POST = do_PUT = do_DELETE = do  # noqa: N815
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         """Nobody reads it."""

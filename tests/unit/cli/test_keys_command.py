@@ -13,7 +13,8 @@ from cli import options
 from cli.app import app
 from cli.errors import ConsoleError
 from cli.gateway_client import ApiClient, GatewayTarget
-from cli.keys import KeyScopeOption, parse_duration
+from cli.keys import KeyScopeOption
+from cli.limits import LIMITS, parse_bytes, parse_duration
 from gateway.auth.authenticator import Authenticator
 from schemas import keys
 from tests.unit.cli.gateway_double import serve
@@ -40,6 +41,10 @@ class Gateway:
     def __init__(self) -> None:
         self.answer: dict[str, Any] = {}
         self.requests: list[tuple[str, str, Any]] = []
+
+    @property
+    def last(self) -> Any:
+        return self.requests[-1]
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else None
@@ -104,11 +109,12 @@ def test_keys_are_listed(gateway: Gateway, command: tuple[str, ...]) -> None:
         "jobs",
         "5",
         "-",
+        "-",
         "2030-03-17",
         "17:46Z",
         "active",
     ]
-    assert lines[2] == ["key_2", "alice", "team", "…abcd", "inference,", "jobs", "5", "-", "never", "expired"]
+    assert lines[2] == ["key_2", "alice", "team", "…abcd", "inference,", "jobs", "5", "-", "-", "never", "expired"]
     assert json.loads(run(*command, "--json").stdout) == gateway.answer
     gateway.answer["data"] = []
     assert "nexus keys create" in run(*command).stdout
@@ -177,3 +183,36 @@ def test_an_invalid_command_line_sends_nothing(gateway: Gateway, arguments: tupl
 def test_scopes_are_those_of_the_gateway() -> None:
     """The console has them on its own, so that its help needs no pydantic."""
     assert [(one.name, one.value) for one in KeyScopeOption] == [(one.name, one.value) for one in keys.Scope]
+
+
+def test_limits_are_set_and_removed(gateway: Gateway) -> None:
+    """For a key by its name, and for a team; what is left out is not sent."""
+    gateway.answer = {"object": "list", "data": [ROW]} | ROW
+    line = "keys set alice --model llama* --max-stored-bytes 2G --network 10.0.0.0/8 --unset max-queued --unset expires"
+    assert run(*line.split()).exit_code == 0
+    limits: dict[str, Any] = {"models": ["llama*"], "max_stored_bytes": 2 * 1024**3, "networks": ["10.0.0.0/8"]}
+    assert gateway.last == ("PATCH", "/v1/keys/key_1", limits | {"max_queued": None, "expires_at": None})
+    gateway.answer = {"id": "a/b", "max_open": 3}
+    assert run("teams", "set", "a/b", "--max-open", "3").exit_code == 0
+    assert gateway.last == ("PATCH", "/v1/teams/a%2Fb", {"max_open": 3})
+    assert run("teams", "create", "new", "--lane", "flex").exit_code == 0
+    assert gateway.last == ("POST", "/v1/teams", {"id": "new", "lanes": ["flex"]})
+    for wrong in ("keys set alice", "keys set alice --unset speed", "teams set a --max-stored-bytes lots"):
+        assert run(*wrong.split()).exit_code != 0
+
+
+def test_a_key_is_rotated(gateway: Gateway) -> None:
+    gateway.answer = {"object": "list", "data": [ROW]} | MADE | {"id": "key_1"}
+    assert "nexus-secret" in run("keys", "rotate", "alice", "--overlap", "1h").stdout
+    assert gateway.last == ("POST", "/v1/keys/key_1/rotate", {"overlap_s": 3600})
+
+
+def test_options_and_record_have_the_same_limits() -> None:
+    assert tuple(keys.AccessLimits.model_fields) == LIMITS
+    assert (parse_bytes("500000"), parse_bytes("2G"), parse_bytes("10kb")) == (500_000, 2 * 1024**3, 10_240)
+
+
+def test_a_revoked_key_takes_its_jobs_along(gateway: Gateway) -> None:
+    gateway.answer = {"object": "list", "data": [ROW], "deleted": True}
+    assert run("keys", "revoke", "alice", "--jobs", "cancel").exit_code == 0
+    assert gateway.last[:2] == ("DELETE", "/v1/keys/key_1?jobs=cancel")

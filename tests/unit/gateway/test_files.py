@@ -10,12 +10,14 @@ import httpx
 import pytest
 
 from backbone.testing.blobs import MemoryBlobStore
+from backbone.testing.byte_quotas import MemoryByteQuotas
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.app import make_app
 from gateway.auth.authenticator import Authenticator, Principal
 from gateway.dependencies import Parts
 from gateway.files import MAX_NAME, FileNotFound, FileStore
 from gateway.http.body_memory import BodyMemory
+from gateway.limits.effective import EffectiveLimits
 from schemas.errors import Unavailable
 from schemas.files import UPLOAD_PURPOSES, FileRecord
 
@@ -31,7 +33,9 @@ class Gateway:
         self.now = 0.0
         self.documents = MemoryDocumentStore(lambda: self.now)
         self.blobs = MemoryBlobStore()
-        self.files = FileStore(self.documents, self.blobs, LIMIT, KEEP_S, BodyMemory(10_000_000), 5.0)
+        self.files = FileStore(
+            self.documents, self.blobs, LIMIT, KEEP_S, BodyMemory(10_000_000), MemoryByteQuotas(), 5.0
+        )
         app = make_app(cast("Parts", SimpleNamespace(files=self.files, auth=Authenticator(KEY))))
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://test", headers={"authorization": f"Bearer {KEY}"}
@@ -301,3 +305,19 @@ async def test_a_store_that_fails_between_bytes_and_record(gateway: Gateway) -> 
         await gateway.files.add("alice", blob=blob.name, size=1, filename="a", purpose="batch", keep_s=60)
     gateway.documents.available = True
     assert await gateway.files.page("alice", after="", limit=10, newest_first=True, purpose="") == ([], False)
+
+
+class TestQuotas:
+    async def test_a_team_stores_so_many_bytes(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What does not fit is refused while it arrives, and leaves nothing; a deleted or expired file makes room."""
+        caller = Principal("alice", limits=EffectiveLimits(stored_bytes=1000))
+        monkeypatch.setattr(Authenticator, "authenticate", lambda *_: caller)
+        first = await gateway.uploaded(b"x" * 500)
+        refused = await gateway.upload(b"x" * 600)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "storage_limit_reached")
+        assert len(gateway.blobs.chunks_by_name()) == 1
+        caller = Principal("bob", limits=caller.limits)
+        await gateway.uploaded(b"x" * 600)
+        caller = Principal("alice", limits=caller.limits)
+        await gateway.http.delete(f"/v1/files/{first['id']}")
+        await gateway.uploaded(b"x" * 600)

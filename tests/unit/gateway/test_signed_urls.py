@@ -58,3 +58,19 @@ def test_only_blob_names_are_replaced_by_urls() -> None:
 def test_the_base_url_is_the_callers() -> None:
     assert base_url({"scheme": "https", "headers": [(b"host", b"nexus:88")]}) == "https://nexus:88"
     assert base_url({"headers": [], "server": ("10.0.0.1", 8800)}) == "http://10.0.0.1:8800"
+
+
+def test_a_signed_url_ends_with_its_key() -> None:
+    """It names the key, which cannot be left out or replaced; a revoked one's URLs are no more."""
+    revoked: set[str] = set()
+    url_signer = UrlSigner(KEY, "", 60, revoked.__contains__)
+    url = url_signer.sign("a" * 32, "alice", "http://h", "key_1")
+    assert "key=key_1" in url
+    parts = taken_apart(url)
+    url_signer.verify(*parts, "key_1")
+    for wrong in ("", "key_2"):
+        with pytest.raises(NotFound):
+            url_signer.verify(*parts, wrong)
+    revoked.add("key_1")
+    with pytest.raises(NotFound):
+        url_signer.verify(*parts, "key_1")

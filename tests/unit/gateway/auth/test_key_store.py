@@ -11,10 +11,13 @@ import pytest
 
 from backbone.testing.broadcast import MemoryBroadcast
 from backbone.testing.documents import MemoryDocumentStore
-from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
-from gateway.auth.key_store import KIND, RETENTION_S, TRUSTED_S, IssuedKey, KeyNotFound, KeyStore
-from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, PermissionDenied, RateLimited, Unavailable
-from schemas.keys import Scope
+from gateway.auth.authenticator import Authenticator, Principal
+from gateway.auth.key_store import KIND, IssuedKey, KeyNotFound, KeyStore
+from gateway.auth.replica import RETENTION_S, TRUSTED_S
+from gateway.auth.team_store import TeamStore
+from gateway.limits.effective import NO_LIMITS
+from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, PermissionDenied, Unavailable
+from schemas.keys import AccessLimits, Scope
 from tests.conftest import Eventually
 
 TOKEN = "nexus-bootstrap"
@@ -82,7 +85,7 @@ class TestOneGateway:
         )
         principal = gateway.check(new.key)
         assert (principal.owner, principal.name, principal.key_id) == ("team", "alice", new.record.id)
-        assert (principal.max_queued, principal.max_running) == (5, 2)
+        assert (principal.limits.queued, principal.limits.running) == ((5, None), (2, None))
         principal.require(Scope.JOBS)
         with pytest.raises(PermissionDenied, match=r"'admin'.*inference, jobs"):
             principal.require(Scope.ADMIN)
@@ -108,7 +111,7 @@ class TestOneGateway:
         one, other = await fleet.gateway(), await fleet.gateway()
         principal = one.check(TOKEN)
         assert (principal.owner, principal.key_id, principal.scopes) == ("default", "", frozenset(Scope))
-        assert principal.max_queued is principal.max_running is None
+        assert principal.limits is NO_LIMITS
         secret = one.auth.webhook_secret("")
         assert secret == other.auth.webhook_secret("") == principal.webhook_secret
         assert secret != Authenticator("another").webhook_secret("")
@@ -271,14 +274,14 @@ class TestStoreDataLoss:
         fleet.broadcast.available = False
         await knows.ring.revoke(new.record.id)
         fleet.flush()
-        read = knows.ring._read
+        read = knows.ring._replica._read
 
         async def then_the_other_writes() -> dict[str, bytes]:
             found = await read()
             await late.ring.refresh()
             return found
 
-        knows.ring._read = then_the_other_writes  # type: ignore[method-assign]
+        knows.ring._replica._read = then_the_other_writes  # type: ignore[method-assign]
         await knows.ring.refresh()
         assert not (await fleet.gateway()).knows(new.key)
 
@@ -352,24 +355,66 @@ class TestManyGateways:
         assert fleet.stored_ids() == [new.record.id]
 
 
-class TestConcurrencyLimiter:
-    def test_a_key_with_both_limits_is_limited(self) -> None:
-        """As many open requests as may wait and run together; one that ended makes room."""
-        counted, limited = ConcurrencyLimiter(), Principal("o", key_id="k", max_queued=1, max_running=2)
-        entered = [counted.acquire(limited) for _ in range(3)]
-        with pytest.raises(RateLimited) as caught:
-            counted.acquire(limited)
-        assert (caught.value.info.status, caught.value.info.code) == (429, "rate_limit_exceeded")
-        assert caught.value.info.headers()["retry-after"] == "1"
-        assert counted.acquire(Principal("o", key_id="k2", max_queued=1, max_running=2)) is not None
-        for one in entered:
-            assert one is not None
-            counted.release(one)
-        assert counted.acquire(limited) is limited
+class TestChanges:
+    async def test_limits_change_without_a_new_key(self, fleet: Fleet, eventually: Eventually) -> None:
+        """At every gateway, by the notice alone: of the key, and of its team."""
+        one, other = await fleet.gateway(), await fleet.gateway(refresh_interval_s=3600)
+        new = await one.create(owner="team", max_queued=9)
+        await eventually(lambda: other.knows(new.key))
+        await one.ring.change(new.record.id, max_queued=3)
+        await TeamStore(one.ring, lambda: fleet.now).change("team", max_queued=5, requests_per_minute=60)
+        await eventually(lambda: other.check(new.key).limits.queued == (3, 5))
+        assert [rate.per_minute for rate in other.check(new.key).limits.requests] == [60]
 
-    @pytest.mark.parametrize("limits", [{}, {"max_queued": 0}, {"max_running": 1}])
-    def test_keys_without_both_limits_are_not_limited(self, limits: dict[str, Any]) -> None:
-        """Nothing is counted for them."""
-        counted = ConcurrencyLimiter()
-        assert [counted.acquire(Principal("o", key_id="k", **limits)) for _ in range(100)] == [None] * 100
-        assert not counted._open
+    async def test_an_older_version_never_replaces_a_newer_one(self, fleet: Fleet) -> None:
+        """A gateway that missed a change gives its old record back to an empty store: the others correct it."""
+        late, knows = await fleet.gateway(refresh_interval_s=3600), await fleet.gateway(refresh_interval_s=3600)
+        new = await late.create(max_queued=9)
+        await knows.ring.refresh()
+        fleet.broadcast.available = False
+        await knows.ring.change(new.record.id, max_queued=1)
+        fleet.flush()
+        await late.ring.refresh()
+        await knows.ring.refresh()
+        assert (await fleet.gateway()).check(new.key).limits.queued == (1, None)
+
+    async def test_a_rotated_key_overlaps_with_the_new_one(self, fleet: Fleet) -> None:
+        """Both are valid for the time of overlap; then the old one says why it is not."""
+        gateway = await fleet.gateway()
+        old = await gateway.create()
+        new = await gateway.ring.rotate(old.record.id, 60)
+        assert new.record.id == old.record.id
+        assert gateway.check(old.key).key_id == gateway.check(new.key).key_id == old.record.id
+        fleet.now += 60
+        assert "replaced" in await fails(lambda: _raise(gateway, old.key), AuthenticationFailed)
+        assert gateway.knows(new.key)
+        assert not gateway.knows((await gateway.ring.rotate(old.record.id, 0), new.key)[1])
+
+    async def test_the_end_of_a_team_ends_its_keys(self, fleet: Fleet) -> None:
+        gateway = await fleet.gateway()
+        new = await gateway.create(owner="team")
+        await TeamStore(gateway.ring, lambda: fleet.now).change("team", expires_at=int(fleet.now) + 10)
+        assert gateway.knows(new.key)
+        fleet.now += 10
+        assert not gateway.knows(new.key)
+
+    async def test_defaults_hold_where_a_team_has_no_limit(self, fleet: Fleet) -> None:
+        ring = KeyStore(fleet.documents, fleet.broadcast, defaults=AccessLimits(max_queued=7, lanes=("flex",)))
+        await ring.start()
+        new = await ring.create("alice", scopes=[Scope.JOBS], max_queued=100)
+        assert ring.find(new.key.encode()).limits.queued == (100, 7)
+        await TeamStore(ring).change("alice", lanes=("priority", "flex"))
+        assert ring.find(new.key.encode()).limits.lanes == frozenset({"priority", "flex"})
+        await ring.close()
+
+    async def test_the_last_use_is_noted_once_a_minute(self, fleet: Fleet) -> None:
+        gateway = await fleet.gateway(refresh_interval_s=3600)
+        used, unused = await gateway.create("a"), await gateway.create("b")
+        gateway.check(used.key)
+        fleet.now += 60
+        await gateway.ring._note_used()
+        assert await gateway.ring.last_used([used.record, unused.record]) == {used.record.id: int(fleet.now)}
+
+
+async def _raise(gateway: Gateway, key: str) -> None:
+    gateway.check(key)

@@ -14,6 +14,7 @@ from backbone.bus.blobs import INLINE_LIMIT_BYTES
 from backbone.bus.job_log import JobLog
 from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker
+from backbone.testing.byte_quotas import MemoryByteQuotas
 from backbone.testing.documents import MemoryDocumentStore
 from backbone.testing.job_log import MemoryJobLog
 from gateway.auth.authenticator import Principal
@@ -29,6 +30,7 @@ from gateway.http.remote_media import RemoteMedia
 from gateway.jobs.api import JobNotFound, JobResult, JobsApi, ResultNotReady, Submission
 from gateway.jobs.http_response import JobResponder
 from gateway.jobs.records import record_from_outcome
+from gateway.limits.effective import NO_LIMITS
 from gateway.signed_urls import UrlSigner
 from schemas.batches import Batch, BatchRequest, BatchStatus, RequestCounts
 from schemas.endpoints import BY_PATH
@@ -164,7 +166,9 @@ class Desk:
         self.log = MemoryJobLog(self.broker)
         self.blobs = MemoryBlobStore()
         self.documents = MemoryDocumentStore()
-        self.files = FileStore(self.documents, self.blobs, 10_000_000, 86_400.0, BodyMemory(10_000_000), 5.0)
+        self.files = FileStore(
+            self.documents, self.blobs, 10_000_000, 86_400.0, BodyMemory(10_000_000), MemoryByteQuotas(), 5.0
+        )
         self.jobs = ScriptedJobs(self.log, self.blobs)
         self.repository = BatchRepository(self.documents, 86_400.0)
         self.backlog = self.log.work_queue("batches")
@@ -189,6 +193,7 @@ class Desk:
             ),
             line_types=line_types,
             window=window,
+            limits=lambda _: NO_LIMITS,
         )
 
     async def gateway(self) -> BatchScheduler:
@@ -203,12 +208,14 @@ class Desk:
             await runner.close()
         await self.log.close()
 
-    async def file(self, data: bytes, *, purpose: str = "batch", content_type: str = "text/plain") -> FileRecord:
-        writer = self.files.writer(OWNER, 86_400.0)
+    async def file(
+        self, data: bytes, *, purpose: str = "batch", content_type: str = "text/plain", owner: str = OWNER
+    ) -> FileRecord:
+        writer = self.files.writer(owner, 86_400.0)
         await writer.write(data)
         blob = await writer.close()
         return await self.files.add(
-            OWNER,
+            owner,
             blob=blob.name,
             size=blob.size,
             filename="in.jsonl",
@@ -217,10 +224,13 @@ class Desk:
             content_type=content_type,
         )
 
-    async def create(self, *lines: bytes, endpoint: str = CHAT, window: str = "24h", **fields: Any) -> Batch:
-        file = await self.file(b"\n".join(lines))
+    async def create(
+        self, *lines: bytes, endpoint: str = CHAT, window: str = "24h", caller: Principal | None = None, **fields: Any
+    ) -> Batch:
+        caller = caller or Principal(OWNER)
+        file = await self.file(b"\n".join(lines), owner=caller.owner)
         request = BatchRequest(input_file_id=file.id, endpoint=endpoint, completion_window=window, **fields)
-        return await self.batches.create(Principal(OWNER), request, "http://test")
+        return await self.batches.create(caller, request, "http://test")
 
     async def batch(self, batch: Batch) -> Batch:
         return await self.batches.get(OWNER, batch.id)

@@ -19,6 +19,7 @@ from gateway.batches.input_file import job_id, validate
 from gateway.batches.repository import BatchNotFound
 from gateway.batches.service import PICKUP_GRACE_S, max_window_s
 from gateway.files import FileNotFound
+from gateway.limits.effective import EffectiveLimits
 from schemas.batches import Batch, BatchRequest, BatchStatus, RequestCounts
 from schemas.errors import (
     BackendFailed,
@@ -27,6 +28,7 @@ from schemas.errors import (
     NexusError,
     PermissionDenied,
     QueueFull,
+    RateLimited,
     Unavailable,
 )
 from schemas.jobs import JobRecord, JobStatus, Lane
@@ -637,3 +639,25 @@ async def test_a_job_whose_end_was_dropped_is_waited_for_no_longer(
         signals.stop()
     async with asyncio.timeout(10):
         assert await line_jobs.LineJobRunner(batch, desk.dependencies, signals).wait(job) is JobStatus.COMPLETED
+
+
+class TestSharing:
+    async def test_batches_without_a_worker_hold_up_no_other_owner(self, desk: Desk) -> None:
+        """More than a gateway runs of one owner: another owner's batch ends meanwhile."""
+        desk.jobs.ends = lambda body: None if body["model"] == "dead" else echoed(body)
+        dead = [await desk.create(line("a", model="dead"), caller=Principal("evil")) for _ in range(20)]
+        await desk.gateway()
+        batch = await desk.ended(await desk.create(line("a")))
+        assert batch.status is BatchStatus.COMPLETED
+        states = [(await desk.batches.get("evil", one.id)).status for one in dead]
+        assert states.count(BatchStatus.VALIDATING) >= len(dead) - scheduler.MAX_CONCURRENCY_PER_OWNER
+
+    async def test_a_team_has_so_many_unfinished_batches(self, desk: Desk) -> None:
+        """One more is refused, and leaves nothing; one that ends makes room."""
+        caller = Principal(OWNER, limits=EffectiveLimits(batches=1))
+        first = await desk.create(line("a"), caller=caller)
+        with pytest.raises(RateLimited, match="1 unfinished"):
+            await desk.create(line("a"), caller=caller)
+        assert [batch.id for batch in await desk.batches.unfinished(OWNER)] == [first.id]
+        await desk.batches.cancel(OWNER, first.id)
+        await desk.create(line("a"), caller=caller)

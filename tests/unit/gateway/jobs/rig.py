@@ -14,6 +14,7 @@ import orjson
 from backbone.bus.job_log import JobLog
 from backbone.bus.sealed_job_log import SealedJobLog
 from backbone.bus.subjects import USAGE_QUEUE
+from backbone.store.store import JobLimit
 from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
@@ -33,6 +34,7 @@ from gateway.jobs.service import JobService
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.jobs.usage import OutcomeUsage
+from gateway.limits.effective import EffectiveLimits
 from gateway.metrics import GatewayMetrics
 from gateway.usage.emitter import UsageEmitter
 from gateway.usage.events import decode_events
@@ -127,7 +129,11 @@ class Gateway:
         )
         self.expiry_watcher = ExpiryWatcher(self.log, rig.store, self.terminator, ack_wait_s=rig.ack_wait_s)
         self.gate = AttemptGate(
-            self.log, rig.store, ack_wait_s=rig.ack_wait_s, keep_s=KEEP_S, max_running=rig.max_running.get
+            self.log,
+            rig.store,
+            ack_wait_s=rig.ack_wait_s,
+            keep_s=KEEP_S,
+            max_running=lambda key: JobLimit(rig.max_running[key]) if key in rig.max_running else None,
         )
         self.hooks = rig.hooks
         self._tasks: list[asyncio.Task[None]] = []
@@ -260,10 +266,10 @@ class Rig:
         """A chat. `fields` are the body's, but for those of Submission."""
         own = {name: fields.pop(name) for name in ("metadata", "webhook", "timeout_s", "lane") if name in fields}
         endpoint: EndpointSpec = fields.pop("endpoint", CHAT)
-        limits = {name: fields.pop(name) for name in ("max_queued",) if name in fields}
+        limits = EffectiveLimits(queued=JobLimit(fields.pop("max_queued", None)))
         body = orjson.dumps({"model": "echo", "messages": [{"role": "user", "content": text}], **fields})
         return Submission(
-            principal=Principal(OWNER, key_id=key, **limits), endpoint=endpoint, request_id="req",
+            principal=Principal(OWNER, key_id=key, limits=limits), endpoint=endpoint, request_id="req",
             received=ReceivedRequest(parse_body(body, endpoint.schema), body), job_id=job_id, caller_waits=caller_waits, **own,
         )  # fmt: skip
 

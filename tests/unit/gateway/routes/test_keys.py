@@ -15,7 +15,9 @@ from backbone.testing.documents import MemoryDocumentStore
 from gateway.app import make_app
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.key_store import KeyStore
+from gateway.auth.team_store import TeamStore
 from gateway.dependencies import Parts
+from schemas.keys import LIMITS
 
 TOKEN = "sk-test"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -27,7 +29,8 @@ class Gateway:
     def __init__(self) -> None:
         self.documents = MemoryDocumentStore()
         self.ring = KeyStore(self.documents, MemoryBroadcast())
-        app = make_app(cast("Parts", SimpleNamespace(auth=Authenticator(TOKEN, self.ring), keys=self.ring)))
+        auth, teams = Authenticator(TOKEN, self.ring), TeamStore(self.ring)
+        app = make_app(cast("Parts", SimpleNamespace(auth=auth, keys=self.ring, teams=teams)))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=BEARER)
 
     async def ask(self, method: str, path: str = "/v1/keys", **options: Any) -> tuple[int, Any]:
@@ -60,9 +63,10 @@ async def test_made_shown_listed_and_revoked(gateway: Gateway) -> None:
         "name": "alice",
         "owner": "alice",
         "scopes": ["inference", "jobs"],
-        "max_queued": None,
-        "max_running": None,
+        **dict.fromkeys(LIMITS),
         "expires_at": None,
+        "last_used_at": None,
+        "replaced_until": None,
         "status": "active",
         "hint": key[-4:],
     }
@@ -119,6 +123,19 @@ async def test_everything_can_be_said(gateway: Gateway) -> None:
         ({"expires_at": 10**15}, "expires_at"),
         ({"expires_at": 4_000_000_000, "expires_in": 5}, "expires_in"),
         ({"max_queue": 5}, "max_queue"),
+        ({"models": []}, "models"),
+        ({"models": ["*" * 9]}, "models.0"),
+        ({"models": ["a\n"]}, "models.0"),
+        ({"lanes": ["fast"]}, "lanes.0"),
+        ({"requests_per_minute": 0}, "requests_per_minute"),
+        ({"requests_per_minute": 1.5}, "requests_per_minute"),
+        ({"tokens_per_minute": -1}, "tokens_per_minute"),
+        ({"max_open": 0}, "max_open"),
+        ({"max_stored_bytes": "1G"}, "max_stored_bytes"),
+        ({"max_batches": -1}, "max_batches"),
+        ({"max_webhooks": 0}, "max_webhooks"),
+        ({"networks": ["10.0.0.0/33"]}, "networks.0"),
+        ({"networks": ["10.0.0.0/8", "2001:db8::1/128"]}, "networks.1"),
         ({"key": "nexus-mine"}, "key"),
     ],
 )
@@ -141,7 +158,7 @@ async def test_who_may_not_is_refused_before_the_body_is_read(gateway: Gateway) 
         assert (await gateway.ask("POST", headers=headers, content=b"{ not json"))[0] == status
     status, body = await gateway.ask("GET", headers={"authorization": f"Bearer {made['key']}"})
     assert (status, body["error"]["type"]) == (403, "permission_error")
-    assert "'admin'" in body["error"]["message"]
+    assert "'admin:keys'" in body["error"]["message"]
 
 
 async def test_an_admin_key_makes_keys(gateway: Gateway) -> None:
@@ -181,3 +198,65 @@ async def test_without_the_store_is_503(gateway: Gateway) -> None:
     ]:
         status, body = await gateway.ask(method, path, **options)
         assert (status, body["error"]["code"]) == (503, "unavailable")
+
+
+async def test_a_key_is_changed_and_rotated(gateway: Gateway) -> None:
+    """Fields that are left out stay; null removes a limit; a rotation shows the new key once."""
+    made = await gateway.create(max_queued=5, models=["llama*"], expires_in=1000)
+    path = f"/v1/keys/{made['id']}"
+    changed = {"max_queued": None, "networks": ["10.1.2.3/8"], "expires_at": None, "scopes": ["jobs"], "name": "bob"}
+    status, body = await gateway.ask("PATCH", path, json=changed)
+    assert (status, body["max_queued"], body["networks"], body["models"]) == (200, None, ["10.0.0.0/8"], ["llama*"])
+    assert (body["expires_at"], body["scopes"], body["name"]) == (None, ["jobs"], "bob")
+    status, body = await gateway.ask("POST", path + "/rotate", json={"overlap_s": 0})
+    assert (status, body["id"]) == (200, made["id"])
+    assert body["key"] != made["key"]
+    assert "key" not in (await gateway.ask("GET", path))[1]
+    for field, value in [("overlap_s", -1), ("overlap_s", 10**9), ("scopes", [])]:
+        verb, where = ("PATCH", path) if field == "scopes" else ("POST", path + "/rotate")
+        status, body = await gateway.ask(verb, where, json={field: value})
+        assert (status, body["error"]["param"]) == (400, field)
+
+
+async def test_no_key_makes_a_more_powerful_one(gateway: Gateway) -> None:
+    """`admin:keys` manages keys of users and of its own power, and no other administrative key."""
+    admin = await gateway.create("root", scopes=["admin"])
+    manager = await gateway.create("manager", scopes=["admin:keys"])
+    bearer = {"authorization": f"Bearer {manager['key']}"}
+    assert (await gateway.ask("POST", headers=bearer, json={"name": "u"}))[0] == 201
+    assert (await gateway.ask("GET", "/v1/workers", headers=bearer))[0] == 403
+    path = f"/v1/keys/{admin['id']}"
+    refused = [
+        await gateway.ask("POST", headers=bearer, json={"name": "x", "scopes": ["admin:operate"]}),
+        await gateway.ask("PATCH", path, headers=bearer, json={"max_open": 1}),
+        await gateway.ask("POST", path + "/rotate", headers=bearer, json={}),
+        await gateway.ask("DELETE", path, headers=bearer),
+    ]
+    assert [status for status, _ in refused] == [403] * 4
+
+
+async def test_what_becomes_of_jobs_is_keep_or_cancel(gateway: Gateway) -> None:
+    """`jobs` says what becomes of the key's jobs: they are kept unless it says `cancel`."""
+    made = await gateway.create()
+    status, body = await gateway.ask("DELETE", f"/v1/keys/{made['id']}?jobs=burn")
+    assert (status, body["error"]["param"]) == (400, "jobs")
+
+
+async def test_teams(gateway: Gateway) -> None:
+    """A team is made by its first key, or by itself; its limits change; it is deleted without keys."""
+    key = await gateway.create(owner="a/b")
+    status, body = await gateway.ask("GET", "/v1/teams")
+    assert (status, [team["id"] for team in body["data"]]) == (200, ["a/b", "default"])
+    status, body = await gateway.ask("POST", "/v1/teams", json={"id": "new", "lanes": ["priority"]})
+    assert (status, body["lanes"], body["effective_limits"]["lanes"]) == (201, ["priority"], ["priority"])
+    assert (await gateway.ask("POST", "/v1/teams", json={"id": "new"}))[1]["error"]["param"] == "id"
+    assert (await gateway.ask("POST", "/v1/teams", json={"id": ""}))[1]["error"]["param"] == "id"
+    assert (await gateway.ask("PATCH", "/v1/teams/a%2Fb", json={"max_open": 0}))[1]["error"]["param"] == "max_open"
+    status, body = await gateway.ask("PATCH", "/v1/teams/a%2Fb", json={"max_open": 3})
+    assert (status, body["max_open"]) == (200, 3)
+    assert [bound.most for bound in gateway.ring.find(key["key"].encode()).limits.open] == [3]
+    assert (await gateway.ask("DELETE", "/v1/teams/a%2Fb"))[1]["error"]["code"] == "team_has_keys"
+    await gateway.ask("DELETE", f"/v1/keys/{key['id']}")
+    assert (await gateway.ask("DELETE", "/v1/teams/a%2Fb"))[0] == 200
+    assert (await gateway.ask("GET", "/v1/teams/a%2Fb"))[1]["error"]["code"] == "team_not_found"
+    assert (await gateway.ask("POST", "/v1/teams", json={"id": "a/b"}))[0] == 201

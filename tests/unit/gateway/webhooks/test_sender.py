@@ -18,7 +18,7 @@ from backbone.settings import GatewaySettings
 from backbone.ssrf_guard import FetchRefused, GuardedHttpClient
 from backbone.testing.store import MemoryStore
 from gateway.webhooks.delivery_recorder import MAX_DELIVERIES
-from gateway.webhooks.sender import JITTER, MAX_CONCURRENCY, WebhookSender
+from gateway.webhooks.sender import JITTER, MAX_CONCURRENCY, MAX_HELD, WebhookSender
 from gateway.webhooks.signature import InvalidWebhookSecret, signature_headers
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import Capability, JobRecord, JobStatus, WebhookState
@@ -325,7 +325,29 @@ async def test_one_that_hangs_does_not_hold_up_the_others(eventually: Eventually
         await eventually(lambda: stage.receiver.got)
         await stage.webhooks.enqueue(make_word())
         await eventually(lambda: stage.backlog.finished == [f"{JOB}-1"])
-    assert stage.backlog.at_once == MAX_CONCURRENCY
+    assert stage.backlog.at_once == MAX_HELD
+
+
+async def test_silent_receivers_of_one_team_delay_no_other_team(eventually: Eventually):
+    """More messages than a gateway sends at once, to receivers that never answer: another team's message is sent."""
+    stage = Stage(200)
+    post = stage.receiver.post
+
+    async def silent(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        if "silent" in url:
+            stage.receiver.got.append((url, body, dict(headers)))
+            await asyncio.Event().wait()
+        return await post(url, body, headers)
+
+    stage.receiver.post = silent  # type: ignore[method-assign]
+    for number in range(MAX_CONCURRENCY + 10):
+        await stage.webhooks.enqueue(
+            make_word(owner="evil", job=f"job_{number:032x}", webhook="https://silent.example/")
+        )
+    async with stage.running():
+        await eventually(lambda: len(stage.receiver.got) == MAX_CONCURRENCY // 8)
+        await stage.webhooks.enqueue(make_word())
+        await eventually(lambda: stage.backlog.finished == [f"{JOB}-1"])
 
 
 async def test_a_gateway_that_stops_hands_its_tries_back(eventually: Eventually):

@@ -1,0 +1,103 @@
+"""`nexus teams`: limits that the keys of one team share."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import limits, options
+from cli.errors import ConsoleError
+from cli.gateway_client import ApiClient
+from cli.resources import add_remove_command, print_answer, record_path, resource_app
+
+if TYPE_CHECKING:
+    from cli.tables import RenderableType
+
+PATH = "/v1/teams"
+TeamArgument = Annotated[str, typer.Argument(metavar="TEAM", help="The team's id: the owner of its keys.")]
+
+
+def render_teams(answer: dict[str, Any]) -> RenderableType:
+    """Return a table with a line for each team."""
+    from cli.tables import Text, new_table
+
+    lines = new_table("team", "limits of its own", "expires", ids=True)
+    for row in answer["data"]:
+        end = row["expires_at"]
+        expires = "never" if end is None else f"{datetime.fromtimestamp(end, UTC):%Y-%m-%d %H:%MZ}"
+        lines.add_row(Text(row["id"]), Text(limits.describe(row)), Text(expires))
+    return lines
+
+
+app = resource_app(
+    PATH,
+    render_teams,
+    help_text="Teams: limits that the keys of one team share.",
+    list_help="List the teams with the limits that were set for them. The gateway's settings hold the others.",
+)
+
+
+@app.command("create")
+@options.gateway_command
+def create_team(
+    api: ApiClient,
+    team: TeamArgument,
+    *,
+    models: limits.Models = None,
+    lanes: limits.Lanes = None,
+    requests: limits.Requests = None,
+    tokens: limits.Tokens = None,
+    max_open: limits.Open = None,
+    max_queued: limits.Queued = None,
+    max_running: limits.Running = None,
+    stored: limits.Stored = None,
+    batches: limits.Batches = None,
+    webhooks: limits.Webhooks = None,
+    networks: limits.Networks = None,
+    expires: limits.Expires = None,
+    as_json: options.Json = False,
+) -> None:
+    """Create a team. Limits that are left out are those of the gateway's settings."""
+    body = limits.fields(
+        models, lanes, requests, tokens, max_open, max_queued, max_running, stored, batches, webhooks, networks, expires
+    )
+    _print(api.post(PATH, {"id": team} | body), as_json=as_json)
+
+
+@app.command("set")
+@options.gateway_command
+def change_team(
+    api: ApiClient,
+    team: TeamArgument,
+    *,
+    models: limits.Models = None,
+    lanes: limits.Lanes = None,
+    requests: limits.Requests = None,
+    tokens: limits.Tokens = None,
+    max_open: limits.Open = None,
+    max_queued: limits.Queued = None,
+    max_running: limits.Running = None,
+    stored: limits.Stored = None,
+    batches: limits.Batches = None,
+    webhooks: limits.Webhooks = None,
+    networks: limits.Networks = None,
+    expires: limits.Expires = None,
+    unset: limits.Unset = None,
+    as_json: options.Json = False,
+) -> None:
+    """Change a team's lifetime or limits, for all its keys at once. Options that are left out stay as they are."""
+    body = limits.unset_fields(unset) | limits.fields(
+        models, lanes, requests, tokens, max_open, max_queued, max_running, stored, batches, webhooks, networks, expires
+    )
+    if not body:
+        raise ConsoleError("Nothing to change. Name at least one option; `nexus teams set --help` lists them.")
+    _print(api.patch(record_path(PATH, team), body), as_json=as_json)
+
+
+def _print(answer: dict[str, Any], *, as_json: bool) -> None:
+    print_answer(answer, f"{answer['id']}: {limits.describe(answer)}", as_json=as_json)
+
+
+add_remove_command(app, PATH, help_text="Remove a team that has no key.")

@@ -1,0 +1,35 @@
+"""Limit the requests that keys and teams have open at the same time, in one process."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from gateway.limits.effective import Bound, EffectiveLimits
+from schemas.errors import RateLimited
+
+
+class OpenRequestLimiter:
+    """Counts open requests."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    def acquire(self, limits: EffectiveLimits) -> tuple[Bound, ...]:
+        """Count an open request. Returns what `release` takes when it has ended. Raises RateLimited."""
+        bounds = limits.open
+        for name, most in bounds:
+            if self._open[name] >= most:
+                holder = "API key" if name.startswith("key:") else "team"
+                raise RateLimited(f"This {holder} has {most} open requests, its limit. Retry when one has ended.")
+        for name, _ in bounds:
+            self._open[name] += 1
+        return bounds
+
+    def release(self, bounds: tuple[Bound, ...]) -> None:
+        """Count the end of an open request."""
+        for name, _ in bounds:
+            left = self._open[name] - 1
+            if left > 0:
+                self._open[name] = left
+            else:
+                del self._open[name]
