@@ -20,6 +20,7 @@ CSV = "text/csv"
 @router.get("/v1/usage")
 async def get_usage(request: Request, parts: PartsDep, caller: Caller) -> Response:
     """Add usage up. A key without the scope `admin:read` sees its own team."""
+    parts.usage.require_ledger()
     wanted = parse_usage_request(
         group_parameters(request.query_params.multi_items()),
         own_team=visible_team(caller),

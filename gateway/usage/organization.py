@@ -81,6 +81,7 @@ async def usage_page(
     reports: UsageReports, name: str, parameters: Parameters, *, own_team: str | None, now: float
 ) -> dict[str, Any]:
     """Return a page of `GET /v1/organization/usage/{name}`. Raises InvalidRequest, PermissionDenied, NoLedger, Unavailable."""
+    reports.require_ledger()
     kind = KINDS[name]
     special = {"batch"} if "batch" in kind.dimensions else {"sizes"} if "size" in kind.dimensions else set()
     page = _Page.read(parameters, WIDTHS, {*FILTERS, *special}, now)
@@ -111,6 +112,7 @@ async def costs_page(
     reports: UsageReports, parameters: Parameters, *, own_team: str | None, now: float
 ) -> dict[str, Any]:
     """Return a page of `GET /v1/organization/costs`; a line item is a model. Raises as `usage_page`."""
+    reports.require_ledger()
     dimensions = {"project_id": "team", "line_item": "model", "api_key_id": "key"}
     page = _Page.read(parameters, COST_WIDTHS, {"project_ids", "api_key_ids"}, now)
     group_by = read_names(parameters, "group_by", tuple(dimensions))

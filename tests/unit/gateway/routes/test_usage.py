@@ -212,7 +212,12 @@ async def test_nonsense_is_400(gateway: Gateway, path: str, query: dict[str, Any
 
 
 async def test_without_a_ledger() -> None:
-    """A gateway without a ledger says so."""
+    """A gateway without a ledger says so, whatever is asked."""
     gateway = Gateway(None)
     async with gateway.http:
-        assert (await gateway.get("/v1/usage", status=404))["error"]["code"] == "no_ledger"
+        for path in (
+            "/v1/usage?limit=0",
+            "/v1/organization/costs",
+            *(f"/v1/organization/usage/{kind}" for kind in KINDS),
+        ):
+            assert (await gateway.get(path, status=404))["error"]["code"] == "no_ledger"
