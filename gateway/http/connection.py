@@ -10,7 +10,7 @@
   loses the body of such a request.
 - A disconnect is noticed, unless more than `MAX_PIPELINED_BYTES` are pipelined.
 - A stream to an HTTP/1.0 client ends with the connection; that version has no chunked encoding.
-- A request's `HttpExchange` offers what ASGI lacks, and writes tokens without it. A request whose body has arrived with its head is
+- A request's `HttpExchange` offers what ASGI lacks, and writes tokens without it. A request whose body comes with its head, or next, is
   offered to the application's `begin`, which may serve it without a task (`docs/adr/0063`).
 - During a shutdown, each answer's head has `connection: close`, which ends the connection. A connection whose answer's head was sent
   before stays open: the caller may be sending its next request already.
@@ -58,6 +58,9 @@ LINGER_S = 1.0
 """Delay between an error and the close of the connection: an immediate close with unread bytes could destroy the answer."""
 FIRST_REQUEST_S = 0.5
 """Time for the first request on a connection that was made just before the gateway stopped listening."""
+AWAITED_BODY_BYTES = 64 * 1024
+AWAITED_BODY_S = 0.02
+"""A body up to that size that did not come with its head is awaited so long: many HTTP clients send the two apart."""
 UPGRADE_TOKENS = frozenset({b"upgrade", b"http2-settings"})
 UPGRADE_HEADERS = frozenset({b"connection", *UPGRADE_TOKENS})
 HEAD_END = b"\r\n\r\n"
@@ -108,6 +111,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._error: NexusError | None = None
         self._unstarted = False
         """Whether the current request waits for `_start_request`."""
+        self._body_timer: asyncio.TimerHandle | None = None
+        """Ends the wait for a body that did not come with its head."""
         self._begin: Callable[[Scope, bytes], bool] | None = getattr(self.app, "begin", None)
 
     # The connection
@@ -210,7 +215,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self._ignores_input:
                 return end
             start += self._feed(bytes(data) if stop - start == end else bytes(data[start:stop]))
-            if self._unstarted:
+            if self._unstarted and not self._awaits_body():
                 self._start_request()
             if self._ignores_input:
                 return end
@@ -224,9 +229,26 @@ class HttpProtocol(HttpToolsProtocol):
         """Leave the start of the request to `_start_request`, since its body may be here already."""
         self._unstarted = True
 
+    def _awaits_body(self) -> bool:
+        """Return whether the body of the current request has not come yet, and will probably be the next that comes."""
+        cycle = self.cycle
+        if (
+            self._body_timer is not None
+            or self._begin is None
+            or not cycle.more_body
+            or self.expect_100_continue
+            or not 0 < _content_length(cycle.scope["headers"]) <= AWAITED_BODY_BYTES
+        ):
+            return False
+        self._body_timer = self.loop.call_later(AWAITED_BODY_S, self._start_request)
+        return True
+
     def _start_request(self) -> None:
         """Begin the request at once if its body has arrived and the app can do so; call the app in a task otherwise."""
         self._unstarted = False
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
         cycle = self.cycle
         if (
             cycle.more_body

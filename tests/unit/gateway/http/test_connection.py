@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.health import ShutdownState
+from gateway.http import connection
 from gateway.http.asgi import CALLER_INFO, EXCHANGE, Receive, Reply, Scope, Send
 from gateway.http.client_addresses import TrustedProxies
 from gateway.http.connection import MAX_FRAMING_BYTES, MAX_HEADERS, MAX_PIPELINED_BYTES, HttpProtocol, http_protocol
@@ -650,13 +651,35 @@ async def test_a_request_is_offered_before_a_task_is_made(eventually: Eventually
         for path in ("/served", "/left", "/served"):
             caller.send(post(path) + b"abc")
             assert await caller.answer() == (200, b"ABC" if path == "/served" else path.encode())
-        caller.send(post("/body"))
-        await eventually(lambda: site.paths == ["/left", "/body"])
-        caller.send(b"abc")
-        assert await caller.answer() == (200, b"/body")
+        for first in (b"", b"a"):
+            site.paths.clear()
+            caller.send(post("/body") + first)
+            await eventually(lambda: site.paths == ["/body"])
+            caller.send(b"abc"[len(first) :])
+            assert await caller.answer() == (200, b"/body")
         caller.send(post("/served") + b"abc" + post("/served") + b"abc")
-        assert [await caller.answer() for _ in range(2)] == [(200, b"/served"), (200, b"ABC")]
-        assert App.offered == [("/served", b"abc"), ("/left", b"abc"), ("/served", b"abc"), ("/served", b"abc")]
+        assert [await caller.answer() for _ in range(2)] == [(200, b"ABC")] * 2
+        assert App.offered == [("/left" if number == 1 else "/served", b"abc") for number in range(5)]
+
+
+async def test_a_body_that_comes_behind_its_head_is_awaited(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Many HTTP clients send the two apart; the app is offered both."""
+    monkeypatch.setattr(connection, "AWAITED_BODY_S", 60)
+
+    class App(Site):
+        def begin(self, scope: Scope, body: bytes) -> bool:
+            return bool(scope[EXCHANGE].try_send(200, "a/b", body, []))
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            raise AssertionError
+
+    async with serving(App()) as site, calling(site) as caller:
+        caller.send(b"POST / HTTP/1.1\r\nhost: nexus\r\ncontent-length: 3\r\n\r\n")
+        await eventually(lambda: any(protocol.cycle for protocol in site.protocols))
+        caller.send(b"abc")
+        assert await caller.answer() == (200, b"abc")
 
 
 async def test_a_served_request_leaves_nothing_to_the_garbage_collector() -> None:
