@@ -223,15 +223,13 @@ def test_compose_variables_are_documented():
 @pytest.mark.parametrize("name", STACKS)
 def test_compose_takes_the_files(name: str):
     """The real one, with each profile."""
-    if shutil.which("docker") is None:
-        pytest.skip("docker is not installed")
+    if shutil.which("docker") is None or subprocess.run(["docker", "compose", "version"], check=False).returncode:
+        pytest.skip("docker compose is not installed")
     files = [part for file in STACKS[name] for part in ("-f", file)]
     needed = {"NATS_URL": "nats://n:4222", "ETCD_URL": "http://e:2379", "NEXUS_SITE": "localhost"}
     needed |= {"NEXUS_BIND_ADDRESS": "127.0.0.1", "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp"}
     command = ["docker", "compose", "--env-file", ".env.example", *files, "--profile", "*", "config", "--quiet"]
     done = subprocess.run(command, cwd=ROOT, env=needed, capture_output=True, text=True, check=False, timeout=60)
-    if "is not a docker command" in done.stderr:
-        pytest.skip("docker compose is not installed")
     assert done.returncode == 0, done.stderr
 
 
