@@ -1,8 +1,8 @@
 """Backup and restore of all data of Nexus in Redis, as lines of JSON.
 
 It saves values, not Redis's own DUMP, which only a server of the same make and version accepts. Derived data is left out and
-rebuilt from the records: leases, which mean nothing to other servers; the counts of a key; and timers, which all expire at
-once, so that gateways check each open job and find outcomes that the records lack.
+rebuilt from the records: leases, which mean nothing to other servers; the counts of a key and of an owner; and timers, which all
+expire at once, so that gateways check each open job and find outcomes that the records lack. So is what was used of limits per minute.
 
 SCAN gives no consistent snapshot. So documents that refer to others are read before them: batches before the files they made;
 and lists last, since an unlisted value is not found.
@@ -26,7 +26,9 @@ from schemas.jobs import TERMINAL_STATUSES, JobRecord
 ALL_KEYS = "nexus:*"
 BATCHES = b"nexus:doc:batch:"
 LISTS = (b"nexus:docs:", b"nexus:jobs:")
-REBUILT = (b"nexus:lease:", keys.TIMERS.encode(), b"nexus:queued:", b"nexus:running:")
+REBUILT = (
+    b"nexus:lease:", keys.TIMERS.encode(), b"nexus:queued:", b"nexus:running:", b"nexus:owner-queued:", b"nexus:owner-running:", b"nexus:rate:",
+)  # fmt: skip
 NOT_DATA = (PROBE_KEY.encode(), b"nexus:doc:system:", b"nexus:docs:system:")
 """The write probe, and the markers of the gateways. Without the markers, gateways check the restored data and recreate missing
 records.
@@ -155,11 +157,12 @@ class RedisBackup:
             return
         if record.status in TERMINAL_STATUSES:
             return
-        member, counted = keys.member(record.owner, record.job), keys.counted_in(record)
+        member = keys.member(record.owner, record.job)
         await self._execute("ZADD", keys.TIMERS, now_ms, member)
-        await self._execute("ZADD", counted, expires, member)
-        await self._execute("PEXPIREAT", counted, expires, "NX")
-        await self._execute("PEXPIREAT", counted, expires, "GT")
+        for counted in (keys.counted_in(record), keys.counted_by_owner(record)):
+            await self._execute("ZADD", counted, expires, member)
+            await self._execute("PEXPIREAT", counted, expires, "NX")
+            await self._execute("PEXPIREAT", counted, expires, "GT")
 
     async def _execute(self, *command: str | bytes | float) -> Any:
         return await self._connection.call(lambda: self._connection.execute(*command))

@@ -15,6 +15,7 @@ from backbone.registry.etcd_client import EtcdClient
 from backbone.store.backup import RedisBackup
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocumentStore
+from backbone.store.store import JobLimit, LimitReached
 from schemas.jobs import Capability, JobRecord, JobStatus
 from tests.servers import Server
 
@@ -85,6 +86,10 @@ async def test_what_follows_from_records(store: RedisStore, own_redis: Server) -
         await client.zadd("nexus:queued:k", {"an%3Aowner:ended": time.time() * 1000 + 9000})  # read between two steps
         await again(store, client)
     assert (await store.count_queued("k"), await store.count_running("k")) == (1, 1)
+    with pytest.raises(LimitReached):
+        await store.create(record("more", key="other"), ttl_s=1000, max_queued=JobLimit(owner=1))
+    assert await store.create(record("more", key="other"), ttl_s=1000, max_queued=JobLimit(owner=2))
+    await store.remove("an:owner", "more")
     assert sorted(due.job for due in await store.claim_due(10)) == ["runs", "waits"]
     assert await store.acquire_lease("runs", "another", 1)
     assert [one.job for one in await store.page("an:owner")] == ["waits", "runs", "ended"]
