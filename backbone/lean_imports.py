@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import sys
-from collections.abc import Iterator, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import LazyLoader
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 HIDDEN = "rich"
 """structlog draws tracebacks with it on a terminal. `backbone.terminal_log` writes them here."""
@@ -17,36 +16,34 @@ DEFERRED = "aiohttp"
 """nats-py connects to `ws://` and `wss://` with it."""
 
 
-class _DeferringFinder(MetaPathFinder):
-    """Finds `DEFERRED` as a module whose code runs when an attribute is first read, not when the module is imported."""
+class _Deferred(ModuleType):
+    """Stands for a module that is imported when an attribute is first read."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path, target) if fullname == DEFERRED else None
-        if spec is not None and spec.loader is not None:
-            spec.loader = LazyLoader(spec.loader)
-        return spec
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # the import system looks at these, and must not import anything by that
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 @contextlib.contextmanager
 def lean_imports() -> Iterator[None]:
     """Make the imports in the block cheaper. A process does so once, where it imports its program (ADR 0062).
 
-    In the block, `HIDDEN` seems not to be installed, and `DEFERRED` is loaded on first use, which may be later. Neither holds for a
-    library that is imported already. The garbage collector pauses, and never looks at what exists at the end of the block again.
+    In the block, `HIDDEN` seems not to be installed, and what imports `DEFERRED` gets a stand-in, which imports it on first use. Neither
+    holds for a library that is imported already, or behind the block. The garbage collector pauses, and never looks at what exists at the end of the block again.
     """
-    finder = _DeferringFinder()
-    sys.meta_path.insert(0, finder)
-    hides = HIDDEN not in sys.modules
-    if hides:
-        sys.modules[HIDDEN] = None  # type: ignore[assignment] # the import system's way to say that a module does not exist
+    # None is the import system's way to say that a module does not exist.
+    stand_ins: dict[str, Any] = {HIDDEN: None, DEFERRED: _Deferred(DEFERRED)}
+    stand_ins = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(stand_ins)
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
-        if hides:
-            del sys.modules[HIDDEN]
-        sys.meta_path.remove(finder)
+        for name, module in stand_ins.items():
+            if sys.modules.get(name, ...) is module:
+                del sys.modules[name]
