@@ -289,8 +289,8 @@ class JobRecord(JobSpec):
     """Seconds for which the job may wait for a worker."""
     uploads: tuple[str, ...] = ()
     """The blobs that came with the request and are deleted with the job: `Envelope.own_blobs`."""
-    reserved_tokens: int = 0
-    """Tokens that the run has taken of its limits per minute, by estimate."""
+    reserved_tokens: int | None = None
+    """Tokens that the run has taken of its limits per minute, by estimate. None: it took none."""
 
     @classmethod
     def of(cls, job: JobSpec, **state: Any) -> JobRecord:

@@ -124,7 +124,7 @@ class OutcomeRecorder:
         if outcome.key and record is not None:
             usage = outcome.usage
             used = (usage.total_tokens or usage.prompt_tokens + usage.completion_tokens) if usage is not None else 0
-            self._settle(outcome.key, record.reserved_tokens, used)
+            self._settle(outcome.key, record.reserved_tokens or 0, used)
         after: list[Awaitable[object]] = []
         if outcome.token and outcome.status is not JobStatus.COMPLETED:  # after COMPLETED no attempt follows
             after.append(self._store.release_lease(outcome.job, outcome.token))
