@@ -38,7 +38,7 @@ def _check_network(text: str) -> str:
     try:
         network = ip_network(text.strip(), strict=False)
     except ValueError:
-        raise PydanticCustomError("network", "must be an address or a CIDR range, such as 10.0.0.0/8") from None
+        raise PydanticCustomError("network", "must be an IP address or a range of them in CIDR notation") from None
     if isinstance(network, IPv6Network) and network.prefixlen > PREFIX_V6 and not network.is_loopback:
         raise PydanticCustomError("network", "must be a /64 or a larger range: callers share their /64")
     return str(network)
