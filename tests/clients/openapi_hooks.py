@@ -26,6 +26,7 @@ NO_SCHEMA_SAYS = {
     r"owns jobs and files already|^The team has ": "depends on the keys that there are",
     r"^There is a team ": "depends on the teams that there are",
     r"^must be an IP address or a range": "no format of JSON Schema is a network",
+    r"^must be printable, with at most 8 '\*'": "no portable pattern names printable characters",
     r"^Set either 'expires_in' or 'expires_at'|^'expires_at' lies in the past": "depends on another field, and on the clock",
     r"^Only a failed job can be retried": "depends on the job",
     r"^Only a response created with 'background' can be cancelled": "depends on the response",
