@@ -171,7 +171,7 @@ class TestContract:
         announcement = await registry.announce(worker(slots=100))
         for busy in range(100):
             await announcement.update(worker(slots=100, busy=busy))
-        await eventually(lambda: gateway.snapshot.workers["w1"].busy == 99)
+        await eventually(lambda: "w1" in gateway.snapshot.workers and gateway.snapshot.workers["w1"].busy == 99)
 
     async def test_withdraw_removes_the_worker_and_can_be_repeated(self, cast, eventually):
         gateway, registry = await cast.gateway(), await cast.worker()

@@ -130,6 +130,8 @@ def lane_of(answers: dict[str, list[Recorded]], ended: list[Recorded]) -> list[s
 async def test_lanes(crew: Crew, eventually: Eventually) -> None:
     """Priority goes before a backlog of default requests, and flex still starts within eight higher jobs."""
     await crew.start(options="first_delay_ms=50,delay_ms=0,tokens=1", WORKER_CONCURRENCY="1")
+    for tier in ("priority", "default", "flex"):
+        await crew.ask(service_tier=tier).end()  # the worker knows the lane from its first job on
     holding = crew.ask(echo={"first_delay_ms": 60000})
     await eventually(lambda: crew.runs(1))
     ended: list[Recorded] = []
