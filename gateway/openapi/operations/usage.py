@@ -80,7 +80,7 @@ OPERATIONS = {
             tag="usage",
             summary=f"Read usage of {name.replace('_', ' ')} in OpenAI's shape",
             description="Return completed requests by interval, as OpenAI's API does. A project is a team, a user a person. A key without the scope "
-            "`admin` sees its own team.",
+            "`admin:read` sees its own team.",
             responses=json_response(UsagePage, "A page of intervals."),
             errors=NO_LEDGER,
             parameters=_openai(["1m", "1h", "1d"], list(kind.dimensions), 1440, *_FILTERS)
