@@ -161,11 +161,22 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
 
-    def end_call_of(self, key_id: str) -> None:
-        """Reset the connection if it is open for a call that was made with this key. The caller sees that the answer is not complete."""
+    def end_call_of(self, key_id: str, error: NexusError) -> None:
+        """End the call that is open with this key: with the error, or with a reset if a part of another answer was sent."""
         cycle = self.cycle
-        if self._caller.key_id == key_id and cycle is not None and not cycle.response_complete:
+        if self._caller.key_id != key_id or cycle is None or cycle.response_complete or self.transport.is_closing():
+            return
+        if cycle.response_started or self._ignores_input:
             reset(self.transport)
+            return
+        cycle.disconnected = True
+        cycle.message_event.set()
+        exchange = cast("dict[str, Any]", cycle.scope).get(EXCHANGE)
+        if exchange is not None:
+            exchange.notify_disconnect()
+        self._stop_head_timer()
+        self._send_error(error)
+        self._close_late()
 
     def pause_writing(self) -> None:
         """Report unread bytes, as the transport's buffer is full."""

@@ -16,7 +16,7 @@ import structlog
 from gateway.http.client_addresses import TrustedProxies
 from gateway.http.pipelining import PipelineScheduler
 from gateway.http.unread_budget import UnreadBudget
-from schemas.errors import NexusError, Unavailable
+from schemas.errors import AuthenticationFailed, NexusError, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +51,8 @@ class LimitedConnection(Protocol):
 
     transport: asyncio.Transport
 
-    def end_call_of(self, key_id: str) -> None:
-        """Reset the connection if it is open for a call that was made with this key."""
+    def end_call_of(self, key_id: str, error: NexusError) -> None:
+        """End the call that is open with this key: with the error if its answer has not begun, by a reset otherwise."""
 
 
 class ConnectionLimiter:
@@ -124,8 +124,9 @@ class ConnectionLimiter:
 
     def end_calls_of(self, key_id: str) -> None:
         """End the open calls of a revoked key: streams, polls and uploads."""
+        error = AuthenticationFailed("This API key was revoked while its request was open.")
         for connection in list(self._open):
-            connection.end_call_of(key_id)
+            connection.end_call_of(key_id, error)
 
     def _report(self, address: str) -> None:
         now = monotonic()

@@ -149,8 +149,8 @@ async def test_a_revoked_key_ends_its_calls(cluster: Cluster, crew: Crew, second
     assert answer.json()["cancelled_jobs"] == 1
     async with asyncio.timeout(10):
         for call in (stream, poll):
-            with pytest.raises(httpx.TransportError):
-                await call
+            ended = await call
+            assert (ended.status_code, ended.json()["error"]["code"]) == (401, "invalid_api_key")
     state = await cluster.get(f"/v1/admin/jobs/{job}?team=leaver")
     assert state.json()["status"] == "cancelled"
     await eventually(lambda: _stored(cluster, crew, 1))

@@ -146,6 +146,36 @@ async def calling(site: Site) -> AsyncIterator[Caller]:
         writer.transport.abort()
 
 
+class TestEndedKeys:
+    async def test_a_call_without_an_answer_is_refused(self, eventually: Eventually) -> None:
+        """Also one whose body still comes; other callers are answered."""
+        async with serving() as site, calling(site) as caller, calling(site) as sender, calling(site) as other:
+            caller.send(get("/slow"))
+            sender.send(b"POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n123")
+            await eventually(lambda: len(site.paths) == 2)
+            for protocol in site.protocols:
+                protocol._caller.key_id = "key_1" if protocol.cycle is not None else ""
+            other.send(get("/slow"))
+            await eventually(lambda: len(site.paths) == 3)
+            site.connections.end_calls_of("key_1")
+            for ended in (caller, sender):
+                await ended.refused(401, "invalid_api_key")
+            site.gate.set()
+            assert await other.answer() == (200, b"/slow")
+            assert site.bodies == []
+
+    async def test_a_call_with_a_part_of_its_answer_is_reset(self, eventually: Eventually) -> None:
+        """So that its caller sees that the answer is not complete."""
+        async with serving() as site, calling(site) as caller:
+            caller.send(get("/large"))
+            await eventually(lambda: site.paths == ["/large"])
+            assert await caller.reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            site.protocols[0]._caller.key_id = "key_1"
+            site.connections.end_calls_of("key_1")
+            with pytest.raises(ConnectionResetError):
+                await caller.ends()
+
+
 class TestPipelining:
     async def test_requests_are_answered_in_order(self) -> None:
         """Requests sent in one go, with bodies and without, are answered one after the other."""
