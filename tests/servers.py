@@ -23,6 +23,7 @@ import pytest
 
 from cli.embedded.managed_process import ManagedProcess
 from cli.embedded.servers import HOST, EtcdServer, NatsServer, RedisServer, free_port
+from tests.fork_server import ForkedPart, can_fork
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 60.0
@@ -164,7 +165,9 @@ def local_part(
     ready: Callable[[], Awaitable[bool]] | None,
 ) -> ManagedProcess:
     """A process of this tree's code."""
-    return ManagedProcess(
+    # A gateway that starts others by itself does so with its own command line.
+    process = ForkedPart if can_fork() and "GATEWAY_WORKERS" not in settings else ManagedProcess
+    return process(
         name,
         [sys.executable, "-m", MODULES[kind]],
         log_file=log_file(kind, name, folder),

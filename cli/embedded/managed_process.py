@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from cli.embedded.orphan_guard import ORPHAN_GUARD
 from cli.private_files import open_private
@@ -146,24 +147,26 @@ class ManagedProcess:
 
     def spawn(self) -> None:
         """Start the child without waiting. Raises OSError if the program cannot be run."""
-        argv = bind_to_parent(self.argv, self._death_signal)
         self.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         rotate_log(self.log_file)
         with open(self.log_file, "ab", opener=open_private) as log:
             self._log_start = log.tell()
             self._killed = False
-            self._popen = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=None if self.env is None else dict(self.env),
-                cwd=self.cwd,
-                start_new_session=True,
-                pass_fds=self._pass_fds,
-            )
+            self._popen = self._launch(log)
         ORPHAN_GUARD.add(self._popen.pid, self._death_signal, self._pass_fds)
         self._guarded = self._has_group = True
+
+    def _launch(self, log: BinaryIO) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            bind_to_parent(self.argv, self._death_signal),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=None if self.env is None else dict(self.env),
+            cwd=self.cwd,
+            start_new_session=True,
+            pass_fds=self._pass_fds,
+        )
 
     async def wait_ready(self) -> None:
         """Wait until the child is ready; return at once without a probe. Raises ProcessStartError."""
