@@ -207,6 +207,14 @@ class GatewaySettings(CommonSettings):
     """Running jobs of a team without its own limit. 0: no limit."""
     team_max_stored_bytes: int = Field(default=0, ge=0)
     """Bytes of files of a team without its own limit. 0: a quarter of `MAX_BLOB_BYTES`."""
+    team_max_pending_bytes: int = Field(default=0, ge=0)
+    """Bytes of request bodies over 512 KiB that may be stored for requests and jobs of a team without its own limit. 0: a quarter of
+    `MAX_BLOB_BYTES`.
+    """
+    team_max_result_bytes: int = Field(default=0, ge=0)
+    """Bytes of stored results of a team without its own limit. Above it, its oldest results are deleted. 0: a quarter of
+    `MAX_RESULT_BYTES`.
+    """
     team_max_batches: int = Field(default=64, ge=1)
     """Unfinished batches of a team without its own limit."""
     team_max_webhooks: int = Field(default=32, ge=1)

@@ -105,9 +105,12 @@ def create_key(
     max_queued: limits.Queued = None,
     max_running: limits.Running = None,
     stored: limits.Stored = None,
+    pending: limits.Pending = None,
+    results: limits.Results = None,
     batches: limits.Batches = None,
     webhooks: limits.Webhooks = None,
     networks: limits.Networks = None,
+    retain: limits.Retain = None,
     expires: limits.Expires = None,
     as_json: options.Json = False,
 ) -> None:
@@ -118,7 +121,21 @@ def create_key(
     if scope:
         body["scopes"] = [one.value for one in scope]
     body |= limits.fields(
-        models, lanes, requests, tokens, max_open, max_queued, max_running, stored, batches, webhooks, networks, expires
+        models,
+        lanes,
+        requests,
+        tokens,
+        max_open,
+        max_queued,
+        max_running,
+        stored,
+        pending,
+        results,
+        batches,
+        webhooks,
+        networks,
+        retain,
+        expires,
     )
     answer = api.post(PATH, body)
     if as_json:
@@ -147,16 +164,33 @@ def change_key(
     max_queued: limits.Queued = None,
     max_running: limits.Running = None,
     stored: limits.Stored = None,
+    pending: limits.Pending = None,
+    results: limits.Results = None,
     batches: limits.Batches = None,
     webhooks: limits.Webhooks = None,
     networks: limits.Networks = None,
+    retain: limits.Retain = None,
     expires: limits.Expires = None,
     unset: limits.Unset = None,
     as_json: options.Json = False,
 ) -> None:
     """Change a key's scopes, lifetime or limits. Options that are left out stay as they are."""
     body = limits.unset_fields(unset) | limits.fields(
-        models, lanes, requests, tokens, max_open, max_queued, max_running, stored, batches, webhooks, networks, expires
+        models,
+        lanes,
+        requests,
+        tokens,
+        max_open,
+        max_queued,
+        max_running,
+        stored,
+        pending,
+        results,
+        batches,
+        webhooks,
+        networks,
+        retain,
+        expires,
     )
     if scope:
         body["scopes"] = [one.value for one in scope]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -20,11 +21,22 @@ LIMITS = (
     "max_queued",
     "max_running",
     "max_stored_bytes",
+    "max_pending_bytes",
+    "max_result_bytes",
     "max_batches",
     "max_webhooks",
     "networks",
+    "retain",
 )
 """A copy of schemas.keys.LIMITS without pydantic; a test compares the two."""
+BYTE_LIMITS = {"max_stored_bytes", "max_pending_bytes", "max_result_bytes"}
+
+
+class RetainOption(StrEnum):
+    """What is kept of requests and answers."""
+
+    NONE = "none"
+
 
 Models = Annotated[
     list[str] | None,
@@ -42,6 +54,16 @@ Running = Annotated[int | None, typer.Option("--max-running", min=1, help="Most 
 Stored = Annotated[
     str | None, typer.Option("--max-stored-bytes", help="Most bytes of stored files, such as 500000, 100M or 2G.")
 ]
+Pending = Annotated[
+    str | None,
+    typer.Option(
+        "--max-pending-bytes", help="Most bytes of bodies over 512 KiB of requests and jobs that have not ended."
+    ),
+]
+Results = Annotated[
+    str | None,
+    typer.Option("--max-result-bytes", help="Most bytes of stored results; the oldest are deleted above it."),
+]
 Batches = Annotated[int | None, typer.Option("--max-batches", min=0, help="Most unfinished batches at once.")]
 Webhooks = Annotated[
     int | None, typer.Option("--max-webhooks", min=1, help="Most webhooks sent at once, by each gateway.")
@@ -49,6 +71,9 @@ Webhooks = Annotated[
 Networks = Annotated[
     list[str] | None,
     typer.Option("--network", help="Address or CIDR range that requests may come from; may be repeated."),
+]
+Retain = Annotated[
+    RetainOption | None, typer.Option("--retain", help="'none': keep nothing of requests and answers once delivered.")
 ]
 Expires = Annotated[str | None, typer.Option("--expires", help="Lifetime: 90s, 45m, 12h, 30d or 2w. Default: forever.")]
 Unset = Annotated[
@@ -63,8 +88,8 @@ def fields(*values: Any) -> dict[str, Any]:
     """Return the fields of a request's body. `values`: in the order of `LIMITS`, then the lifetime."""
     *limits, expires = values
     body = {name: value for name, value in zip(LIMITS, limits, strict=True) if value is not None}
-    if "max_stored_bytes" in body:
-        body["max_stored_bytes"] = parse_bytes(body["max_stored_bytes"])
+    for name in BYTE_LIMITS & body.keys():
+        body[name] = parse_bytes(body[name])
     return body if expires is None else body | {"expires_in": parse_duration(expires)}
 
 

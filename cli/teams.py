@@ -53,15 +53,32 @@ def create_team(
     max_queued: limits.Queued = None,
     max_running: limits.Running = None,
     stored: limits.Stored = None,
+    pending: limits.Pending = None,
+    results: limits.Results = None,
     batches: limits.Batches = None,
     webhooks: limits.Webhooks = None,
     networks: limits.Networks = None,
+    retain: limits.Retain = None,
     expires: limits.Expires = None,
     as_json: options.Json = False,
 ) -> None:
     """Create a team. Limits that are left out are those of the gateway's settings."""
     body = limits.fields(
-        models, lanes, requests, tokens, max_open, max_queued, max_running, stored, batches, webhooks, networks, expires
+        models,
+        lanes,
+        requests,
+        tokens,
+        max_open,
+        max_queued,
+        max_running,
+        stored,
+        pending,
+        results,
+        batches,
+        webhooks,
+        networks,
+        retain,
+        expires,
     )
     _print(api.post(PATH, {"id": team} | body), as_json=as_json)
 
@@ -80,16 +97,33 @@ def change_team(
     max_queued: limits.Queued = None,
     max_running: limits.Running = None,
     stored: limits.Stored = None,
+    pending: limits.Pending = None,
+    results: limits.Results = None,
     batches: limits.Batches = None,
     webhooks: limits.Webhooks = None,
     networks: limits.Networks = None,
+    retain: limits.Retain = None,
     expires: limits.Expires = None,
     unset: limits.Unset = None,
     as_json: options.Json = False,
 ) -> None:
     """Change a team's lifetime or limits, for all its keys at once. Options that are left out stay as they are."""
     body = limits.unset_fields(unset) | limits.fields(
-        models, lanes, requests, tokens, max_open, max_queued, max_running, stored, batches, webhooks, networks, expires
+        models,
+        lanes,
+        requests,
+        tokens,
+        max_open,
+        max_queued,
+        max_running,
+        stored,
+        pending,
+        results,
+        batches,
+        webhooks,
+        networks,
+        retain,
+        expires,
     )
     if not body:
         raise ConsoleError("Nothing to change. Name at least one option; `nexus teams set --help` lists them.")

@@ -30,6 +30,7 @@ from backbone.secret_files import ConfigurationError
 from backbone.settings import GatewaySettings
 from backbone.ssrf_guard import GuardedHttpClient
 from backbone.store.auth import read_redis_access
+from backbone.store.byte_quotas import ByteQuotas
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocumentStore
 from backbone.store.redis_quotas import RedisByteQuotas
@@ -64,7 +65,9 @@ from gateway.jobs.http_response import JobResponder
 from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.runtime import JobDependencies, JobRuntime, retention
 from gateway.jobs.seal_refusals import SealRefusalCounter
+from gateway.jobs.storage_quotas import JobStorageQuotas
 from gateway.limits.effective import Bound
+from gateway.limits.followers import FollowerLimiter
 from gateway.limits.rate_limiter import RateLimiter
 from gateway.metrics import GatewayMetrics, MetricsExposition
 from gateway.metrics_collector import MetricsCollector
@@ -185,6 +188,7 @@ class _Services:
         self.auth, self.url_signer = _auth(settings, self.keys, self.rate_limiter)
         self.webhook_client = _webhook_client(settings)
         self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics, self.keys)
+        self.body_quotas = RedisByteQuotas(clients.store, "bodies")
         self.usage_reports = UsageReports(None)
         self.usage_emitter: UsageEmitter | None = None
         self.ledger_parts: tuple[_Startable, ...] = ()
@@ -204,11 +208,19 @@ class _Services:
                 keys=self.keys,
                 rate_limiter=self.rate_limiter,
                 webhooks=self.webhooks,
+                storage=JobStorageQuotas(
+                    self.body_quotas,
+                    RedisByteQuotas(clients.store, "results"),
+                    clients.job_log,
+                    clients.blobs,
+                    self.keys.limits,
+                    keep_s=settings.job_keep_s,
+                ),
                 usage=self.usage_emitter,
             ),
         )
         self.jobs = self.job_runtime.jobs
-        self.reader = _reader(settings, clients.blobs)
+        self.reader = _reader(settings, clients.blobs, self.body_quotas)
         self.job_reader = self.reader.with_blob_ttl(settings.job_queue_timeout_s + settings.job_keep_s)
         self.files = FileStore(
             clients.documents,
@@ -289,6 +301,7 @@ class _Services:
             batches=self.batches,
             responses=self.responses,
             usage=self.usage_reports,
+            followers=FollowerLimiter(),
         )
 
     def _open_ledger(self, settings: GatewaySettings, clients: _Clients, ledger: UsageLedger) -> None:
@@ -364,7 +377,7 @@ class _Services:
                 ENDPOINTS,
                 settings.cors_origins,
                 self.durable_handler,
-                JobPollHandler(self.jobs, self.poll_tasks, self.auth),
+                JobPollHandler(self.jobs, self.poll_tasks, self.auth, self.parts.followers),
                 AllowedMethods(api.routes).allow_header,
                 settings.gateway_max_hops,
             ),
@@ -470,6 +483,8 @@ def _team_defaults(settings: GatewaySettings) -> AccessLimits:
         max_queued=settings.team_max_queued or max(1, settings.max_queued_per_model // 2),
         max_running=settings.team_max_running or None,
         max_stored_bytes=settings.team_max_stored_bytes or settings.max_blob_bytes // 4,
+        max_pending_bytes=settings.team_max_pending_bytes or settings.max_blob_bytes // 4,
+        max_result_bytes=settings.team_max_result_bytes or settings.max_result_bytes // 4,
         max_batches=settings.team_max_batches,
         max_webhooks=settings.team_max_webhooks,
     )
@@ -488,7 +503,7 @@ def _webhook_client(settings: GatewaySettings) -> GuardedHttpClient:
     )
 
 
-def _reader(settings: GatewaySettings, blobs: NatsBlobStore) -> InferenceBodyReader:
+def _reader(settings: GatewaySettings, blobs: NatsBlobStore, quotas: ByteQuotas) -> InferenceBodyReader:
     client: GuardedHttpClient | None = None
     if settings.fetch_media:
         client = GuardedHttpClient(
@@ -506,4 +521,5 @@ def _reader(settings: GatewaySettings, blobs: NatsBlobStore) -> InferenceBodyRea
         MAX_STARTS * (limits.queue_s + limits.load_s + limits.total_s),
         BodyMemory(settings.max_buffered_bytes, settings.max_body_bytes),
         RemoteMedia(client, settings.max_body_bytes),
+        quotas,
     )

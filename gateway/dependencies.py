@@ -23,6 +23,7 @@ from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.jobs.api import JobsApi
 from gateway.jobs.http_response import JobResponder
+from gateway.limits.followers import FollowerLimiter
 from gateway.metrics import MetricsExposition
 from gateway.responses.service import ResponseService
 from gateway.signed_urls import UrlSigner
@@ -55,6 +56,7 @@ class Parts:
     batches: BatchService
     responses: ResponseService
     usage: UsageReports
+    followers: FollowerLimiter
 
 
 def get_parts(request: Request) -> Parts:

@@ -13,13 +13,14 @@ from pydantic_core import PydanticCustomError
 from gateway.http.client_addresses import PREFIX_V6
 from gateway.http.request_body import Name
 from schemas.errors import InvalidRequest
-from schemas.keys import LIMITS, LaneName, Scope
+from schemas.keys import LIMITS, LaneName, Retain, Scope
 
 MAX_LIFETIME_S = 10 * 365 * 86_400
 MAX_EXPIRES_AT = 2**40
 MAX_JOBS = 1_000_000
 MAX_TOKENS = 10**9
 MAX_BYTES = 2**50
+MIN_RESULT_BYTES = 1024 * 1024
 MAX_OVERLAP_S = 30 * 86_400
 MAX_STARS = 8
 HTTP_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?(:[1-9][0-9]{1,3})?(/[!-~]*)?$"
@@ -69,12 +70,18 @@ class LimitFields(BaseModel):
     """Jobs that may run at once. Others wait."""
     max_stored_bytes: Annotated[int, Field(strict=True, ge=0, le=MAX_BYTES)] | None = None
     """Bytes of files that may be stored at once."""
+    max_pending_bytes: Annotated[int, Field(strict=True, ge=0, le=MAX_BYTES)] | None = None
+    """Bytes of request bodies over 512 KiB that may be stored at once, for requests and jobs that have not ended."""
+    max_result_bytes: Annotated[int, Field(strict=True, ge=MIN_RESULT_BYTES, le=MAX_BYTES)] | None = None
+    """Bytes of stored results of jobs. Above it, the oldest are deleted."""
     max_batches: Annotated[Count, Field(ge=0)] | None = None
     """Batches that may be unfinished at once."""
     max_webhooks: Annotated[Count, Field(ge=1)] | None = None
     """Webhooks that each gateway process sends at once. Others wait."""
     networks: list[Network] | None = Field(default=None, min_length=1, max_length=100)
     """Addresses and CIDR ranges from which requests may come."""
+    retain: Retain | None = None
+    """`none`: nothing is kept of requests and answers once the answer was delivered."""
 
     def limits(self) -> dict[str, Any]:
         """Return the limits that the body sets, null included."""

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 LaneName = Literal["priority", "default", "flex"]
 """The value of a `schemas.jobs.Lane`."""
+Retain = Literal["none"]
+"""What is kept of a team's requests and answers."""
 
 
 class Scope(StrEnum):
@@ -59,12 +61,18 @@ class AccessLimits(BaseModel):
     """Jobs that may run at the same time. Others wait."""
     max_stored_bytes: int | None = None
     """Bytes of files that may be stored at the same time."""
+    max_pending_bytes: int | None = None
+    """Bytes of request bodies over 512 KiB that may be stored for requests and jobs that have not ended."""
+    max_result_bytes: int | None = None
+    """Bytes of results of jobs that are stored. Above it, the oldest are deleted."""
     max_batches: int | None = None
     """Batches that may be unfinished at the same time."""
     max_webhooks: int | None = None
     """Webhooks that each gateway process sends at the same time. Others wait."""
     networks: tuple[str, ...] | None = None
     """Addresses and CIDR ranges from which requests may come."""
+    retain: Retain | None = None
+    """What is kept of requests and answers: `none`, nothing once the answer was delivered."""
 
 
 class Team(AccessLimits):

@@ -21,3 +21,8 @@ class ByteQuotas(Protocol):
 
     async def release(self, owner: str, item: str) -> None:
         """Count an item no more. Idempotent."""
+
+    async def oldest(self, owner: str, most: int, count: int) -> list[str]:
+        """Return the items that end first, so many that without them the owner has at most `most` bytes, and at most `count`.
+        None where it has no more already.
+        """

@@ -89,9 +89,10 @@ def rate(name: str) -> str:
     return f"nexus:rate:{_part(name)}"
 
 
-def stored_bytes(owner: str) -> list[str]:
-    """Return the keys of the sizes and of the ends of an owner's stored items."""
-    return [f"nexus:bytes:{_part(owner)}", f"nexus:byte-ends:{_part(owner)}"]
+def stored_bytes(kind: str, owner: str) -> list[str]:
+    """Return the keys of the sizes and of the ends of an owner's stored items of a kind. Files came first, and have no kind."""
+    name = f"{_part(kind)}:{_part(owner)}" if kind else _part(owner)
+    return [f"nexus:bytes:{name}", f"nexus:byte-ends:{name}"]
 
 
 def service(capability: str, model: str) -> str:

@@ -36,21 +36,44 @@ end
 return fits and 1 or 0
 """
 """The item with the empty name holds the sum. Scores are exact up to 2^53."""
+OLDEST = """
+local excess = tonumber(redis.call('ZSCORE', KEYS[1], '') or 0) - tonumber(ARGV[1])
+local found = {}
+if excess > 0 then
+  for _, item in ipairs(redis.call('ZRANGE', KEYS[2], 0, tonumber(ARGV[2]) - 1)) do
+    if excess <= 0 then break end
+    excess = excess - tonumber(redis.call('ZSCORE', KEYS[1], item) or 0)
+    found[#found + 1] = item
+  end
+end
+return found
+"""
+"""Items that all have the same lifetime are in the order of their ends."""
 
 
 class RedisByteQuotas:
     """Byte quotas on Redis; see `backbone.store.byte_quotas`. It uses the connection of a RedisStore, which opens and closes it."""
 
-    def __init__(self, store: RedisStore) -> None:
-        """Share the store's connections, time-outs and circuit breaker."""
+    def __init__(self, store: RedisStore, kind: str = "") -> None:
+        """Share the store's connections, time-outs and circuit breaker. `kind`: of the items, each kind is counted for itself."""
         self._connection = store.connection
+        self._kind = kind
         self._reserve = self._connection.script(RESERVE)
+        self._oldest = self._connection.script(OLDEST)
 
     async def reserve(self, owner: str, item: str, size: int, *, ttl_s: float, most: int | None) -> bool:
         """Count an item in one atomic step; see `ByteQuotas`."""
         args: list[str | bytes | int | float] = [item, size, max(1, round(ttl_s * 1000)), "" if most is None else most]
-        return bool(await self._connection.run(self._reserve, keys.stored_bytes(owner), args))
+        return bool(await self._connection.run(self._reserve, keys.stored_bytes(self._kind, owner), args))
 
     async def release(self, owner: str, item: str) -> None:
         """Count an item no more."""
-        await self._connection.run(self._reserve, keys.stored_bytes(owner), [item, 0, 0, ""])
+        await self._connection.run(self._reserve, keys.stored_bytes(self._kind, owner), [item, 0, 0, ""])
+
+    async def oldest(self, owner: str, most: int, count: int) -> list[str]:
+        """Return the oldest items of an owner that has too many bytes."""
+        args: list[str | bytes | int | float] = [most, count]
+        return [
+            item.decode()
+            for item in await self._connection.run(self._oldest, keys.stored_bytes(self._kind, owner), args)
+        ]

@@ -26,6 +26,17 @@ class MemoryByteQuotas:
         """Count an item no more."""
         self._items.pop((owner, item), None)
 
+    async def oldest(self, owner: str, most: int, count: int) -> list[str]:
+        """Return the items that end first; see `ByteQuotas`."""
+        excess, found = self.used(owner) - most, []
+        items = sorted((end, name, size) for (holder, name), (size, end) in self._items.items() if holder == owner)
+        for _, name, size in items[:count]:
+            if excess <= 0:
+                break
+            excess -= size
+            found.append(name)
+        return found
+
     def used(self, owner: str) -> int:
         """Return the bytes of an owner's items."""
         now = self._clock()

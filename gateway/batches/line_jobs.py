@@ -111,10 +111,10 @@ class LineJobRunner:
         return False
 
     async def _submit(self, job: str, request: BatchLineRequest) -> None:
-        received = await self._kind.read(self._batch.owner, request.body, self._reader)
-        limits = self._dependencies.limits(self._batch.key)
+        owner, limits = self._batch.owner, self._dependencies.limits(self._batch.key)
+        received = await self._kind.read(owner, request.body, self._reader.of(owner, limits.pending_bytes))
         submission = Submission(
-            Principal(owner=self._batch.owner, key_id=self._batch.key, limits=limits),
+            Principal(owner=owner, key_id=self._batch.key, limits=limits),
             self._kind.endpoint,
             received,
             request_ids(job)[1],

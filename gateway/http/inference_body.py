@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import orjson
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore, BlobWriter
+from backbone.store.byte_quotas import ByteQuotas
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory, BodyShare
+from gateway.http.body_storage import CountedBlobWriter
 from gateway.http.multipart import ParsedForm, read_form
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.request_body import (
@@ -68,23 +72,37 @@ class InferenceBodyReader:
     blob_ttl_s: float
     memory: BodyMemory
     media: RemoteMedia
+    quotas: ByteQuotas | None = None
+    """Counts the bodies that are stored as blobs."""
+    owner: str = ""
+    max_pending_bytes: int | None = None
 
     async def read(
-        self, endpoint: EndpointSpec, headers: Headers, receive: Receive, *, has_arrived: bool, owner: str = ""
+        self,
+        endpoint: EndpointSpec,
+        headers: Headers,
+        receive: Receive,
+        *,
+        has_arrived: bool,
+        owner: str = "",
+        max_pending_bytes: int | None = None,
     ) -> ReceivedRequest:
         """Read and validate a request's body.
 
-        `has_arrived`: the body has arrived already. `owner`: whose memory it takes.
-        Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable, CallerDisconnected; no blob is stored
-        then.
+        `has_arrived`: the body has arrived already. `owner`: whose memory it takes. `max_pending_bytes`: of all bodies of the owner
+        that are stored as blobs.
+        Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, RateLimited, Unavailable, CallerDisconnected; no blob is
+        stored then.
         """
+        new_writer = partial(self._writer, owner, max_pending_bytes)
         if endpoint.files:
             with self.memory.share(owner) as share:
-                return await self._form(endpoint, headers, receive, share)
+                return await self._form(endpoint, headers, receive, share, new_writer)
         if has_arrived and not read_body_head(headers, self.max_bytes).encoding:
-            return await self._json(endpoint, await read_complete_body(receive, self.max_bytes))
+            return await self._json(endpoint, await read_complete_body(receive, self.max_bytes), new_writer)
         with self.memory.share(owner) as share:
-            return await self._json(endpoint, await self.read_body(headers, receive, share, has_arrived=has_arrived))
+            body = await self.read_body(headers, receive, share, has_arrived=has_arrived)
+            return await self._json(endpoint, body, new_writer)
 
     def read_small(self, endpoint: EndpointSpec, body: bytes) -> ReceivedRequest | None:
         """Validate a small JSON body that has arrived. None: only `read` can read the request. Raises InvalidRequest."""
@@ -106,7 +124,7 @@ class InferenceBodyReader:
     ) -> ReceivedRequest:
         """Validate a request whose JSON body is part of another one: of a job, a batch's line, a response.
 
-        Raises InvalidRequest, RequestTooLarge, Unavailable.
+        Raises InvalidRequest, RequestTooLarge, RateLimited, Unavailable.
         """
         request: Any = validate_body(value, endpoint.schema)
         body = orjson.dumps(value)
@@ -115,25 +133,29 @@ class InferenceBodyReader:
         body = await self.media.inline(request, body)
         received = ReceivedRequest(request, body, uploads=uploads, body_size=len(body) if uploads else None)
         if len(body) > INLINE_LIMIT_BYTES:
-            await self.store_body(received)
+            await self._store_body(received, partial(self._writer, self.owner, self.max_pending_bytes))
         return received
 
     def with_blob_ttl(self, blob_ttl_s: float) -> InferenceBodyReader:
         """Return a reader that stores blobs for `blob_ttl_s`."""
         return replace(self, blob_ttl_s=blob_ttl_s)
 
-    async def _json(self, endpoint: EndpointSpec, body: bytes) -> ReceivedRequest:
+    def of(self, owner: str, max_pending_bytes: int | None) -> InferenceBodyReader:
+        """Return a reader whose `read_value` counts the bodies that it stores for `owner`; see `read`."""
+        return replace(self, owner=owner, max_pending_bytes=max_pending_bytes)
+
+    async def _json(self, endpoint: EndpointSpec, body: bytes, new_writer: Callable[[], BlobWriter]) -> ReceivedRequest:
         request: Any
         request, body = parse_normalized(body, endpoint.schema)
         body = await self.media.inline(request, body)
         received = ReceivedRequest(request, body)
         if len(body) > INLINE_LIMIT_BYTES:
-            await self.store_body(received)
+            await self._store_body(received, new_writer)
         return received
 
-    async def store_body(self, received: ReceivedRequest) -> None:
+    async def _store_body(self, received: ReceivedRequest, new_writer: Callable[[], BlobWriter]) -> None:
         """Store the body as a blob, so that it travels by reference."""
-        writer = self._writer()
+        writer = new_writer()
         received.blobs.append(writer)
         try:
             await writer.write(received.body)
@@ -144,14 +166,19 @@ class InferenceBodyReader:
             raise
 
     async def _form(
-        self, endpoint: EndpointSpec, headers: Headers, receive: Receive, share: BodyShare
+        self,
+        endpoint: EndpointSpec,
+        headers: Headers,
+        receive: Receive,
+        share: BodyShare,
+        new_writer: Callable[[], BlobWriter],
     ) -> ReceivedRequest:
         content_type = next((value for name, value in headers if name == b"content-type"), b"")
         form = ParsedForm()
         received = ReceivedRequest(None, b"", blobs=form.blobs)
         pieces = stream_body(headers, receive, self.max_bytes, self.timeout_s, share)
         try:
-            await read_form(content_type, pieces, endpoint.files, self._writer, form, share=share)
+            await read_form(content_type, pieces, endpoint.files, new_writer, form, share=share)
             received.request = validate_body(form.fields, endpoint.schema)
             body = orjson.dumps(received.request.model_dump(mode="json", exclude_unset=True))
             body = await self.media.inline(received.request, body)
@@ -163,5 +190,8 @@ class InferenceBodyReader:
         received.body = b"".join((body, *form.inline))
         return received
 
-    def _writer(self) -> BlobWriter:
-        return self.blobs.writer(ttl_s=self.blob_ttl_s)
+    def _writer(self, owner: str, max_pending_bytes: int | None) -> BlobWriter:
+        writer = self.blobs.writer(ttl_s=self.blob_ttl_s)
+        if self.quotas is None or max_pending_bytes is None:
+            return writer
+        return CountedBlobWriter(writer, self.quotas, owner, max_pending_bytes, self.blob_ttl_s)

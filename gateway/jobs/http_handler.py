@@ -21,6 +21,7 @@ from gateway.jobs.api import EventsExpired, JobResult, JobsApi, Submission
 from gateway.jobs.http_response import JobResponder
 from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.records import job_object
+from gateway.limits.followers import FollowerLimiter
 from gateway.signed_urls import base_url
 from schemas.endpoints import EndpointSpec
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound, Unavailable
@@ -204,11 +205,12 @@ class DurableRequestHandler:
 
     async def _read_body(self, principal: Principal, endpoint: EndpointSpec, body: dict[str, Any]) -> ReceivedRequest:
         """Validate the job's body. Errors name the field's path in the whole request: `body.messages`."""
+        reader = self.reader.of(principal.owner, principal.limits.pending_bytes)
         try:
             if endpoint.files:
                 fields, uploads = await self._uploads.resolve(principal.owner, endpoint, body)
-                return await self.reader.read_value(endpoint, fields, uploads)
-            return await self.reader.read_value(endpoint, body)
+                return await reader.read_value(endpoint, fields, uploads)
+            return await reader.read_value(endpoint, body)
         except (InvalidRequest, NotFound) as error:
             raise _in_body(error) from None
 
@@ -237,8 +239,11 @@ async def job_with_estimate(jobs: JobsApi, record: JobRecord) -> dict[str, Any]:
 class JobPollHandler:
     """Serves `GET /v1/jobs/{id}`."""
 
-    def __init__(self, jobs: JobsApi, caller_tasks: CallerTasks, auth: Authenticator) -> None:
+    def __init__(
+        self, jobs: JobsApi, caller_tasks: CallerTasks, auth: Authenticator, followers: FollowerLimiter
+    ) -> None:
         self._jobs = jobs
+        self._followers = followers
         self._caller_tasks = caller_tasks
         self._auth = auth
 
@@ -251,7 +256,8 @@ class JobPollHandler:
             caller.require(KeyScope.JOBS)
             seconds = _wait_s(scope["query_string"])
             if seconds:
-                await self._wait(caller.owner, job_id, seconds, scope, receive)
+                with self._followers.hold(caller.limits):
+                    await self._wait(caller.owner, job_id, seconds, scope, receive)
             record = await self._jobs.get(caller.owner, job_id)
             await reply.send_response(
                 200, "application/json", orjson.dumps(await job_with_estimate(self._jobs, record))

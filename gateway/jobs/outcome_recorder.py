@@ -13,6 +13,7 @@ from backbone.bus.job_log import JobHistory, WorkItem
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import outcome_fields, record_from_outcome
+from gateway.jobs.storage_quotas import JobStorageQuotas
 from gateway.jobs.terminator import JobTerminator
 from gateway.jobs.usage import OutcomeUsage
 from gateway.metrics import GatewayMetrics
@@ -46,11 +47,12 @@ class OutcomeRecorder:
         enqueue: Enqueue,
         usage: OutcomeUsage | None = None,
         settle: Settle = lambda _key, _reserved, _used: None,
+        storage: JobStorageQuotas | None = None,
     ) -> None:
         """Create a recorder. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot. `usage`: None
         without a ledger.
 
-        `settle` receives the key of each job, the tokens that it had reserved, and those that it took.
+        `storage`: None where the bytes of owners are not bounded. `settle` receives the key of each job, the tokens that it had reserved, and those that it took.
         """
         self._log = jobs
         self._store = store
@@ -61,6 +63,7 @@ class OutcomeRecorder:
         self._enqueue = enqueue
         self._usage = usage
         self._settle = settle
+        self._storage = storage
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -92,6 +95,10 @@ class OutcomeRecorder:
             if outcome.status is not JobStatus.FAILED:  # a retry of a failed job needs its uploads
                 for name in outcome.uploads:
                     self._blobs.remove(name)
+                if self._storage is not None:
+                    await self._storage.release_bodies(outcome)
+            if self._storage is not None:
+                await self._storage.count_result(outcome)
             if not outcome.token:
                 # The gateway that decided it may have died before it removed the job from the queue.
                 await self._terminator.remove_from_queue(

@@ -24,6 +24,7 @@ from gateway.jobs.expiry import ExpiryWatcher
 from gateway.jobs.outcome_recorder import OutcomeRecorder
 from gateway.jobs.record_recovery import RecordRecovery
 from gateway.jobs.service import JobService
+from gateway.jobs.storage_quotas import JobStorageQuotas
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.jobs.usage import OutcomeUsage
@@ -60,6 +61,7 @@ class JobDependencies:
     keys: KeyStore
     rate_limiter: RateLimiter
     webhooks: WebhookQueue
+    storage: JobStorageQuotas
     usage: UsageEmitter | None = None
     """None without a ledger."""
 
@@ -106,6 +108,7 @@ class JobRuntime:
             enqueue=self._webhooks.enqueue,
             usage=usage,
             settle=self._settle_tokens,
+            storage=dependencies.storage,
         )
         self._expiry_watcher = ExpiryWatcher(
             dependencies.log, dependencies.store, terminator, ack_wait_s=settings.ack_wait_s

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from backbone.store.store import JobLimit
 from gateway.http.client_addresses import AddressSet
-from schemas.errors import PermissionDenied
+from schemas.errors import InvalidRequest, PermissionDenied
 from schemas.jobs import Lane
 from schemas.keys import AccessLimits
 
@@ -44,10 +44,16 @@ class EffectiveLimits:
     running: JobLimit | None = None
     stored_bytes: int | None = None
     """Bytes of the team's files."""
+    pending_bytes: int | None = None
+    """Bytes of the team's large request bodies whose requests and jobs have not ended."""
+    result_bytes: int | None = None
+    """Bytes of the results of the team's jobs."""
     batches: int | None = None
     """Unfinished batches of the team."""
     webhooks: tuple[Bound, ...] = ()
 
+    retain_none: bool = False
+    """Nothing is kept of requests and answers once the answer was delivered."""
     is_rated: bool = False
     """Whether requests or tokens are limited per minute."""
 
@@ -82,6 +88,15 @@ class EffectiveLimits:
                 param="service_tier",
             )
 
+    def require_retention(self, advice: str, param: str | None = None) -> None:
+        """Raise InvalidRequest if nothing may be kept of requests and answers. `advice` says what to do instead."""
+        if self.retain_none:
+            raise InvalidRequest(
+                f"Nothing is kept of your team's requests and answers (`retain: none`), which this request needs. {advice}",
+                code="retention_not_allowed",
+                param=param,
+            )
+
 
 NO_LIMITS = EffectiveLimits()
 
@@ -111,8 +126,11 @@ def resolve_limits(key: AccessLimits, key_id: str, team: AccessLimits, team_id: 
         queued=_job_limit(key.max_queued, team.max_queued),
         running=_job_limit(key.max_running, team.max_running),
         stored_bytes=_stricter(key.max_stored_bytes, team.max_stored_bytes),
+        pending_bytes=_stricter(key.max_pending_bytes, team.max_pending_bytes),
+        result_bytes=_stricter(key.max_result_bytes, team.max_result_bytes),
         batches=_stricter(key.max_batches, team.max_batches),
         webhooks=bounds("max_webhooks"),
+        retain_none="none" in (key.retain, team.retain),
     )
 
 

@@ -11,7 +11,9 @@ from schemas.errors import RateLimited
 class OpenRequestLimiter:
     """Counts open requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: str = "open requests") -> None:
+        """Begin without requests. `counted` names them in errors."""
+        self._counted = counted
         self._open: Counter[str] = Counter()
 
     def acquire(self, limits: EffectiveLimits) -> tuple[Bound, ...]:
@@ -20,7 +22,9 @@ class OpenRequestLimiter:
         for name, most in bounds:
             if self._open[name] >= most:
                 holder = "API key" if name.startswith("key:") else "team"
-                raise RateLimited(f"This {holder} has {most} open requests, its limit. Retry when one has ended.")
+                raise RateLimited(
+                    f"This {holder} has {most} {self._counted}, its limit `max_open` at each gateway process. Retry when one has ended."
+                )
         for name, _ in bounds:
             self._open[name] += 1
         return bounds

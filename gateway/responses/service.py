@@ -95,7 +95,7 @@ class ResponseService:
         owner = principal.owner
         request = await self._references.resolve(owner, request)
         messages = conversation(request, await self._previous_messages(owner, request.previous_response_id))
-        received = await self._received(chat_body(request, messages))
+        received = await self._received(principal, chat_body(request, messages))
         try:
             job = new_job_id()
             if key:
@@ -121,9 +121,9 @@ class ResponseService:
             await received.discard()  # does nothing once the blobs belong to the job
         return created
 
-    async def _received(self, body: JSON) -> ReceivedRequest:
+    async def _received(self, principal: Principal, body: JSON) -> ReceivedRequest:
         try:
-            return await self._reader.read_value(self._chat, body)
+            return await self._reader.of(principal.owner, principal.limits.pending_bytes).read_value(self._chat, body)
         except InvalidRequest as error:
             first, _, rest = (error.info.param or "").partition(".")
             param = RESPONSE_FIELD_NAMES.get(first, first) + (

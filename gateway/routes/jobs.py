@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Annotated, Any
 
 import orjson
@@ -20,6 +20,7 @@ from gateway.jobs.http_handler import job_with_estimate
 from gateway.jobs.http_response import result_error
 from gateway.jobs.read_ahead import event_size, no_report, read_ahead
 from gateway.jobs.records import job_object
+from gateway.limits.followers import HoldingResponse
 from gateway.signed_urls import base_url
 from gateway.sse_frames import comment_frame
 from schemas.errors import InvalidRequest, NexusError
@@ -98,6 +99,12 @@ async def _resume(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[b
 @router.get("/v1/jobs/{job_id}/events")
 async def get_events(job_id: str, request: Request, parts: PartsDep, caller: JobsCaller) -> Response:
     """Return the job's events as server-sent events, from the first one or after `Last-Event-ID`, until the job ends."""
+    with ExitStack() as held:
+        held.enter_context(parts.followers.hold(caller.limits))
+        return HoldingResponse(await _events_response(job_id, request, parts, caller), held.pop_all())
+
+
+async def _events_response(job_id: str, request: Request, parts: Parts, caller: Principal) -> Response:
     after = request.headers.get("last-event-id", "")
     events = parts.jobs.follow(caller.owner, job_id, after)
     # Errors of the first read become an HTTP status.

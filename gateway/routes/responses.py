@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -14,6 +15,7 @@ from gateway.http.body_memory import BodyShare
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.http.preferences import read_preferences
 from gateway.http.request_body import CallerDisconnected, parse_body
+from gateway.limits.followers import HoldingResponse
 from gateway.responses.http_response import CLIENT_CLOSED_STATUS, RequestReport, ResponseStreamReply, StreamStart
 from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.keys import Scope
@@ -94,9 +96,13 @@ async def get_response(
     responses = parts.responses
     if not stream:
         return JSONResponse(await responses.retrieve(caller.owner, response_id))
-    created = await responses.created(caller.owner, response_id)
-    after = -1 if starting_after is None else starting_after
-    return ResponseStreamReply(responses, created, StreamStart.ON_STORED_EVENTS, responses.keep_alive_s, None, after)
+    with ExitStack() as held:
+        held.enter_context(parts.followers.hold(caller.limits))
+        created = await responses.created(caller.owner, response_id)
+        after = -1 if starting_after is None else starting_after
+        start = StreamStart.ON_STORED_EVENTS
+        reply = ResponseStreamReply(responses, created, start, responses.keep_alive_s, None, after)
+        return HoldingResponse(reply, held.pop_all())
 
 
 @router.post("/v1/responses/{response_id}/cancel")

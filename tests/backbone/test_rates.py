@@ -255,3 +255,13 @@ class TestByteQuotas:
             *(quotas.reserve(owner, str(number), 10, ttl_s=60, most=100) for number in range(50))
         )
         assert sum(fits) == 10
+
+    async def test_the_oldest_items_above_a_limit_are_named(self, quotas: ByteQuotas) -> None:
+        """So many that the rest fits, and no more than asked for."""
+        owner = uuid.uuid4().hex
+        for number in range(4):
+            assert await quotas.reserve(owner, str(number), 10, ttl_s=60 + number, most=None)
+        assert await quotas.oldest(owner, 40, 10) == []
+        assert await quotas.oldest(owner, 25, 10) == ["0", "1"]
+        assert await quotas.oldest(owner, 0, 3) == ["0", "1", "2"]
+        assert await quotas.oldest(uuid.uuid4().hex, 0, 3) == []

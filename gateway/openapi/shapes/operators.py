@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.jobs import Capability, JobStatus, Lane
-from schemas.keys import LaneName, Scope
+from schemas.keys import LaneName, Retain, Scope
 from schemas.presence import WorkerPresence, WorkerState
 
 
@@ -178,12 +178,18 @@ class LimitValues(BaseModel):
     """The maximum number of running jobs."""
     max_stored_bytes: int | None
     """The maximum number of bytes of stored files."""
+    max_pending_bytes: int | None
+    """The maximum number of bytes of stored request bodies over 512 KiB, of requests and jobs that have not ended."""
+    max_result_bytes: int | None
+    """The maximum number of bytes of stored results of jobs. Above it, the oldest are deleted."""
     max_batches: int | None
     """The maximum number of unfinished batches."""
     max_webhooks: int | None
     """The maximum number of webhooks that each gateway process sends at the same time."""
     networks: list[str] | None
     """Addresses and CIDR ranges from which requests may come."""
+    retain: Retain | None
+    """`none`: nothing is kept of requests and answers once the answer was delivered."""
 
 
 class TeamObject(LimitValues):

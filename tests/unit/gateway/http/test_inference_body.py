@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import MutableMapping
 from typing import Any
@@ -12,11 +13,14 @@ import pytest
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES
 from backbone.testing.blobs import MemoryBlobStore
+from backbone.testing.byte_quotas import MemoryByteQuotas
 from gateway.auth.authenticator import Authenticator
 from gateway.http.asgi import REQUEST_ID
 from gateway.http.body_memory import BodyMemory
-from gateway.http.inference_body import LARGE_BYTES, PARSED_SIZE_FACTOR, InferenceBodyReader
+from gateway.http.body_storage import BodyStorageFull
+from gateway.http.inference_body import LARGE_BYTES, PARSED_SIZE_FACTOR, InferenceBodyReader, ReceivedRequest
 from gateway.http.remote_media import RemoteMedia
+from gateway.http.request_body import parse_normalized
 from gateway.jobs.http_handler import DurableRequestHandler
 from schemas.endpoints import BY_PATH, CHAT
 from schemas.errors import InvalidRequest, RequestTooLarge
@@ -152,3 +156,25 @@ class StuckBlobs(MemoryBlobStore):
 
     async def abort(self) -> None:
         pass
+
+
+async def test_one_owners_stored_bodies_have_a_limit() -> None:
+    """At it the owner is told to retry, and others are served; an answered request counts no more."""
+    blobs, quotas, body = MemoryBlobStore(), MemoryByteQuotas(), chat_body(INLINE_LIMIT_BYTES + 1)
+    bodies = dataclasses.replace(reader(blobs), quotas=quotas)
+
+    async def read(owner: str) -> ReceivedRequest:
+        limit = {"owner": owner, "max_pending_bytes": len(body) + 1}
+        return await bodies.read(CHAT, [], receive_of(body), has_arrived=True, **limit)  # type: ignore[arg-type]
+
+    first = await read("a")
+    assert quotas.used("a") == len(body)
+    with pytest.raises(BodyStorageFull, match=str(len(body) + 1)):
+        await read("a")
+    assert (await read("b")).body_blob is not None
+    await first.discard()
+    assert quotas.used("a") == 0
+    assert (await read("a")).body_blob is not None
+    large = parse_normalized(body, CHAT.schema)[0].model_dump(exclude_unset=True)
+    with pytest.raises(BodyStorageFull):
+        await bodies.of("a", len(body) + 1).read_value(CHAT, large)

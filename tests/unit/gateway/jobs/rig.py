@@ -17,6 +17,7 @@ from backbone.bus.subjects import USAGE_QUEUE
 from backbone.store.store import JobLimit
 from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.testing.byte_quotas import MemoryByteQuotas
 from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from backbone.testing.store import MemoryStore
@@ -31,6 +32,7 @@ from gateway.jobs.expiry import ExpiryWatcher
 from gateway.jobs.outcome_recorder import OutcomeRecorder
 from gateway.jobs.seal_refusals import SealRefusalCounter
 from gateway.jobs.service import JobService
+from gateway.jobs.storage_quotas import JobStorageQuotas
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.jobs.usage import OutcomeUsage
@@ -126,6 +128,14 @@ class Gateway:
             keep_s=KEEP_S,
             enqueue=self._enqueue,
             usage=usage,
+            storage=JobStorageQuotas(
+                MemoryByteQuotas(),
+                MemoryByteQuotas(),
+                self.log,
+                rig.blobs,
+                lambda _: EffectiveLimits(result_bytes=rig.max_result_bytes),
+                keep_s=KEEP_S,
+            ),
         )
         self.expiry_watcher = ExpiryWatcher(self.log, rig.store, self.terminator, ack_wait_s=rig.ack_wait_s)
         self.gate = AttemptGate(
@@ -182,6 +192,7 @@ class Rig:
         self.hub = MemoryHub()
         self.hub.models[ECHO.name] = ECHO  # known, though nobody may serve it now
         self.max_running: dict[str, int] = {}
+        self.max_result_bytes: int | None = None
         self.hooks: list[Outcome] = []
         self.gateways: list[Gateway] = []
         self.workers: dict[str, tuple[Worker, asyncio.Task[None]]] = {}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backbone.testing.job_log import MemoryJobLog
-from schemas.errors import Unavailable
+from schemas.errors import NotFound, Unavailable
 from schemas.jobs import JobRecord, JobStatus, Upload
 from schemas.outcome import Outcome, outcome_of
 from tests.unit.gateway.jobs.rig import OWNER, Rig
@@ -230,3 +230,24 @@ async def test_a_malformed_outcome_is_dropped(rig: Rig) -> None:
     await rig.eventually(lambda: not rig.broker.job_log.outcome_queue.items)
     await rig.worker()
     assert (await rig.ended(await rig.submit())).status is COMPLETED
+
+
+async def test_an_owners_oldest_results_make_room_for_its_new_ones(rig: Rig) -> None:
+    """Results of the bootstrap key, and of others, stay."""
+    rig.max_result_bytes = 2 * 1024 * 1024
+    await rig.worker()
+    free = await rig.submit("x" * 900_000)
+    await rig.ended(free)
+    jobs = []
+    for number in range(3):  # large answers: they are blobs
+        jobs.append(await rig.submit(str(number) * 900_000, key="key_1"))
+        await rig.ended(jobs[-1])
+    await rig.eventually(lambda: jobs[0] not in rig.broker.job_log.outcomes)
+    with pytest.raises(NotFound) as caught:
+        await rig.jobs.result(OWNER, jobs[0])
+    assert caught.value.info.code == "result_expired"
+    for job in (free, *jobs[1:]):
+        result = await rig.jobs.result(OWNER, job)
+        assert result.blob is not None
+        assert await rig.blobs.info(result.blob.name) is not None
+    assert len(rig.blobs.chunks_by_name()) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.limits.effective import EffectiveLimits, resolve_limits
+from gateway.limits.followers import FollowerLimiter
 from gateway.limits.open_requests import OpenRequestLimiter
 from schemas.errors import PermissionDenied, RateLimited
 from schemas.jobs import Lane
@@ -69,3 +70,15 @@ def test_limits_on_jobs_imply_one_on_open_requests() -> None:
     assert [bound.most for bound in resolved(AccessLimits(max_queued=1, max_running=2)).open] == [3]
     assert [bound.most for bound in resolved(AccessLimits(max_queued=1, max_running=2, max_open=9)).open] == [9]
     assert resolved(AccessLimits(max_queued=1)).open == ()
+
+
+def test_followers_count_apart_from_requests() -> None:
+    """One that is refused changes nothing; one that has ended makes room."""
+    followers, limits = FollowerLimiter(), resolved(AccessLimits(max_open=1))
+    with followers.hold(limits):
+        with pytest.raises(RateLimited, match="streams of events"), followers.hold(limits):
+            pass
+        with followers.hold(resolved(AccessLimits(max_open=1), key_id="other")):
+            pass
+    with followers.hold(limits):
+        pass
