@@ -83,6 +83,8 @@ class GateReply(BaseModel):
     number of the last attempt.
     """
     delay_s: float = 0.0
+    key: str = ""
+    """For PROCEED of a sealed job: its content key (`backbone.bus.content_seals`)."""
     error: dict[str, object] | None = None
     """For EXHAUSTED: a `schemas.errors.ErrorInfo`."""
 

@@ -149,6 +149,10 @@ class Envelope(JobSpec):
     """The endpoint that the caller used, when it differs from `endpoint`."""
     unsupported: Literal["", "refuse", "adapt"] = ""
     """The alias's policy for parameters that the server lacks. Empty: the worker's own policy."""
+    sealed: bool = False
+    """The body is encrypted (`backbone.bus.content_seals`). The worker gets its key with the start grant, and does not start without."""
+    sealed_blobs: tuple[str, ...] = ()
+    """For a sealed job: `own_blobs` without their keys. The sealed body holds the fields that lead to content."""
     ticket: str = ""
     """For durable jobs: the key of the attempts' tokens. Gateways check it and the seals (`backbone.bus.seals`)."""
     seal: str = ""
@@ -163,6 +167,8 @@ class Envelope(JobSpec):
     @property
     def own_blobs(self) -> tuple[str, ...]:
         """Return the names of the blobs that came with the request and are deleted with the job."""
+        if self.sealed_blobs:
+            return self.sealed_blobs
         blobs = [self.body_blob, *(upload.blob for upload in self.uploads if not upload.kept)]
         return tuple(blob for blob in blobs if blob)
 

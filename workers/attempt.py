@@ -25,6 +25,7 @@ from typing import Any, cast
 import structlog
 
 from backbone.bus.blobs import BlobStore
+from backbone.bus.content_seals import ContentKey, open_request
 from backbone.logging import log_info
 from schemas.errors import WORKER_DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.frames import LOADING_PHASE, MAX_PREVIEW, AdaptedParameters, FrameKind, Progress
@@ -48,6 +49,8 @@ log = structlog.get_logger(__name__)
 
 STORED_FILE_PREFIX = "nexus-blob:"
 """Precedes the name of a blob that the caller gets by URL; the gateway recognizes it."""
+KEY_RETRY_S = 1.0
+"""The pause before another worker gets a sealed job whose key no gateway gave."""
 UNCOUNTED_RETURN_S = 0.05
 """The pause before another worker gets a job that this worker's server has not begun."""
 CLOSE_TIMEOUT_S = 10.0
@@ -92,6 +95,10 @@ class Attempt:
         self.job = outbox.job
         self.envelope = outbox.envelope
         self._body = body
+        self._key = ""
+        """The content key of a sealed job."""
+        self._is_private = self.envelope.sealed
+        """Logs hold nothing that the caller or the server wrote."""
         outbox.input_bytes = len(body)
         self.began = self.last_output = self.last_heartbeat = self._phase_began = monotonic()
         self._last_report = 0.0
@@ -222,6 +229,8 @@ class Attempt:
             self._context.start_timer.add(self._confirm)
         else:
             reply, self._grant = await self._request_grant(), None
+            if self.envelope.sealed and not self._take_key(reply):
+                reply = GateReply(kind=GateVerdict.WAIT, delay_s=KEY_RETRY_S)
             if reply is None:
                 self._log.warning("attempt.started_without_grant")
             elif reply.kind is not GateVerdict.PROCEED:
@@ -231,6 +240,14 @@ class Attempt:
             self._confirm_at = self.began + outbox.report_interval_s
         self._running = True
         outbox.begin(reply)
+        return True
+
+    def _take_key(self, reply: GateReply | None) -> bool:
+        """Return whether the attempt may be decided by `reply`: it refuses the start, or holds the key of a sealed job."""
+        if reply is None or (reply.kind is GateVerdict.PROCEED and not reply.key):
+            self._log.warning("attempt.key_missing", answered=reply is not None)
+            return False
+        self._key = reply.key
         return True
 
     async def _request_grant(self) -> GateReply | None:
@@ -293,6 +310,9 @@ class Attempt:
 
     async def _read_task(self) -> Task:
         """Return the adapter's task. A body that travels by reference is read here, uploads when the adapter reads them."""
+        if self.envelope.sealed:
+            self.envelope, self._body = open_request(ContentKey.parse(self._key), self.envelope, self._body)
+            self._outbox.input_bytes = len(self._body)
         env, body = self.envelope, self._body
         files: tuple[UploadedFile, ...] = ()
         if env.uploads:
@@ -395,10 +415,10 @@ class Attempt:
         """Note an error; return it as it travels, and whether another attempt may succeed."""
         wrapped = wrap_exception(error)
         if wrapped is not error:
-            self._log.warning("attempt.unexpected_exception", exc_info=error)
+            self._log.warning("attempt.unexpected_exception", exc_info=None if self._is_private else error)
         public = wrapped.info.redacted()
         if public is not wrapped.info:
-            self._log.warning("attempt.error_hidden", error=wrapped.info.message)
+            self._log.warning("attempt.error_hidden", error="" if self._is_private else wrapped.info.message)
             wrapped.info = public
         self.error = wrapped.info
         if isinstance(wrapped, BackendError):
@@ -467,7 +487,8 @@ class Attempt:
         if self._stop_reason is not None:
             fields["stop_reason"] = self._stop_reason.value
         if self.error is not None:
-            self._log.warning("attempt.finished", error=self.error.message, code=self.error.code, **fields)
+            message = "" if self._is_private else self.error.message
+            self._log.warning("attempt.finished", error=message, code=self.error.code, **fields)
         else:
             log_info("attempt.finished", {**self._log_fields(), **fields})
 

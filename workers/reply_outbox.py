@@ -1,6 +1,6 @@
 """Output of an attempt at a direct job: frames to the gateway that waits, over core NATS.
 
-A fresh job starts at once. Its first frame says so; an attempt that still runs after START_REQUEST_DELAY_S asks for its start grant then,
+A fresh job starts at once, unless it is sealed: its key comes with the start grant. Its first frame says so; an attempt that still runs after START_REQUEST_DELAY_S asks for its start grant then,
 which tells whether the caller still waits. Any other job waits for the grant, as its gateway may be dead.
 """
 
@@ -52,7 +52,7 @@ class ReplyOutbox(Outbox):
         self._context = context
         self._gateway = envelope.reply.rpartition(".")[0]
         self._began = monotonic()
-        self.starts_at_once = job.fresh and not context.gateways.is_suspect(self._gateway)
+        self.starts_at_once = job.fresh and not envelope.sealed and not context.gateways.is_suspect(self._gateway)
         self._announced = False
         """The gateway has been sent the start of this attempt."""
         self._granted = False

@@ -49,6 +49,7 @@ class BatchService:
     async def create(self, caller: Principal, request: BatchRequest, base_url: str) -> Batch:
         """Create a batch and queue it. Raises PermissionDenied, InvalidRequest, FileNotFound."""
         caller.require(Scope.INFERENCE)
+        caller.limits.require_retention("Send the lines as requests of their own.")
         caller.limits.require_lane(Lane.FLEX)
         if request.endpoint not in self._endpoints:
             raise InvalidRequest(

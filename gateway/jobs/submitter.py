@@ -176,6 +176,9 @@ class JobSubmitter:
         stream_type = endpoint.stream_type(request)
         job_id = submission.job_id or new_job_id()
         lane = submission.lane or LANE_BY_TIER.get(request.service_tier, Lane.DEFAULT)
+        principal.limits.require_retention(
+            "Send a synchronous request, without `Prefer`, `Idempotency-Key` or resumption."
+        )
         principal.limits.require_model(public_model)
         principal.limits.require_lane(lane)
         return Envelope(

@@ -22,6 +22,7 @@ MAX_PAGE_SIZE = 10_000
 async def upload_file(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Store a file for `FILE_KEEP_S` seconds, or for the time in `expires_after`."""
     headers = request.scope["headers"]
+    caller.limits.require_retention("Send files with the requests that use them.")
     most = caller.limits.stored_bytes
     return (await parts.files.upload(caller.owner, headers, request.receive, most)).to_openai()
 

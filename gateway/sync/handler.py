@@ -272,7 +272,12 @@ class _InferenceExchange:
         preferences = read_preferences(headers)
         reader = handler._reader if preferences is None else handler._durable.reader
         received = self._received = await reader.read(
-            endpoint, headers, receive, has_arrived=has_arrived, owner=principal.owner
+            endpoint,
+            headers,
+            receive,
+            has_arrived=has_arrived,
+            owner=principal.owner,
+            max_pending_bytes=principal.limits.pending_bytes,
         )
         if preferences is None:
             if principal.limits.is_rated:
@@ -287,13 +292,15 @@ class _InferenceExchange:
 
     def _accept(self, received: ReceivedRequest) -> None:
         self._stream_type = self._endpoint.stream_type(received.request)
-        if self._handler._options.log_prompts:
+        principal = self._principal
+        if self._handler._options.log_prompts and principal is not None and not principal.limits.retain_none:
             log.debug("request.prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))
 
     def _submit(self, principal: Principal, received: ReceivedRequest, scope: Scope) -> SyncRequest:
         endpoint, submitter, body = self._endpoint, self._handler._submitter, received.request
         self._accept(received)
         if endpoint.by_url(body):
+            principal.limits.require_retention("Set 'response_format' to 'b64_json'.", "response_format")
             self._result_base_url = base_url(scope)
         lane = LANE_BY_TIER.get(body.service_tier, Lane.DEFAULT)
         public_model = target_model(endpoint, body, submitter.catalog)
@@ -310,6 +317,7 @@ class _InferenceExchange:
             owner=principal.owner,
             received=received,
             hops=scope.get(HOPS, 0),
+            sealed=principal.limits.retain_none,
         )
         if self._usage is not None:
             self._bytes_in = received.total_bytes

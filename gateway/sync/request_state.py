@@ -52,6 +52,7 @@ from schemas.frames import (
     Progress,
     decode_frame,
 )
+from schemas.job_events import GateReply, GateVerdict
 from schemas.jobs import MAX_STARTS, Envelope
 
 log = structlog.get_logger(__name__)
@@ -78,10 +79,42 @@ class SyncRequest:
     """Follows the events of one job and buffers its output; the bus calls it as a `ReplyListener`."""
 
     __slots__ = (
-        "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_token", "_unread", "_waiter", "adapted", "backend", "delivered",
-        "delivery", "direct_writer", "done", "envelope", "error", "first_output_at", "last_event_at", "loop", "on_end", "output_bytes", "pause_error", "progress", "queue", "queued_at",
+        "_abandoned",
+        "_ack_wait_s",
+        "_bus",
+        "_loading_s",
+        "_pieces",
+        "_reported",
+        "_seq",
+        "_size",
+        "_token",
+        "_unread",
+        "_waiter",
+        "adapted",
+        "backend",
+        "content_key",
+        "delivered",
+        "delivery",
+        "direct_writer",
+        "done",
+        "envelope",
+        "error",
+        "first_output_at",
+        "last_event_at",
+        "loop",
+        "on_end",
+        "output_bytes",
+        "pause_error",
+        "progress",
+        "queue",
+        "queued_at",
         "return_error",
-        "seq", "started_at", "starts", "state", "submitted_at", "worker",
+        "seq",
+        "started_at",
+        "starts",
+        "state",
+        "submitted_at",
+        "worker",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +128,8 @@ class SyncRequest:
         self.queue = Queue(envelope.capability, envelope.lane, envelope.model)
         self._ack_wait_s = ack_wait_s
         self.loop = asyncio.get_running_loop()
+        self.content_key = ""
+        """Of a sealed request: goes to the worker with the start grant, and exists nowhere else."""
         self._pieces: list[bytes | BlobRef] = []
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -273,7 +308,8 @@ class SyncRequest:
     def _apply(self, frame: Frame) -> bytes | None:
         kind, _, delivery, seq, token, payload, started, elapsed_us = frame
         if kind == _STARTED:
-            return self._on_started(delivery, token, payload, 0)
+            verdict = self._on_started(delivery, token, payload, 0)
+            return self._with_key(verdict) if self.content_key else verdict
         if started:
             verdict = self._on_started(delivery, token, started, elapsed_us)
             if verdict is not PROCEED:
@@ -295,6 +331,11 @@ class SyncRequest:
         self.state = RequestState.RUNNING  # also after a silence, in which the worker was only cut off
         action = ACTIONS.get(kind)
         return action(self, payload) if action is not None else None
+
+    def _with_key(self, verdict: bytes) -> bytes:
+        if verdict is not PROCEED:
+            return verdict
+        return GateReply(kind=GateVerdict.PROCEED, key=self.content_key).model_dump_json(exclude_defaults=True).encode()
 
     def _on_started(self, delivery: int, token: str, payload: bytes, elapsed_us: int) -> bytes:
         if delivery < self.delivery:

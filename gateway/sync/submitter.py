@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Literal
 
 from backbone.bus.bus import Queue
+from backbone.bus.content_seals import ContentKey, seal_request
 from backbone.ids import new_job_id
 from gateway.dispatcher import Dispatcher
 from gateway.http.inference_body import ReceivedRequest
@@ -69,8 +70,9 @@ class SyncSubmitter:
         owner: str,
         received: ReceivedRequest,
         hops: int = 0,
+        sealed: bool = False,
     ) -> SyncRequest:
-        """Submit a request. QueueFull is reported later, on the returned request.
+        """Submit a request. `sealed`: what is stored of it cannot be read once it has ended. QueueFull is reported later, on the returned request.
 
         Raises ModelNotFound, InvalidRequest, Unavailable, RequestTooLarge.
         """
@@ -84,8 +86,14 @@ class SyncSubmitter:
         if hops or received.body_blob or received.uploads:
             own = {"hops": hops, "body_blob": received.body_blob, "body_size": received.body_size}
             envelope, line = envelope.model_copy(update=own | {"uploads": received.uploads}), b""
+        body = received.body
+        if sealed:
+            key, line = ContentKey.new(), b""
+            envelope, body = seal_request(key, envelope, body)
         request = SyncRequest(self._bus, envelope, self._ack_wait_s, self._unread)
-        self._bus.submit(envelope, received.body, request, line)
+        if sealed:
+            request.content_key = str(key)
+        self._bus.submit(envelope, body, request, line)
         self._requests.add(request)
         return request
 

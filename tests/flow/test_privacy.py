@@ -1,0 +1,91 @@
+"""What is left on the disks of all servers, and in all logs, of requests of teams that keep nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.cluster import Cluster, Crew, chat
+from tests.conftest import Eventually
+from tests.flow.test_keys import bearer, make
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LARGE = "x" * 600_000
+"""Too large for a message: it travels as a blob, and so does the echo."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def quiet(cluster: Cluster) -> dict[str, Any]:
+    """A key of a team that keeps nothing."""
+    made = await cluster.post("/v1/teams", {"id": "quiet", "retain": "none"})
+    assert made.status_code == 201, made.text
+    return await make(cluster, "quiet", owner="quiet")
+
+
+def found(folder: Path, marker: str) -> set[str]:
+    """The files below `folder` that hold the marker."""
+    names = set()
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                if data.find(marker.encode()) >= 0:
+                    names.add(str(path.relative_to(folder)))
+    return names
+
+
+async def ask(cluster: Cluster, key: dict[str, Any], body: dict[str, Any], **headers: str) -> httpx.Response:
+    return await cluster.post("/v1/chat/completions", body, headers=bearer(key) | headers)
+
+
+async def test_direct_requests_leave_nothing(
+    cluster: Cluster, crew: Crew, quiet: dict[str, Any], eventually: Eventually
+) -> None:
+    """Neither while they wait nor after the answer, which is whole; an ordinary request's prompt is found in the same way."""
+    open_key = await make(cluster, "open", owner="open")
+    worker = cluster.workers[await crew.start()]
+    worker.pause()
+    markers = [f"secret-{number}-{crew.model}" for number in range(3)]
+    bodies = [
+        chat(markers[0], model=crew.model),
+        chat(markers[1] + LARGE, model=crew.model),
+        chat(markers[2], model=crew.model, stream=True),
+    ]
+    answers = [asyncio.create_task(ask(cluster, quiet, body)) for body in bodies]
+    control = asyncio.create_task(ask(cluster, open_key, chat("open-marker", model=crew.model)))
+    await eventually(lambda: found(cluster.folder, "open-marker"))
+    await eventually(lambda: _stored(cluster, crew.model, 4))
+    for marker in markers:
+        assert found(cluster.folder, marker) == set()
+    worker.resume()
+    for marker, answer in zip(markers, await asyncio.gather(*answers), strict=True):
+        assert answer.status_code == 200
+        assert marker in answer.text
+        assert found(cluster.folder, marker) == set()
+    assert "open-marker" in (await control).text
+
+
+async def _stored(cluster: Cluster, model: str, jobs: int) -> bool:
+    return await cluster.stored(model) == jobs
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/images/generations", {"model": "m", "prompt": "p", "response_format": "url"}),
+        ("/v1/files", {}),
+        ("/v1/batches", {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"}),
+    ],
+)
+async def test_what_needs_retention_is_refused(
+    cluster: Cluster, quiet: dict[str, Any], path: str, body: dict[str, Any]
+) -> None:
+    """With an error that names the reason."""
+    refused = await cluster.post(path, body, headers=bearer(quiet))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "retention_not_allowed"), refused.text
