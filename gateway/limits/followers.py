@@ -31,12 +31,12 @@ class FollowerLimiter:
 class HoldingResponse(Response):
     """Sends a response, and closes what it holds when that has ended."""
 
-    def __init__(self, response: Response, held: ExitStack) -> None:
-        """Own `held`."""
+    def __init__(self, response: Response, resources: ExitStack) -> None:
+        """Own `resources`."""
         self._response = response
-        self._held = held
+        self._resources = resources
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._held:
+        with self._resources:
             await self._response(scope, receive, send)

@@ -99,9 +99,9 @@ async def _resume(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[b
 @router.get("/v1/jobs/{job_id}/events")
 async def get_events(job_id: str, request: Request, parts: PartsDep, caller: JobsCaller) -> Response:
     """Return the job's events as server-sent events, from the first one or after `Last-Event-ID`, until the job ends."""
-    with ExitStack() as held:
-        held.enter_context(parts.followers.hold(caller.limits))
-        return HoldingResponse(await _events_response(job_id, request, parts, caller), held.pop_all())
+    with ExitStack() as resources:
+        resources.enter_context(parts.followers.hold(caller.limits))
+        return HoldingResponse(await _events_response(job_id, request, parts, caller), resources.pop_all())
 
 
 async def _events_response(job_id: str, request: Request, parts: Parts, caller: Principal) -> Response:

@@ -96,13 +96,13 @@ async def get_response(
     responses = parts.responses
     if not stream:
         return JSONResponse(await responses.retrieve(caller.owner, response_id))
-    with ExitStack() as held:
-        held.enter_context(parts.followers.hold(caller.limits))
+    with ExitStack() as resources:
+        resources.enter_context(parts.followers.hold(caller.limits))
         created = await responses.created(caller.owner, response_id)
         after = -1 if starting_after is None else starting_after
         start = StreamStart.ON_STORED_EVENTS
         reply = ResponseStreamReply(responses, created, start, responses.keep_alive_s, None, after)
-        return HoldingResponse(reply, held.pop_all())
+        return HoldingResponse(reply, resources.pop_all())
 
 
 @router.post("/v1/responses/{response_id}/cancel")
