@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -77,7 +76,6 @@ class _Server:
             bind_to_parent(command),
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
-            env={k: v for k, v in os.environ.items() if not k.startswith("COV_")},
             pass_fds=(theirs.fileno(),),
             start_new_session=True,
         )
@@ -135,29 +133,18 @@ def serve(orders: socket.socket) -> None:
 
 def _become(order: dict[str, Any], log: int, mains: Mapping[str, Callable[[], int]]) -> None:
     """Run a program in this process, as its own start would. Never returns."""
-    status = 1
-    try:
-        while os.getppid() != order["parent"]:
-            time.sleep(0.001)
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, order["death_signal"], 0, 0, 0)
-        if os.getppid() != order["parent"]:
-            os._exit(1)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
-        os.environ.clear()
-        os.environ.update(order["env"])
-        sys.argv = [order["module"]]
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = mains[order["module"]]()
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    while os.getppid() != order["parent"]:
+        time.sleep(0.001)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, order["death_signal"], 0, 0, 0)
+    if os.getppid() != order["parent"]:
+        os._exit(1)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    os.environ.clear()
+    os.environ.update(order["env"])
+    sys.argv = [order["module"]]
+    sys.exit(mains[order["module"]]())
 
 
 if __name__ == "__main__":
