@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import os
 import sys
 import threading
 from collections.abc import Mapping
@@ -25,12 +26,17 @@ class BufferedLogger:
     """A structlog logger that writes JSON lines to standard output, many at a time; warnings and worse at once."""
 
     def __init__(self) -> None:
+        self._reset()
+        # A forked process has neither its parent's threads nor the right to its parent's lines.
+        os.register_at_fork(after_in_child=self._reset)
+        atexit.register(self.flush)
+
+    def _reset(self) -> None:
         self._lines: list[bytes] = []
         self._size = 0
         self._lock = threading.Lock()
         self._flush_due = threading.Event()
-        threading.Thread(target=self._flush_when_due, name="log-writer", daemon=True).start()
-        atexit.register(self.flush)
+        self._has_thread = False
 
     def msg(self, line: bytes) -> None:
         """Buffer one line."""
@@ -42,6 +48,9 @@ class BufferedLogger:
             self.flush()
         elif not self._flush_due.is_set():
             self._flush_due.set()
+            if not self._has_thread:
+                self._has_thread = True
+                threading.Thread(target=self._flush_when_due, name="log-writer", daemon=True).start()
 
     debug = info = msg
 

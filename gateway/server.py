@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -11,9 +12,7 @@ import resource
 import secrets
 import signal
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -35,6 +34,7 @@ from gateway.http.connection import HttpProtocol, http_protocol
 from gateway.http.connection_limits import ConnectionBounds, ConnectionLimiter
 from gateway.http.response_writer import add_security_headers
 from gateway.http.unread_budget import UnreadBudget
+from gateway.supervisor import Supervisor
 from schemas.errors import NexusError
 from schemas.redaction import REDACTOR
 
@@ -49,11 +49,6 @@ TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "
 PROBE_BOUNDS = ConnectionBounds(most=128, most_per_address=128, max_stored=1024 * 1024)
 RESERVED_FILES = 512
 """Open files of the process that are not callers' connections, or are connections that are being refused."""
-RESTART_DELAY_S = 5.0
-"""Delay before a process that exited with an error is started again."""
-INHERITED = "NEXUS_GATEWAY_SOCKET"
-INDEX = "NEXUS_GATEWAY_INDEX"
-SUPERVISOR = "NEXUS_GATEWAY_SUPERVISOR"
 
 
 def main() -> int:
@@ -72,14 +67,20 @@ def run(settings: GatewaySettings) -> int:
     # Errors in a caller's form are answered to the caller.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     try:
-        if INHERITED in os.environ:
-            listener = socket.socket(fileno=int(os.environ[INHERITED]))
-            uvloop.run(_serve(settings, listener, int(os.environ[INDEX])))
-            return 0
         listener = _bind(settings.gateway_host, settings.gateway_port, "GATEWAY")
-        if settings.gateway_workers > 1:
-            return _supervise(settings, listener)
-        uvloop.run(_serve(settings, listener, 0))
+    except (OSError, ConfigurationError) as error:
+        return report_startup_error(CANNOT_START, error)
+    if settings.gateway_workers == 1:
+        return _run_process(settings, listener, 0)
+    supervisor = os.getpid()
+    serve = functools.partial(_run_process, settings, listener, supervisor=supervisor)
+    return Supervisor(settings.gateway_workers, listener, serve).run()
+
+
+def _run_process(settings: GatewaySettings, listener: socket.socket, index: int, *, supervisor: int = 0) -> int:
+    """Serve the connections of a socket. `supervisor`: the process without which this one stops. Returns the exit status."""
+    try:
+        uvloop.run(_serve(settings, listener, index, supervisor))
     except (NexusError, OSError, ConfigurationError) as error:
         return report_startup_error(CANNOT_START, error)
     return 0
@@ -195,14 +196,14 @@ def _server(
     return _Server(config)
 
 
-async def _serve(settings: GatewaySettings, listener: socket.socket, index: int) -> None:
+async def _serve(settings: GatewaySettings, listener: socket.socket, index: int, supervisor: int) -> None:
     gateway = secrets.token_hex(6)
     structlog.contextvars.bind_contextvars(gateway=gateway)
     observability_port = settings.observability_port + index if settings.observability_port else 0
     observability = _bind(settings.observability_host, observability_port, "OBSERVABILITY")
     async with contextlib.AsyncExitStack() as stack:
-        if INHERITED in os.environ:
-            orphan = asyncio.create_task(_stop_when_orphaned(int(os.environ[SUPERVISOR])))
+        if supervisor:
+            orphan = asyncio.create_task(_stop_when_orphaned(supervisor))
             stack.callback(orphan.cancel)
         shutdown_state = ShutdownState()
         running = await stack.enter_async_context(run_gateway(settings, gateway, shutdown_state))
@@ -283,53 +284,3 @@ async def _stop_when_orphaned(parent: int) -> None:
         await asyncio.sleep(0.5)
     log.warning("gateway.supervisor_lost")
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
-    """Run several processes that accept from one socket, and restart those that die. Returns the exit status."""
-    os.set_inheritable(listener.fileno(), True)
-    stopping = False
-
-    def start(index: int) -> subprocess.Popen[bytes]:
-        env = os.environ | {INHERITED: str(listener.fileno()), INDEX: str(index), SUPERVISOR: str(os.getpid())}
-        return subprocess.Popen([sys.executable, "-m", "gateway"], env=env, pass_fds=[listener.fileno()])
-
-    def stop(number: int, _frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-        for child in children.values():
-            with contextlib.suppress(ProcessLookupError):
-                child.send_signal(number)
-
-    children: dict[int, subprocess.Popen[bytes]] = {}
-    restart_at: dict[int, float] = {}
-    """Processes that exited with an error, with the time at which they are started again."""
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    for index in range(settings.gateway_workers):
-        children[index] = start(index)
-    status = 0
-    while children or (restart_at and not stopping):
-        if stopping:
-            # Otherwise connections would wait here when the children no longer accept.
-            listener.close()
-        for index in [one for one, until in restart_at.items() if time.monotonic() > until and not stopping]:
-            del restart_at[index]
-            children[index] = start(index)
-            if stopping:  # the signal came while the process was being started
-                children[index].terminate()
-        if not children:
-            time.sleep(0.2)
-        for index, child in list(children.items()):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = child.wait(timeout=0.2)
-                del children[index]
-                if stopping:
-                    status = max(status, abs(code))
-                elif code > 0:
-                    log.error("gateway.process_failed", index=index, code=code)
-                    restart_at[index] = time.monotonic() + RESTART_DELAY_S
-                else:
-                    log.error("gateway.process_died", index=index, code=code)
-                    children[index] = start(index)
-    return status

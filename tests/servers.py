@@ -165,8 +165,9 @@ def local_part(
     ready: Callable[[], Awaitable[bool]] | None,
 ) -> ManagedProcess:
     """A process of this tree's code."""
-    # A gateway that starts others by itself does so with its own command line.
-    process = ForkedPart if can_fork() and "GATEWAY_WORKERS" not in settings else ManagedProcess
+    # What changes how Python itself starts needs such a start.
+    plain = not can_fork() or any(name.startswith(("PYTHON", "LD_")) for name in settings)
+    process = ManagedProcess if plain else ForkedPart
     return process(
         name,
         [sys.executable, "-m", MODULES[kind]],
