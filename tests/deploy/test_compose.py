@@ -24,6 +24,7 @@ STACKS = {
     "scale": (BASE, "docker-compose.scale.yml"),
     "tls": (BASE, "docker-compose.scale.yml", "docker-compose.tls.yml"),
     "prod": (BASE, "docker-compose.prod.yml"),
+    "ledger": (BASE, "docker-compose.scale.yml", "docker-compose.ledger.yml"),
     "pinned": (BASE, "docker-compose.pinned.yml"),
     "dev": (BASE, "docker-compose.dev.yml"),
     "cluster": (BASE, "deploy/cluster/docker-compose.yml"),
@@ -104,7 +105,7 @@ def test_containers_are_watched(name: str):
 def test_only_the_door_is_open(name: str):
     """One service publishes a port, on this host's own address unless .env says otherwise."""
     published = {service: said["ports"] for service, said in stack(*STACKS[name]).items() if said.get("ports")}
-    door = "caddy" if name in {"scale", "tls"} else "gateway"
+    door = "caddy" if name in {"scale", "tls", "ledger"} else "gateway"
     inside = {service for service in published if service != door}
     assert inside == ({"nats", "etcd"} if name == "prod" else set())
     if not name.startswith("workers"):

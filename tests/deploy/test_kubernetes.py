@@ -340,6 +340,27 @@ def test_servers_hear_nexus_alone_and_redis_gateways_alone() -> None:
         assert not any(selects(peer, {"app.kubernetes.io/name": "other"}) for peer in peers)
 
 
+def test_gateways_alone_reach_the_ledger() -> None:
+    """With the password from a secret; nothing of it is there without a URL."""
+    rendered = charts.examples()["everything"]
+    gateway = dict(pods(rendered))["nexus-gateway"]
+    env = {each["name"]: each.get("value") for each in gateway["spec"]["containers"][0]["env"]}
+    assert env["LEDGER_URL"].startswith("postgresql://nexus@postgresql:5432/")
+    assert env["LEDGER_PASSWORD_FILE"] == "/etc/nexus/secrets/ledger-password"
+    [secrets] = [volume for volume in gateway["spec"]["volumes"] if volume["name"] == "secrets"]
+    assert {"name": "nexus-ledger", "items": [{"key": "password", "path": "ledger-password"}]} in [
+        source["secret"] for source in secrets["projected"]["sources"]
+    ]
+    [inside] = rendered.one("NetworkPolicy", "nexus-ledger")["spec"]["ingress"][0]["from"][:1]
+    assert selects(inside["podSelector"], gateway["metadata"]["labels"])
+    worker = dict(pods(rendered))["nexus-worker-echo"]
+    assert not selects(inside["podSelector"], worker["metadata"]["labels"])
+    without = charts.examples()["defaults"]
+    names = {each["name"] for each in dict(pods(without))["nexus-gateway"]["spec"]["containers"][0]["env"]}
+    assert not {name for name in names if name.startswith(("LEDGER", "USAGE"))}
+    assert "nexus-ledger" not in {each["metadata"]["name"] for each in without.of("NetworkPolicy")}
+
+
 def test_servers_elsewhere_get_no_policy_and_are_reached_where_they_are() -> None:
     rendered = charts.examples()["external"]
     names = {each["metadata"]["name"] for each in rendered.of("NetworkPolicy")}

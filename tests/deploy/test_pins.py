@@ -112,6 +112,7 @@ def test_what_is_still_named_by_version_is_known() -> None:
     assert {image for image, digest in locked().items() if not digest} == {
         "ghcr.io/invoke-ai/invokeai:v6.13.7-cpu",
         "ghcr.io/invoke-ai/invokeai:v6.13.7-cuda",
+        "postgres:17.6-alpine",
         "quay.io/coreos/etcd:v3.5.34",
         "yanwk/comfyui-boot:cpu",
         "yanwk/comfyui-boot:cu128-slim",

@@ -70,7 +70,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{- /*
-How a process reaches NATS and etcd, and gateways Redis. (dict "root" $ "role" "gateway" "nats" … "etcd" …)
+How a process reaches NATS and etcd, and gateways Redis and the ledger. (dict "root" $ "role" "gateway" "nats" … "etcd" …)
 */ -}}
 {{- define "nexus.serversEnv" -}}
 {{- $values := .root.Values -}}
@@ -116,6 +116,16 @@ How a process reaches NATS and etcd, and gateways Redis. (dict "root" $ "role" "
   value: {{ $dir }}/redis-password
 {{- end }}
 {{- include "nexus.tlsEnv" (dict "server" "redis" "tls" $values.redis.tls) }}
+{{- with $values.ledger.url }}
+- name: LEDGER_URL
+  value: {{ . | quote }}
+- name: USAGE_JOURNAL_DIR
+  value: /tmp/usage
+{{- if $values.ledger.existingSecret }}
+- name: LEDGER_PASSWORD_FILE
+  value: {{ $dir }}/ledger-password
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -162,6 +172,12 @@ How a process reaches NATS and etcd, and gateways Redis. (dict "root" $ "role" "
       - {key: {{ $values.redis.password | quote }}, path: redis-password}
 {{- end }}
 {{- include "nexus.tlsFiles" (dict "server" "redis" "tls" $values.redis.tls) }}
+{{- if and $values.ledger.url $values.ledger.existingSecret }}
+- secret:
+    name: {{ $values.ledger.existingSecret }}
+    items:
+      - {key: {{ $values.ledger.password | quote }}, path: ledger-password}
+{{- end }}
 {{- end }}
 {{- end -}}
 
