@@ -269,6 +269,41 @@ class GatewaySettings(CommonSettings):
     """
     max_usage_bytes: int = Field(default=512 * 1024**2, ge=1024 * 1024)
     """Bytes of usage on NATS's disk that the ledger's database has not stored yet: about 220 per request."""
+    oidc_issuer: str = ""
+    """URL of the OpenID Connect provider with which people sign in, exactly as it names itself, such as
+    https://login.example.com/realms/main. It needs `PUBLIC_URL`. Empty: people sign in with API keys alone.
+    """
+    oidc_client_id: str = ""
+    """Id of Nexus at the provider. Register `PUBLIC_URL` + `/auth/callback` as its redirect URI."""
+    oidc_client_secret: SecretStr | None = None
+    """Secret of Nexus at the provider. Empty for a public client."""
+    oidc_client_secret_file: str = ""
+    """File with that secret. It is read at each sign-in, so a changed secret needs no restart."""
+    oidc_scopes: str = "openid profile email"
+    """Scopes that Nexus asks for. Some providers name groups only with a scope `groups`."""
+    oidc_groups_claims: str = "groups"
+    """Claims that hold a person's groups, separated by commas. `realm_access.roles` is a claim inside another one.
+    `email` counts only where the provider has verified it.
+    """
+    oidc_roles: str = ""
+    """Roles by group: `GROUP=ROLE`, separated by commas. The first rule that matches holds. Roles are `viewer`,
+    `member`, `operator` and `admin`. `*` in a group stands for any text, and `*` alone for everybody whom the
+    provider lets in. A rule with a comma in its group stands in double quotes. People without a role cannot sign in.
+    """
+    oidc_teams: str = ""
+    """Teams by group, in the same form: `GROUP=TEAM`. `*` in the team is the text that `*` in the group stands for.
+    People without a team have one of their own.
+    """
+    oidc_name: str = ""
+    """Name of the provider on the sign-in page. Empty: the host in `OIDC_ISSUER`."""
+    oidc_tls_ca: str = ""
+    """PEM file of the authority that signed the provider's certificate. Empty: the authorities that the system
+    trusts.
+    """
+    session_idle_s: float = Field(default=3600.0, ge=60)
+    """Seconds without a request after which the session of a person ends."""
+    session_max_s: float = Field(default=43_200.0, ge=60)
+    """Seconds after which a session ends in any case. Changed groups count from the next sign-in on."""
     webhook_timeout_s: float = Field(default=15.0, gt=0)
     """Seconds for one attempt to deliver a webhook."""
     webhook_retries_s: str = "5,300,1800,7200,18000,36000,50400,72000,86400"

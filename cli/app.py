@@ -34,6 +34,8 @@ COMMANDS = {
     "usage": ("cli.usage:usage", "Show what teams, keys and models have used."),
     "keys": ("cli.keys:app", "List, create, change, rotate and revoke API keys."),
     "teams": ("cli.teams:app", "List, create, change and remove teams of keys."),
+    "people": ("cli.people:app", "List people who sign in; change their roles and teams, disable them."),
+    "login": ("cli.people:login", "Print a link that signs in with a browser, once."),
     "permissions": ("cli.permissions:app", "Print users and permissions for NATS, and set up those of etcd."),
 }
 """Commands in the order of `nexus --help`: the function or `typer.Typer` of each, and its help text."""

@@ -29,6 +29,7 @@ from gateway.http.asgi import (
 from gateway.http.preferences import NAMES as PREFERENCES
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler, polled_job_id
+from gateway.people.session_gate import SessionGate
 from gateway.sync.handler import InferenceHandler
 from schemas.endpoints import EndpointSpec
 from schemas.errors import InternalError, RequestLoop
@@ -64,8 +65,9 @@ class AsgiApp:
         polls: JobPollHandler | None = None,
         methods: Callable[[str], bytes] = lambda _path: b"",
         max_hops: int = 0,
+        sessions: SessionGate | None = None,
     ) -> None:
-        """`max_hops`: how many gateways a request may have passed. `methods`: returns the `Allow` header of a path, empty if
+        """`sessions`: finds the callers of requests that have a session's cookie in place of a key. `max_hops`: how many gateways a request may have passed. `methods`: returns the `Allow` header of a path, empty if
         nothing is served there.
         """
         self._app = app
@@ -75,6 +77,7 @@ class AsgiApp:
         self._methods = methods
         self._hot = {endpoint.path: endpoint for endpoint in endpoints}
         self._max_hops = max_hops
+        self._sessions = sessions
         self._any_origin = origins.strip() == "*"
         self._origins = frozenset(o.strip().encode() for o in origins.split(",") if o.strip())
 
@@ -84,7 +87,10 @@ class AsgiApp:
         Returns False if the application must be called; it continues from where this ended.
         """
         endpoint = self._hot.get(scope["path"])
-        if endpoint is None or scope["method"] != "POST" or not UNCOMMON_HEADERS.isdisjoint(dict(scope["headers"])):
+        if endpoint is None or scope["method"] != "POST":
+            return False
+        headers = dict(scope["headers"])
+        if b"authorization" not in headers or not UNCOMMON_HEADERS.isdisjoint(headers):
             return False
         self._identify(scope, None)
         return self._inference.begin(endpoint, scope, body)
@@ -94,9 +100,10 @@ class AsgiApp:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        origin, hops = _origin_and_hops(scope["headers"])
-        if REQUEST_ID not in scope:
-            self._identify(scope, origin)
+        origin, hops, has_session = _uncommon_headers(scope["headers"])
+        if has_session and self._sessions is not None:
+            await self._sessions.enter(scope)
+        self._identify(scope, origin)
         request_id, common = scope[REQUEST_ID], scope[COMMON_HEADERS]
         started = closing = False
 
@@ -147,7 +154,9 @@ class AsgiApp:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _identify(self, scope: Scope, origin: bytes | None) -> None:
-        """Give the request its id, and the headers that every answer to it has."""
+        """Give the request its id, and the headers that every answer to it has, unless `begin` has done so."""
+        if REQUEST_ID in scope:
+            return
         request_id = scope[REQUEST_ID] = new_request_id()
         scope[COMMON_HEADERS] = [(b"x-request-id", request_id.encode()), *self._cors(origin)]
 
@@ -184,12 +193,17 @@ class AsgiApp:
         await reply.send_end()
 
 
-def _origin_and_hops(headers: Headers) -> tuple[bytes | None, bytes | None]:
-    """Return the `Origin` and hops headers. One pass over the headers, since every request pays for it."""
+def _uncommon_headers(headers: Headers) -> tuple[bytes | None, bytes | None, bool]:
+    """Return the `Origin` and hops headers, and whether a cookie stands in place of a key. One pass, since every request pays for it."""
     origin = hops = None
+    has_cookie = has_key = False
     for name, value in headers:
         if name == b"origin":
             origin = value
         elif name == HOPS_NAME:
             hops = value
-    return origin, hops
+        elif name == b"authorization":
+            has_key = True
+        elif name == b"cookie":
+            has_cookie = True
+    return origin, hops, has_cookie and not has_key

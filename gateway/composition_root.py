@@ -71,6 +71,7 @@ from gateway.limits.followers import FollowerLimiter
 from gateway.limits.rate_limiter import RateLimiter
 from gateway.metrics import GatewayMetrics, MetricsExposition
 from gateway.metrics_collector import MetricsCollector
+from gateway.people.assembly import build_people
 from gateway.responses.repository import ResponseRepository
 from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import ResponseService
@@ -185,7 +186,9 @@ class _Services:
         )
         self.keys = KeyStore(clients.documents, clients.broadcast, defaults=_team_defaults(settings))
         self.rate_limiter = RateLimiter(RedisRateStore(clients.store))
-        self.auth, self.url_signer = _auth(settings, self.keys, self.rate_limiter)
+        token = load_bootstrap_key(settings)
+        self.auth, self.url_signer = _auth(settings, token, self.keys, self.rate_limiter)
+        self.people = build_people(settings, clients.documents, self.keys, self.auth, token)
         self.webhook_client = _webhook_client(settings)
         self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics, self.keys)
         self.body_quotas = RedisByteQuotas(clients.store, "bodies")
@@ -302,6 +305,7 @@ class _Services:
             responses=self.responses,
             usage=self.usage_reports,
             followers=FollowerLimiter(),
+            people=self.people,
         )
 
     def _open_ledger(self, settings: GatewaySettings, clients: _Clients, ledger: UsageLedger) -> None:
@@ -380,6 +384,7 @@ class _Services:
                 JobPollHandler(self.jobs, self.poll_tasks, self.auth, self.parts.followers),
                 AllowedMethods(api.routes).allow_header,
                 settings.gateway_max_hops,
+                self.people.gate,
             ),
             probes=AsgiApp(
                 observability,
@@ -464,8 +469,9 @@ def _limits(settings: GatewaySettings) -> Limits:
     )
 
 
-def _auth(settings: GatewaySettings, keys: KeyStore, rate_limiter: RateLimiter) -> tuple[Authenticator, UrlSigner]:
-    token = load_bootstrap_key(settings)
+def _auth(
+    settings: GatewaySettings, token: str, keys: KeyStore, rate_limiter: RateLimiter
+) -> tuple[Authenticator, UrlSigner]:
     if not token:
         log.warning("auth.bootstrap_key_missing", setting="GATEWAY_BEARER_TOKEN")
     # Without a common bootstrap key, each gateway can verify only the URLs that it signed.

@@ -25,11 +25,13 @@ from gateway.jobs.api import JobsApi
 from gateway.jobs.http_response import JobResponder
 from gateway.limits.followers import FollowerLimiter
 from gateway.metrics import MetricsExposition
+from gateway.people.assembly import PeopleParts
 from gateway.responses.service import ResponseService
 from gateway.signed_urls import UrlSigner
 from gateway.sync.handler import InferenceHandler
 from gateway.usage.report import UsageReports
 from schemas.keys import Scope
+from schemas.people import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Parts:
     responses: ResponseService
     usage: UsageReports
     followers: FollowerLimiter
+    people: PeopleParts
 
 
 def get_parts(request: Request) -> Parts:
@@ -79,6 +82,14 @@ def _require(scope: Scope) -> Callable[[Request], Principal]:
     return caller
 
 
+def require_key_manager(request: Request) -> Principal:
+    """Authenticate a caller who may manage keys: any, or as a member those of the own team. Raises PermissionDenied."""
+    principal = require_key(request)
+    if principal.role not in {Role.MEMBER, Role.OPERATOR}:
+        principal.require(Scope.ADMIN_KEYS)
+    return principal
+
+
 PartsDep = Annotated[Parts, Depends(get_parts)]
 Caller = Annotated[Principal, Depends(require_key)]
 InferenceCaller = Annotated[Principal, Depends(_require(Scope.INFERENCE))]
@@ -86,3 +97,4 @@ JobsCaller = Annotated[Principal, Depends(_require(Scope.JOBS))]
 AdminReader = Annotated[Principal, Depends(_require(Scope.ADMIN_READ))]
 Operator = Annotated[Principal, Depends(_require(Scope.ADMIN_OPERATE))]
 KeyAdmin = Annotated[Principal, Depends(_require(Scope.ADMIN_KEYS))]
+KeyManager = Annotated[Principal, Depends(require_key_manager)]

@@ -14,6 +14,7 @@ from gateway.http.client_addresses import PREFIX_V6
 from gateway.http.request_body import Name
 from schemas.errors import InvalidRequest
 from schemas.keys import LIMITS, LaneName, Retain, Scope
+from schemas.people import Role
 
 MAX_LIFETIME_S = 10 * 365 * 86_400
 MAX_EXPIRES_AT = 2**40
@@ -137,6 +138,19 @@ class Rotation(BaseModel):
 
     overlap_s: int = Field(default=86_400, strict=True, ge=0, le=MAX_OVERLAP_S)
     """Seconds for which the replaced key stays valid."""
+
+
+class PersonUpdate(BaseModel):
+    """The body of `PATCH /v1/people/{person_id}`. Fields that are left out stay; null restores what the groups give."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Role | None = None
+    """The role in place of the one that the person's groups give."""
+    team: Name | None = None
+    """The team in place of the one that the person's groups give."""
+    disabled: bool | None = Field(default=None, strict=True)
+    """`true` ends the person's sessions and open calls, and keeps the person out; `false` lets the person in again."""
 
 
 class NewTeam(ExpiringFields):

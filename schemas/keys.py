@@ -111,6 +111,8 @@ class ApiKey(AccessLimits):
     """Unix seconds. None: the key is valid. The record of a revoked key is kept for a while, so that no cache restores the key."""
     webhook_secret: str = ""
     """`whsec_` and base64: the secret that signs the webhooks of the key's jobs."""
+    person: str = ""
+    """Id of the person who made the key; empty: it was made with a key."""
     old_hash: str = ""
     """SHA-256 of the key that a rotation replaced, in hex."""
     old_hash_until: int | None = None

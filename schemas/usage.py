@@ -45,7 +45,7 @@ class UsageEvent(BaseModel):
     key: Text = ""
     """Id of the API key; empty for the bootstrap key."""
     person: Text = ""
-    """Id of the person who sent the request; empty while keys belong to teams alone."""
+    """Id of the person who signed in, or who made the key; empty: nobody in particular."""
     model: Text
     public_model: Text
     """The name that the caller used, which may be an alias."""

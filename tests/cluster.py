@@ -180,7 +180,7 @@ class Cluster:
         """One more gateway, ready."""
         port, side = free_port(), free_port()
         settings = {"GATEWAY_PORT": str(port), "OBSERVABILITY_PORT": str(side)} | settings
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{settings['GATEWAY_PORT']}"
 
         async def ready() -> bool:
             try:

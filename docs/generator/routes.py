@@ -21,6 +21,18 @@ OUTSIDE = """
 
 `GET /` answers browsers with a page that says what this is, whether it is ready, and how to call it, and other clients with the same as JSON.
 It is not in the OpenAPI document.
+
+## Pages of the sign-in
+
+They are for browsers, and not in the OpenAPI document either. [Sign in](../how-to/sign-in.md) says how they are used.
+
+| route | does |
+| --- | --- |
+| `GET /auth/login` | Show the ways to sign in; `?with=openid` goes to the identity provider, and `next` is the path to which a sign-in leads |
+| `POST /auth/login` | Sign in with an API key, from the page's form |
+| `GET /auth/callback` | Sign in the person whom the identity provider sends back |
+| `GET /auth/link` | Show the button of a sign-in link |
+| `POST /auth/link` | Sign in with a link |
 """
 INTRODUCTION = """
 This page lists each route of the gateway. [HTTP](http.md) says what all of them have in common: keys, compression, headers,

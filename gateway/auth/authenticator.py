@@ -11,16 +11,18 @@ from functools import partial
 from typing import Protocol
 
 from gateway.auth.guess_limiter import KeyGuessLimiter
-from gateway.http.asgi import CALLER_INFO, RATE_HEADERS, Caller, Headers
+from gateway.http.asgi import CALLER_INFO, RATE_HEADERS, SESSION, Caller, Headers
 from gateway.http.asgi import Scope as HttpScope
 from gateway.limits.effective import NO_LIMITS, EffectiveLimits
-from schemas.errors import AuthenticationFailed, PermissionDenied
+from schemas.errors import AuthenticationFailed, NexusError, PermissionDenied
 from schemas.keys import ADMIN_SCOPES, ALL_SCOPES, Scope, granted
+from schemas.people import Role
 
 BOOTSTRAP_OWNER = "default"
 PREFIX = "nexus-"
 """Prefix of created keys."""
 LENGTH = len(PREFIX) + 43
+NO_KEYS = "This gateway has no API key. Its operator must set GATEWAY_BEARER_TOKEN."
 UNKNOWN_KEY = (
     "The API key is not valid: this gateway has no such key. "
     "Check that it is copied whole, or ask the operator of this gateway for one."
@@ -33,16 +35,24 @@ class Principal:
 
     owner: str
     key_id: str = ""
-    """Id of a created key; empty for the bootstrap key."""
+    """Id of a created key, or of the person who signed in; empty for the bootstrap key."""
     name: str = ""
     scopes: frozenset[Scope] = granted(ALL_SCOPES)
     """The key's scopes, with those that they include."""
     limits: EffectiveLimits = NO_LIMITS
     webhook_secret: str = ""
+    person: str = ""
+    """Id of the person who signed in, or who made the key; empty: nobody in particular."""
+    role: Role | None = None
+    """The role of the person who signed in; None for a key."""
 
     def require(self, scope: Scope) -> None:
-        """Raise PermissionDenied unless the key has `scope`."""
+        """Raise PermissionDenied unless the key or the person's role has `scope`."""
         if scope not in self.scopes:
+            if self.role is not None:
+                raise PermissionDenied(
+                    f"Your role '{self.role}' lacks the scope '{scope}'. An administrator can change your role."
+                )
             raise PermissionDenied(f"This API key lacks the scope '{scope}'. It has: {', '.join(sorted(self.scopes))}.")
 
     def require_power_over(self, scopes: frozenset[Scope]) -> None:
@@ -50,7 +60,7 @@ class Principal:
         lacking = (granted(scopes) & (ADMIN_SCOPES | {Scope.ADMIN})) - self.scopes
         if lacking:
             raise PermissionDenied(
-                f"This API key lacks the scope '{min(lacking)}', so it cannot manage a key that has it.", param="scopes"
+                f"The scope '{min(lacking)}' is missing, which is needed to manage what has it.", param="scopes"
             )
 
 
@@ -63,6 +73,9 @@ class KeyLookup(Protocol):
 
     def find(self, key: bytes) -> Principal:
         """Return the principal of a key. Raises AuthenticationFailed; Unavailable while the keys have never been read."""
+
+    def find_hash(self, digest: bytes) -> Principal:
+        """Return the principal of the key with this SHA-256. Raises as `find` does."""
 
     def webhook_secret(self, key_id: str) -> str | None:
         """Return the secret that signs the webhooks of a key's jobs, also of a revoked key; None for an unknown key."""
@@ -86,12 +99,18 @@ class Authenticator:
         self._bootstrap = Principal(owner=BOOTSTRAP_OWNER, webhook_secret=secret)
 
     def authenticate(self, scope: HttpScope) -> Principal:
-        """Return the caller whose key the header `Authorization: Bearer KEY` holds.
+        """Return the caller whose key the header `Authorization: Bearer KEY` holds, or who has signed in: a key wins.
 
         Raises AuthenticationFailed, whose message never repeats the key; TooManyWrongKeys for an address that tries out keys;
         Unavailable while the created keys have never been read.
         """
-        key = self._key(scope["headers"])
+        try:
+            key = read_key(scope["headers"])
+        except AuthenticationFailed:
+            self._require_keys()
+            raise
+        if not key:
+            return self._signed_in(scope)
         caller: Caller | None = scope.get(CALLER_INFO)
         guess_limiter = self._guess_limiter
         if caller is None or guess_limiter is None:
@@ -113,37 +132,76 @@ class Authenticator:
         caller.owner, caller.key_id = principal.owner, principal.key_id
         return principal
 
-    def _key(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        if self._token is None and (self._keys is None or self._keys.is_empty):
-            raise AuthenticationFailed("This gateway has no API key. Its operator must set GATEWAY_BEARER_TOKEN.")
-        given = b""
-        for name, value in headers:
-            if name == b"authorization":
-                given = value
-                break
-        scheme, _, key = given.partition(b" ")
-        key = key.strip()
-        if not key or scheme.lower() != b"bearer":
+    def _signed_in(self, scope: HttpScope) -> Principal:
+        """Return the caller of a request without a key, by its session. Raises as `authenticate` does."""
+        found: Principal | NexusError | None = scope.get(SESSION)
+        if found is None:
+            self._require_keys()
             raise AuthenticationFailed
-        return key
+        if isinstance(found, NexusError):
+            raise found
+        caller: Caller | None = scope.get(CALLER_INFO)
+        if found.limits.networks:
+            found.limits.require_network(caller.address if caller is not None else "")
+        if found.limits.is_rated and self._rate_headers is not None:
+            scope[RATE_HEADERS] = partial(self._rate_headers, found.limits)
+        if caller is not None:
+            caller.owner, caller.key_id = found.owner, found.key_id
+        return found
 
     def _find(self, key: bytes) -> Principal:
         if self._token is not None and hmac.compare_digest(key, self._token):
             return self._bootstrap
+        self._require_keys()
         if self._keys is None:
             raise AuthenticationFailed(UNKNOWN_KEY)
         return self._keys.find(key)
 
+    def _require_keys(self) -> None:
+        """Raise AuthenticationFailed if no key can be right."""
+        if self._token is None and (self._keys is None or self._keys.is_empty):
+            raise AuthenticationFailed(NO_KEYS)
+
+    def fingerprint(self, key: bytes) -> bytes:
+        """Return what a session stores of the key that it began with."""
+        if self._token is not None and hmac.compare_digest(key, self._token):
+            return _bootstrap_fingerprint(self._token)
+        return hashlib.sha256(key).digest()
+
+    def find_fingerprint(self, fingerprint: bytes) -> Principal:
+        """Return the principal of the key with this fingerprint. Raises as `authenticate` does."""
+        if self._token is not None and hmac.compare_digest(fingerprint, _bootstrap_fingerprint(self._token)):
+            return self._bootstrap
+        if self._keys is None:
+            raise AuthenticationFailed(UNKNOWN_KEY)
+        return self._keys.find_hash(fingerprint)
+
     def webhook_secret(self, key_id: str) -> str | None:
-        """Return the secret that signs the webhooks of a key's jobs; None for a key that is not known."""
+        """Return the secret that signs the webhooks of a key's or person's jobs; None for one that is not known."""
         if not key_id:
             return self._bootstrap.webhook_secret or None
         return self._keys.webhook_secret(key_id) if self._keys is not None else None
 
 
+def read_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return a request's key; empty: it has none. Raises AuthenticationFailed for another kind of authorization."""
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            key = key.strip()
+            if not key or scheme.lower() != b"bearer":
+                raise AuthenticationFailed
+            return key
+    return b""
+
+
 def is_created(key: bytes) -> bool:
     """Return whether `key` has the form of a created key: `nexus-` and 256 bits in base64url."""
     return len(key) == LENGTH and key.startswith(PREFIX.encode())
+
+
+def _bootstrap_fingerprint(token: bytes) -> bytes:
+    return hmac.new(token, b"nexus session", hashlib.sha256).digest()
 
 
 def bootstrap_webhook_secret(token: str) -> str:

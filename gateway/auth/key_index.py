@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from gateway import clock
@@ -10,6 +9,7 @@ from gateway.auth.authenticator import Principal
 from gateway.limits.effective import NO_LIMITS, EffectiveLimits, resolve_limits
 from schemas.errors import AuthenticationFailed
 from schemas.keys import LIMITS, AccessLimits, ApiKey, Team, granted
+from schemas.people import ROLE_SCOPES, Person
 
 REVOKED = "This API key was revoked. Ask the operator of this gateway for another one."
 EXPIRED = "This API key has expired. Ask the operator of this gateway for another one."
@@ -37,6 +37,7 @@ class KeyIndex:
         self._clock = clock
         self._keys: dict[str, ApiKey] = {}
         self._teams: dict[str, Team] = {}
+        self._people: dict[str, Person] = {}
         self._by_hash: dict[bytes, _Entry] = {}
         self._principals: dict[str, Principal] = {}
 
@@ -51,8 +52,17 @@ class KeyIndex:
             self._keys[key_id] = key
             self._enter(key)
 
+    def put_person(self, person_id: str, person: Person | None) -> None:
+        """Add, replace or (None) forget a person."""
+        if person is None:
+            self._people.pop(person_id, None)
+            self._principals.pop(person_id, None)
+        else:
+            self._people[person_id] = person
+            self._enter_person(person)
+
     def put_team(self, team_id: str, team: Team | None) -> None:
-        """Add, replace or (None) forget a team, and resolve the limits of its keys again."""
+        """Add, replace or (None) forget a team, and resolve the limits of its keys and people again."""
         if team is None or team.deleted_at is not None:
             self._teams.pop(team_id, None)
         else:
@@ -60,6 +70,9 @@ class KeyIndex:
         for key in self._keys.values():
             if key.owner == team_id:
                 self._enter(key)
+        for person in self._people.values():
+            if person.team == team_id:
+                self._enter_person(person)
 
     def team_limits(self, team_id: str) -> AccessLimits:
         """Return the limits of a team: its own, and the defaults for the others."""
@@ -69,9 +82,11 @@ class KeyIndex:
         own = {name: value for name in LIMITS if (value := getattr(team, name)) is not None}
         return self._defaults.model_copy(update=own)
 
-    def find(self, key: bytes) -> Principal | None:
-        """Return the principal of a key; None for an unknown key. Raises AuthenticationFailed if it is revoked or expired."""
-        entry = self._by_hash.get(hashlib.sha256(key).digest())
+    def find(self, digest: bytes) -> Principal | None:
+        """Return the principal of the key with this SHA-256; None for an unknown key. Raises AuthenticationFailed if it is revoked
+        or expired.
+        """
+        entry = self._by_hash.get(digest)
         if entry is None:
             return None
         if entry.ended:
@@ -82,11 +97,26 @@ class KeyIndex:
         return entry.principal
 
     def principal(self, key_id: str) -> Principal | None:
-        """Return the principal of the key with this id, also of one that has ended; None for an unknown id."""
+        """Return the principal of a key or a person, also of one that has ended; None for an unknown id."""
         return self._principals.get(key_id)
 
+    def signed_in(self, person_id: str, since: float) -> Principal | None:
+        """Return the principal of a person whose session began at `since`; None if the session has ended, or the person's access."""
+        person = self._people.get(person_id)
+        if person is None or person.disabled_at is not None or person.role is None or since <= person.sessions_after:
+            return None
+        team = self._teams.get(person.team)
+        if team is not None and team.expires_at is not None and team.expires_at <= self._clock():
+            return None
+        return self._principals[person_id]
+
+    def person_of(self, key_id: str) -> str:
+        """Return the id of the person behind a key or a session; empty: nobody in particular."""
+        principal = self._principals.get(key_id)
+        return principal.person if principal is not None else ""
+
     def limits(self, key_id: str) -> EffectiveLimits:
-        """Return the limits of the key with this id; none for the bootstrap key and for an unknown id."""
+        """Return the limits of a key or a person; none for the bootstrap key and for an unknown id."""
         principal = self._principals.get(key_id)
         return principal.limits if principal is not None else NO_LIMITS
 
@@ -108,6 +138,7 @@ class KeyIndex:
             scopes=granted(key.scopes),
             limits=resolve_limits(key, key.id, self.team_limits(key.owner), key.owner),
             webhook_secret=key.webhook_secret,
+            person=key.person,
         )
         self._principals[key.id] = principal
         ends = [end for end in (key.expires_at, team.expires_at if team is not None else None) if end is not None]
@@ -117,3 +148,16 @@ class KeyIndex:
         if key.old_hash and key.old_hash_until is not None:
             until = min([key.old_hash_until, *ends])
             self._by_hash[bytes.fromhex(key.old_hash)] = _Entry(principal, ended, until, REPLACED)
+
+    def _enter_person(self, person: Person) -> None:
+        role = person.role
+        self._principals[person.id] = Principal(
+            owner=person.team,
+            key_id=person.id,
+            name=person.name or person.email or person.subject,
+            scopes=ROLE_SCOPES[role] if role is not None else frozenset(),
+            limits=resolve_limits(AccessLimits(), person.id, self.team_limits(person.team), person.team),
+            webhook_secret=person.webhook_secret,
+            person=person.id,
+            role=role,
+        )

@@ -1,4 +1,4 @@
-"""Store API keys and teams in the document store, with a copy in every gateway's memory.
+"""Store API keys, teams and people in the document store, with a copy in every gateway's memory.
 
 Guarantees beside those of `gateway.auth.replica`:
 - A key itself is stored nowhere: `create` and `rotate` return it once, and the store holds its SHA-256.
@@ -31,11 +31,15 @@ from gateway.auth.replica import RecordReplica
 from gateway.limits.effective import EffectiveLimits
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.keys import AccessLimits, ApiKey, Scope, Team
+from schemas.people import Person
 
 log = structlog.get_logger(__name__)
 
 KIND = "key"
 TEAM_KIND = "team"
+PERSON_KIND = "person"
+PERSON_KEEP_S = 400 * 86_400
+"""Time for which a person who does not sign in is remembered; a disabled one is never forgotten."""
 USED_KIND = "key-used"
 TOPIC = "keys"
 """Topic of the broadcast that keys or teams have changed."""
@@ -103,8 +107,19 @@ class KeyStore:
             clock=clock,
         )
         """The records of teams; `gateway.auth.team_store` changes them."""
+        self.people = RecordReplica(
+            documents,
+            PERSON_KIND,
+            parse=Person.model_validate_json,
+            end=lambda person: None if person.disabled_at is not None else person.signed_in_at + PERSON_KEEP_S,
+            is_final=lambda _: False,
+            on_change=self._on_person_change,
+            clock=clock,
+        )
+        """The records of people; `gateway.people.people_store` changes them."""
+        self._people_access: dict[str, tuple[object, ...]] = {}
         self.on_revoked: Callable[[str], None] = lambda _key_id: None
-        """Receives the id of each key that this gateway learns to be revoked."""
+        """Receives the id of each key that this gateway learns to be revoked, and of each person whose access has changed."""
         self._revoked: set[str] = set()
         self._has_loaded = False
         self._used_at = 0.0
@@ -134,21 +149,39 @@ class KeyStore:
 
     def find(self, key: bytes) -> Principal:
         """Return the principal of a key. Raises AuthenticationFailed; Unavailable while the keys have never been read."""
-        principal = self._index.find(key)
+        principal = self._index.find(hashlib.sha256(key).digest())
         if principal is not None:
             return principal
         if not self._has_loaded and is_created(key):
-            raise Unavailable(
-                "The gateway cannot read its API keys, as Redis is unavailable. Retry shortly.", retry_after_s=2.0
-            )
+            raise _not_loaded()
         raise AuthenticationFailed(UNKNOWN_KEY)
+
+    def find_hash(self, digest: bytes) -> Principal:
+        """Return the principal of the key with this SHA-256. Raises as `find` does."""
+        principal = self._index.find(digest)
+        if principal is not None:
+            return principal
+        raise AuthenticationFailed(UNKNOWN_KEY) if self._has_loaded else _not_loaded()
+
+    def signed_in(self, person_id: str, since: float) -> Principal | None:
+        """Return the principal of a person whose session began at `since`; None if the session has ended, or the person's access.
+
+        Raises Unavailable while the records have never been read.
+        """
+        if not self._has_loaded:
+            raise _not_loaded()
+        return self._index.signed_in(person_id, since)
+
+    def person_of(self, key_id: str) -> str:
+        """Return the id of the person behind a key or a session; empty: nobody in particular."""
+        return self._index.person_of(key_id)
 
     def get(self, key_id: str) -> ApiKey | None:
         """Return the record of a key, also of one that was revoked or has expired; None for an unknown key."""
         return self._replica.get(key_id)
 
     def is_revoked(self, key_id: str) -> bool:
-        """Return whether a key is known to be revoked."""
+        """Return whether a key is known to be revoked, or a person to be disabled."""
         return key_id in self._revoked
 
     def limits(self, key_id: str) -> EffectiveLimits:
@@ -160,8 +193,8 @@ class KeyStore:
         return self._index.team_limits(team_id)
 
     def webhook_secret(self, key_id: str) -> str | None:
-        """Return a key's webhook secret, also of one that was revoked or has expired: its jobs still send webhooks."""
-        key = self._replica.get(key_id)
+        """Return a key's or a person's webhook secret, also of one that has ended: its jobs still send webhooks."""
+        key = self._replica.get(key_id) or self.people.get(key_id)
         return key.webhook_secret or None if key is not None else None
 
     # Operations of operators
@@ -173,6 +206,7 @@ class KeyStore:
         owner: str | None = None,
         scopes: Iterable[Scope],
         expires_at: int | None = None,
+        person: str = "",
         **limits: Any,
     ) -> IssuedKey:
         """Create a key. Without `owner`, the key gets a team of its own, with the key's name. `limits`: of `AccessLimits`.
@@ -194,7 +228,8 @@ class KeyStore:
             scopes=frozenset(scopes),
             created_at=int(self._clock()),
             expires_at=expires_at,
-            webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(24)).decode(),
+            webhook_secret=new_webhook_secret(),
+            person=person,
             **limits,
         )
         await self._replica.add(record)
@@ -263,13 +298,13 @@ class KeyStore:
         return used
 
     def publish(self) -> None:
-        """Notify all gateways that keys or teams have changed."""
+        """Notify all gateways that keys, teams or people have changed."""
         self._broadcast.publish(TOPIC)
 
     async def refresh(self) -> None:
-        """Read all keys and teams, and write back those that the store has lost. Raises Unavailable."""
+        """Read all keys, teams and people, and write back those that the store has lost. Raises Unavailable."""
         async with self._lock:
-            written = [await replica.refresh() for replica in (self.teams, self._replica)]
+            written = [await self.teams.refresh(), await self.people.refresh(), await self._replica.refresh()]
             self._has_loaded = True
         if any(written):
             self.publish()
@@ -299,6 +334,19 @@ class KeyStore:
             self._revoked.add(key_id)
             self.on_revoked(key_id)
 
+    def _on_person_change(self, person_id: str, person: Person | None) -> None:
+        self._index.put_person(person_id, person)
+        access = None if person is None else (person.disabled_at, person.sessions_after, person.role, person.team)
+        known = self._people_access.pop(person_id, None)
+        if access is not None:
+            self._people_access[person_id] = access
+        if person is not None and person.disabled_at is not None:
+            self._revoked.add(person_id)
+        else:
+            self._revoked.discard(person_id)
+        if known is not None and known != access:
+            self.on_revoked(person_id)
+
     async def _refresh_forever(self) -> None:
         while True:
             self._changed.clear()
@@ -309,7 +357,7 @@ class KeyStore:
                 log.debug("keys.refresh_failed", error=str(error))  # the store logs its own outages
             except Exception:
                 log.exception("keys.refresh_crashed")
-            records = len(self._replica) + len(self.teams)
+            records = len(self._replica) + len(self.teams) + len(self.people)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._refresh_interval_s * max(1.0, records / 1000)):
                     await self._changed.wait()
@@ -325,6 +373,17 @@ class KeyStore:
             self._documents.put(USED_KIND, "", key_id, value, ttl_s=USED_KEEP_S) for key_id in self._index.take_used()
         )
         await asyncio.gather(*puts)
+
+
+def _not_loaded() -> Unavailable:
+    return Unavailable(
+        "The gateway cannot read its API keys, as Redis is unavailable. Retry shortly.", retry_after_s=2.0
+    )
+
+
+def new_webhook_secret() -> str:
+    """Return a new `whsec_` secret."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
 
 
 def _new_key() -> str:

@@ -17,6 +17,7 @@ import structlog
 from pydantic import ValidationError
 
 from backbone.store.documents import DocumentStore
+from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +25,7 @@ RETENTION_S = 14 * 86_400.0
 """Time for which a record is stored after its end: longer than any job lives and any webhook is retried."""
 TRUSTED_S = RETENTION_S / 2
 PAGE_SIZE = 500
+MAX_CHANGE_ATTEMPTS = 10
 
 
 class VersionedRecord(Protocol):
@@ -106,6 +108,28 @@ class RecordReplica(Generic[R]):
         ttl_s = self._ttl_s(record)
         await self._documents.put(self._kind, "", record.id, raw, ttl_s=None if ttl_s is None else max(1.0, ttl_s))
         self._take(record, raw)
+
+    async def change(self, record_id: str, update: Callable[[R], R]) -> R | None:
+        """Change a record as the store holds it now: of two gateways that change it at once, the second sees the first one's change.
+
+        `update` returns the next version; it may be called again. None: there is no such record. Raises Unavailable.
+        """
+        for _ in range(MAX_CHANGE_ATTEMPTS):
+            raw = await self._documents.get(self._kind, "", record_id)
+            stored = self._parsed(record_id, raw) if raw is not None else None
+            known = self._records.get(record_id)
+            record = known if known is not None and (stored is None or self._is_newer(known, stored)) else stored
+            if record is None:
+                return None
+            new = update(record)
+            value = new.model_dump_json().encode()
+            if raw is None:
+                await self.put(new)
+                return new
+            if await self._documents.swap(self._kind, "", record_id, raw, value):
+                self._take(new, value)
+                return new
+        raise Unavailable(f"The record {record_id} changes too fast. Retry shortly.", retry_after_s=1.0)
 
     async def refresh(self) -> bool:
         """Read all records, and write back those that the store has lost. Return whether any was written. Raises Unavailable."""

@@ -23,6 +23,8 @@ BEGUN = "nexus.begun"
 """The request as far as `AsgiApp.begin` has served it; calling the application continues it."""
 CALLER_INFO = "nexus.caller"
 HOPS = "nexus.hops"
+SESSION = "nexus.session"
+"""What a session's cookie is worth: set for requests that have such a cookie and no key."""
 RATE_HEADERS = "nexus.rate_headers"
 """A function that returns the headers about the caller's rate limits, or None: set for keys that have such limits."""
 COMMON_HEADERS = "nexus.common_headers"
@@ -72,7 +74,7 @@ class Caller:
         self.owner = ""
         """Owner of the key that was used last on the connection; empty before the first."""
         self.key_id = ""
-        """Id of that key; empty for the bootstrap key."""
+        """Id of that key, or of the person who signed in; empty for the bootstrap key."""
 
 
 class HttpExchange(Protocol):

@@ -124,7 +124,7 @@ class ConnectionLimiter:
 
     def end_calls_of(self, key_id: str) -> None:
         """End the open calls of a revoked key: streams, polls and uploads."""
-        error = AuthenticationFailed("This API key was revoked while its request was open.")
+        error = AuthenticationFailed("Access with this API key or session ended while the request was open.")
         for connection in list(self._open):
             connection.end_call_of(key_id, error)
 

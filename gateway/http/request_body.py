@@ -7,6 +7,7 @@ import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from typing import Annotated, Any, NamedTuple, TypeVar
+from urllib.parse import parse_qs
 
 import orjson
 from fastapi import Request
@@ -32,6 +33,9 @@ UNCHARGED_BYTES = 64 * 1024
 """A body with an announced length up to this is not charged: the server buffers as much for every connection."""
 MAX_JSON_BYTES = 64 * 1024
 """Largest body of a route that is not an inference endpoint."""
+MAX_FORM_BYTES = 8 * 1024
+MAX_FORM_FIELDS = 10
+FORM_TYPE = "application/x-www-form-urlencoded"
 JSON_TIMEOUT_S = 10.0
 MAX_NAME_LENGTH = 200
 
@@ -293,11 +297,26 @@ Name = Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": MAX_
 
 async def read_json(request: Request, schema: type[T]) -> T:
     """Read a small JSON body and validate it by `schema`. Raises InvalidRequest, RequestTooLarge, RequestTimeout."""
+    return parse_body(await _read_small(request, MAX_JSON_BYTES), schema)
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """Read a small URL-encoded form; of a repeated field the first value. Raises InvalidRequest, RequestTooLarge, RequestTimeout."""
+    if not request.headers.get("content-type", "").lower().startswith(FORM_TYPE):
+        raise InvalidRequest(f"The body must be a form: {FORM_TYPE}.")
+    body = await _read_small(request, MAX_FORM_BYTES)
     try:
-        body = await read_body(request.scope["headers"], request.receive, MAX_JSON_BYTES, JSON_TIMEOUT_S)
+        fields = parse_qs(body.decode(), max_num_fields=MAX_FORM_FIELDS)
+    except ValueError:
+        raise InvalidRequest("The form is malformed, or has too many fields.") from None
+    return {name: values[0] for name, values in fields.items()}
+
+
+async def _read_small(request: Request, limit: int) -> bytes:
+    try:
+        return await read_body(request.scope["headers"], request.receive, limit, JSON_TIMEOUT_S)
     except CallerDisconnected:
         raise InvalidRequest("The request's body is not complete: the connection was closed.") from None
-    return parse_body(body, schema)
 
 
 def check_name(name: str, what: str, param: str) -> str:

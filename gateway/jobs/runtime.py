@@ -84,7 +84,9 @@ class JobRuntime:
         )
         estimator = EtaEstimator(dependencies.store, lambda: dependencies.registry.snapshot)
         keep_s = settings.job_keep_s
-        usage = None if dependencies.usage is None else OutcomeUsage(dependencies.usage, dependencies.store)
+        usage: OutcomeUsage | None = None
+        if dependencies.usage is not None:
+            usage = OutcomeUsage(dependencies.usage, dependencies.store, dependencies.keys.person_of)
         self.jobs = JobService(
             dependencies.log,
             dependencies.store,

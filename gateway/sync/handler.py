@@ -401,8 +401,8 @@ class _InferenceExchange:
         """Write down what the request used, before its caller has the whole answer: a kill in between loses nothing."""
         usage, self._usage = self._usage, None
         if usage is not None:
-            key_id = self._principal.key_id if self._principal is not None else ""
-            usage.emit(event_of_request(request, key_id, self._bytes_in))
+            assert self._principal is not None
+            usage.emit(event_of_request(request, self._principal.key_id, self._principal.person, self._bytes_in))
 
     async def _send_blob(self, done: AttemptDone, ref: BlobRef) -> None:
         """Send an answer that travels by reference, piece by piece."""

@@ -11,8 +11,11 @@ from gateway.usage.events import Values, media_values, text, token_counts
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 
 
-def event_of_request(request: SyncRequest, key: str, bytes_in: int) -> Values:
-    """Return the event of a request that has ended, or is about to be abandoned; see `schemas.usage.UsageEvent`."""
+def event_of_request(request: SyncRequest, key: str, person: str, bytes_in: int) -> Values:
+    """Return the event of a request that has ended, or is about to be abandoned; see `schemas.usage.UsageEvent`.
+
+    `key`: id of the key, or of the person who signed in. `person`: id of the person behind it, or empty.
+    """
     envelope, done, error, started_at = request.envelope, request.done, request.error, request.started_at
     now = monotonic()
     waited_s = (now if started_at is None else started_at) - request.submitted_at
@@ -32,8 +35,8 @@ def event_of_request(request: SyncRequest, key: str, bytes_in: int) -> Values:
         envelope.run,
         int(1000 * clock.now()),
         envelope.owner,
-        key,
-        "",
+        key if key != person else "",
+        person,
         envelope.model,
         envelope.public_model,
         request.worker,

@@ -56,10 +56,10 @@ def media_values(media: MediaUsage | None) -> tuple[int, str, int, int]:
     return _count(media.images), text(media.image_size), round(1000 * seconds), _count(media.characters)
 
 
-def event_of_outcome(outcome: Outcome, finished_ms: int, accepted_ms: int | None) -> Values:
+def event_of_outcome(outcome: Outcome, finished_ms: int, accepted_ms: int | None, person: str = "") -> Values:
     """Return the event of a durable job's run.
 
-    `accepted_ms`: when the run began to wait, in Unix milliseconds; None: unknown.
+    `accepted_ms`: when the run began to wait, in Unix milliseconds; None: unknown. `person`: id of the person behind the key.
     """
     seconds = outcome.seconds or 0.0
     run_us = round(1e6 * seconds) if 0 <= seconds <= MAX_COUNT / 1e6 else 0
@@ -70,8 +70,8 @@ def event_of_outcome(outcome: Outcome, finished_ms: int, accepted_ms: int | None
         outcome.run,
         finished_ms,
         outcome.owner,
-        outcome.key,
-        "",
+        outcome.key if outcome.key != person else "",
+        person,
         outcome.model,
         text(outcome.public_model),
         text(outcome.worker),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from gateway.openapi.operation import Operation
-from gateway.openapi.operations import batches, inference, jobs, media, models, operators, responses, usage
+from gateway.openapi.operations import batches, inference, jobs, media, models, operators, people, responses, usage
 
 DESCRIPTION = """\
 Nexus is one OpenAI-compatible gateway in front of many AI servers, with a durable queue behind it.
 
 - **Keys.** All routes under `/v1` need `Authorization: Bearer KEY`, except `GET /v1/results/{name}`, whose signed URL is the permission.
+- **Sessions.** People who have signed in at `/auth/login` use the same routes with a cookie, as far as their role allows. Unsafe methods then need
+  the header `x-csrf-token`, from `GET /auth/session`.
 - **Errors** have the form of OpenAI's error object. An unknown path returns 404, an unsupported method 405 with `Allow`, headers above the limit 431.
 - **Compressed bodies** are accepted: `Content-Encoding: gzip`, `deflate` or `zstd`.
 - **Durable jobs.** With `Prefer: respond-async`, every inference route returns 202 immediately; see `POST /v1/jobs`.
@@ -25,6 +27,7 @@ TAGS = {
     "models": "The live models and voices.",
     "results": "Generated images and audio by signed URL.",
     "usage": "What teams, keys and models have used, from the ledger.",
+    "people": "People who sign in with a browser, and their sessions.",
     "operation": "For operators: health, workers, queues, aliases, services, keys, dead letters.",
 }
 OPERATIONS: dict[str, Operation] = (
@@ -35,5 +38,6 @@ OPERATIONS: dict[str, Operation] = (
     | batches.OPERATIONS
     | models.OPERATIONS
     | operators.OPERATIONS
+    | people.OPERATIONS
     | usage.OPERATIONS
 )

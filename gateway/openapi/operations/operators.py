@@ -181,7 +181,8 @@ OPERATIONS = {
         tag="operation",
         scope="admin:keys",
         summary="Create an API key",
-        description="Create an API key. Only this response contains `key` and `webhook_secret`.",
+        description="Create an API key. Only this response contains `key` and `webhook_secret`. Members who have signed in use the routes for "
+        "keys too, for the keys of their own team with the scopes `inference` and `jobs`.",
         body=NewKey,
         examples={"A user": {"name": "alice", "owner": "team-a", "scopes": ["inference", "jobs"]}},
         responses={201: SuccessResponse("The key.", {JSON_TYPE: CreatedKey})},

@@ -273,6 +273,8 @@ class Key(LimitValues):
     name: str
     owner: str
     """The team: the owner of the key's jobs, files, batches and responses. Keys of one team share them."""
+    person: str | None
+    """Id of the person who made the key. Null: it was made with a key."""
     scopes: list[Scope]
     created_at: int
     """Unix seconds."""

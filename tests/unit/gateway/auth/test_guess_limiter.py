@@ -24,6 +24,8 @@ class Ring:
             return Principal(owner="tenant", key_id="key_1")
         raise AuthenticationFailed
 
+    find_hash = find
+
     def webhook_secret(self, _key_id: str) -> str | None:
         return None
 

@@ -62,6 +62,7 @@ async def test_made_shown_listed_and_revoked(gateway: Gateway) -> None:
         "object": "api_key",
         "name": "alice",
         "owner": "alice",
+        "person": None,
         "scopes": ["inference", "jobs"],
         **dict.fromkeys(LIMITS),
         "expires_at": None,
