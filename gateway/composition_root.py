@@ -19,7 +19,7 @@ from backbone.bus.nats.jetstream import BlobBucketConfig, JobsStreamConfig
 from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.objects.store import NatsBlobStore
 from backbone.bus.nats.write_probe import StorageHealth
-from backbone.bus.sealed_job_log import SealedJobLog
+from backbone.bus.private_job_log import PrivateJobLog
 from backbone.bus.subjects import USAGE_QUEUE
 from backbone.ledger.access import read_ledger_access
 from backbone.ledger.database import LedgerDatabase
@@ -163,7 +163,7 @@ class _Clients:
         self.broadcast = NatsBroadcast(nats, name)
         self.blobs = NatsBlobStore(nats, f"{name}-blobs", create=_bucket(settings), storage_health=self.storage_health)
         log = NatsJobLog(nats, name, retention=retention(settings), storage_health=self.storage_health)
-        self.job_log = SealedJobLog(log, SealRefusalCounter(metrics).count)
+        self.job_log = PrivateJobLog(log, SealRefusalCounter(metrics).count)
         self.registry = EtcdRegistry(read_etcd_access(settings), settings.etcd_prefix)
         self.store = RedisStore(read_redis_access(settings))
         self.documents = RedisDocumentStore(self.store)

@@ -46,6 +46,8 @@ class FrameKind(StrEnum):
     DONE = "d"
     FAILED = "f"
     RETURNED = "b"
+    SEALED = "x"
+    """An event of a durable job whose kind and payload are encrypted (`backbone.bus.content_seals`)."""
 
 
 PROCEED = b"+"

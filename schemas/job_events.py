@@ -15,6 +15,7 @@ other attempts are dropped. A frame may be stored twice, when its acknowledgment
 | PROGRESS | JSON `Progress` |
 | ADAPTED | JSON `AdaptedParameters` |
 | RETURNED | JSON `AttemptReturned`: the job went back to the queue |
+| SEALED | of a sealed job: one of CHUNK, BLOB, PROGRESS and ADAPTED, encrypted (`backbone.bus.content_seals`) |
 
 The end of a job is its outcome (`schemas.outcome`), not an event.
 """
@@ -54,6 +55,8 @@ class GateRequest(BaseModel):
     backend: str = ""
     progress: Progress | None = None
     """The newest progress, without its preview."""
+    sealed: bool = False
+    """For STARTED: the job is sealed, and the reply must hold its content key."""
     counted: bool = True
     """For RETURNED: the attempt counts as failed."""
 

@@ -59,6 +59,8 @@ class Outcome(
     error: ErrorInfo | None = None
     dead: bool = False
     """The job has a dead letter."""
+    sealed: bool = False
+    """The job is sealed: the payload is encrypted, and so is `blob` within it (`backbone.bus.content_seals`)."""
     seal: str = ""
     """By a worker: the envelope's seal. By a gateway: a seal over the whole outcome (`backbone.bus.seals`)."""
 
@@ -78,4 +80,5 @@ class Outcome(
 def outcome_of(job: JobSpec, status: JobStatus, **fields: object) -> Outcome:
     """Return an outcome of the job. `fields` are those of `Outcome` that are not part of the specification."""
     seal = job.seal if isinstance(job, Envelope) else ""
-    return Outcome.model_validate(job.spec() | {"status": status, "seal": seal} | fields)
+    sealed = getattr(job, "sealed", False)
+    return Outcome.model_validate(job.spec() | {"status": status, "seal": seal, "sealed": sealed} | fields)

@@ -95,8 +95,6 @@ class Attempt:
         self.job = outbox.job
         self.envelope = outbox.envelope
         self._body = body
-        self._key = ""
-        """The content key of a sealed job."""
         self._is_private = self.envelope.sealed
         """Logs hold nothing that the caller or the server wrote."""
         outbox.input_bytes = len(body)
@@ -247,7 +245,8 @@ class Attempt:
         if reply is None or (reply.kind is GateVerdict.PROCEED and not reply.key):
             self._log.warning("attempt.key_missing", answered=reply is not None)
             return False
-        self._key = reply.key
+        if reply.key:
+            self._outbox.key = ContentKey.parse(reply.key)
         return True
 
     async def _request_grant(self) -> GateReply | None:
@@ -310,8 +309,8 @@ class Attempt:
 
     async def _read_task(self) -> Task:
         """Return the adapter's task. A body that travels by reference is read here, uploads when the adapter reads them."""
-        if self.envelope.sealed:
-            self.envelope, self._body = open_request(ContentKey.parse(self._key), self.envelope, self._body)
+        if self._outbox.key is not None:
+            self.envelope, self._body = open_request(self._outbox.key, self.envelope, self._body)
             self._outbox.input_bytes = len(self._body)
         env, body = self.envelope, self._body
         files: tuple[UploadedFile, ...] = ()

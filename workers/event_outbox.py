@@ -17,15 +17,16 @@ import structlog
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore
 from backbone.bus.bus import JobDelivery
+from backbone.bus.content_seals import seal_frame, seal_result
 from backbone.bus.job_log import WorkerLog
 from backbone.bus.seals import attempt_token
 from backbone.retry import Backoff, retry
 from schemas.errors import NexusError, Unavailable
-from schemas.frames import BlobRef, FrameKind, encode_frame
+from schemas.frames import BlobRef, Frame, FrameKind, encode_frame
 from schemas.job_events import GateReply, GateRequest, GateVerdict
 from schemas.jobs import Envelope, JobStatus, is_sse
 from schemas.outcome import Outcome, outcome_of
-from workers.backends.base import Finish
+from workers.backends.base import BackendError, Finish
 from workers.outbox import MAX_FRAME_BYTES, MAX_TRANSIENT_FAILURES, JobLost, OnReply, Outbox, returned_payload
 from workers.worker_context import WorkerContext
 
@@ -33,6 +34,11 @@ log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
 STORE_RETRY_S = 0.5
+OPEN_KINDS = frozenset({FrameKind.STARTED, FrameKind.RETURNED})
+"""Events of a sealed job that hold no content, and that gateways count."""
+HIDDEN_MESSAGE = (
+    "The inference server failed or refused the request. Its message is not stored, since it may repeat the request."
+)
 RETURN_TIMEOUT_S = 2.0
 """The time to store the last events of an attempt whose job is returned."""
 MAX_STORED_MESSAGE_BYTES = 768 * 1024
@@ -92,6 +98,7 @@ class EventOutbox(Outbox):
             backend=context.backend,
             progress=progress,
             counted=counted,
+            sealed=env.sealed,
         )
         self._job_log.request_gate(request, on_reply)
 
@@ -103,7 +110,11 @@ class EventOutbox(Outbox):
     def send(self, kind: FrameKind, seq: int, payload: bytes) -> None:
         if not self.job.owned:
             raise JobLost
-        self._events.append(encode_frame(kind, self.envelope.run, self.job.delivery, seq, self._token, payload))
+        frame = Frame(kind, self.envelope.run, self.job.delivery, seq, self._token, payload)
+        if self.key is not None and kind not in OPEN_KINDS:
+            self._events.append(seal_frame(self.key, self.envelope.job, frame))
+        else:
+            self._events.append(encode_frame(*frame[:6]))
 
     def take(self, data: bytes) -> bool:
         self._buffered.append(data)
@@ -161,6 +172,8 @@ class EventOutbox(Outbox):
             size=self._buffered_size,
             blob=ref,
         )
+        if self.key is not None:
+            outcome, payload = seal_result(self.key, outcome, payload)
         first = await self._store_outcome(outcome, payload)
         if not first and ref is not None:
             self._blobs.remove(ref.name)
@@ -173,6 +186,7 @@ class EventOutbox(Outbox):
         return backoff_s(self.number) if self.number < MAX_TRANSIENT_FAILURES else None
 
     async def fail(self, error: NexusError, *, dead: bool) -> str:
+        error = self._storable(error)
         message = self.job.message if len(self.job.message) <= MAX_STORED_MESSAGE_BYTES else b""
         outcome = self._make_outcome(JobStatus.FAILED, error=error.info, dead=dead)
         if dead:
@@ -182,6 +196,7 @@ class EventOutbox(Outbox):
         return "failed"
 
     async def return_job(self, error: NexusError, delay_s: float, *, counted: bool) -> str:
+        error = self._storable(error)
         if self._began is not None:
             self.send_next(FrameKind.RETURNED, returned_payload(error, counted=counted))
             with contextlib.suppress(TimeoutError):
@@ -190,6 +205,12 @@ class EventOutbox(Outbox):
         self.request(FrameKind.RETURNED, lambda _: None, counted=counted)
         self.job.nak(delay_s)
         return "returned"
+
+    def _storable(self, error: NexusError) -> NexusError:
+        """Return the error of a sealed job without the server's words, which may repeat the request."""
+        if not self.envelope.sealed or not isinstance(error, BackendError):
+            return error
+        return NexusError.from_info(error.info.model_copy(update={"message": HIDDEN_MESSAGE}))
 
     def _make_outcome(self, status: JobStatus, **fields: Any) -> Outcome:
         began = self._began

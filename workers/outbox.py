@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore, BlobWriter
 from backbone.bus.bus import JobDelivery
+from backbone.bus.content_seals import ContentKey
 from schemas.errors import ErrorInfo, NexusError
 from schemas.frames import AttemptReturned, BlobRef, FrameKind, Progress
 from schemas.job_events import GateReply
@@ -57,6 +58,8 @@ class Outbox(ABC):
         self.envelope = envelope
         self._token = token
         self._seq = 0
+        self.key: ContentKey | None = None
+        """Encrypts what is stored of a sealed job's answer; None: the job is not sealed."""
         self.number = 1
         """The number of this attempt within its run, where a gateway has told it."""
         self.input_bytes = 0

@@ -16,11 +16,13 @@ import os
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from backbone.bus.blob_names import BlobName
 from schemas.errors import BackendFailed
+from schemas.frames import BlobRef, Frame, FrameKind, decode_frame, encode_frame
 from schemas.jobs import Envelope, Upload
+from schemas.outcome import Outcome
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -87,10 +89,15 @@ class _RequestParts(BaseModel):
 def seal_request(key: ContentKey, envelope: Envelope, body: bytes) -> tuple[Envelope, bytes]:
     """Return the envelope without what leads to content, and the sealed body that follows it."""
     parts = _RequestParts(body_size=envelope.body_size, body_blob=envelope.body_blob, uploads=envelope.uploads)
+    content = b"%b\n%b" % (parts.model_dump_json(exclude_defaults=True).encode(), body)
+    return bare_envelope(envelope), key.seal(envelope.job, REQUEST_PLACE, content)
+
+
+def bare_envelope(envelope: Envelope) -> Envelope:
+    """Return the envelope as `seal_request` does."""
     own = tuple(blob_path(name) for name in envelope.own_blobs)
     bare = {"sealed": True, "body_size": None, "body_blob": None, "uploads": (), "sealed_blobs": own}
-    content = b"%b\n%b" % (parts.model_dump_json(exclude_defaults=True).encode(), body)
-    return envelope.model_copy(update=bare), key.seal(envelope.job, REQUEST_PLACE, content)
+    return envelope.model_copy(update=bare)
 
 
 def open_request(key: ContentKey, envelope: Envelope, sealed: bytes) -> tuple[Envelope, bytes]:
@@ -98,6 +105,54 @@ def open_request(key: ContentKey, envelope: Envelope, sealed: bytes) -> tuple[En
     line, _, body = key.open(envelope.job, REQUEST_PLACE, sealed).partition(b"\n")
     parts = _RequestParts.model_validate_json(line)
     return envelope.model_copy(update=dict(parts) | {"sealed": False, "sealed_blobs": ()}), body
+
+
+class _ResultParts(BaseModel):
+    """The field of an outcome that leads to content."""
+
+    model_config = ConfigDict(frozen=True)
+
+    blob: BlobRef | None = None
+
+
+def seal_result(key: ContentKey, outcome: Outcome, payload: bytes) -> tuple[Outcome, bytes]:
+    """Return the outcome of a completed job without what leads to content, and the sealed payload that follows it."""
+    parts = _ResultParts(blob=outcome.blob)
+    content = b"%b\n%b" % (parts.model_dump_json(exclude_defaults=True).encode(), payload)
+    bare = outcome.model_copy(update={"blob": None, "sealed": True})
+    return bare, key.seal(outcome.job, _result_place(outcome), content)
+
+
+def open_result(key: ContentKey, outcome: Outcome, sealed: bytes) -> tuple[Outcome, bytes]:
+    """Return the outcome and the payload that `seal_result` was given. Raises ContentUnreadable."""
+    line, _, payload = key.open(outcome.job, _result_place(outcome), sealed).partition(b"\n")
+    try:
+        parts = _ResultParts.model_validate_json(line)
+    except ValidationError:
+        raise ContentUnreadable from None
+    return outcome.model_copy(update={"blob": parts.blob}), payload
+
+
+def _result_place(outcome: Outcome) -> str:
+    return f"result {outcome.run} {outcome.delivery} {outcome.token}"
+
+
+def seal_frame(key: ContentKey, job: str, frame: Frame) -> bytes:
+    """Return a sealed frame in the place of `frame`."""
+    content = frame.kind.encode() + frame.payload
+    sealed = key.seal(job, _frame_place(frame), content)
+    return encode_frame(FrameKind.SEALED, frame.run, frame.delivery, frame.seq, frame.token, sealed)
+
+
+def open_frame(key: ContentKey, job: str, data: bytes) -> bytes:
+    """Return the frame that `seal_frame` was given. Raises ContentUnreadable, and ValueError for what is no frame."""
+    frame = decode_frame(data)
+    content = key.open(job, _frame_place(frame), frame.payload)
+    return encode_frame(content[:1].decode("latin-1"), *frame[1:5], content[1:])
+
+
+def _frame_place(frame: Frame) -> str:
+    return f"event {frame.run} {frame.delivery} {frame.seq} {frame.token}"
 
 
 def blob_path(name: str) -> str:

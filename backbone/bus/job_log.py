@@ -67,6 +67,8 @@ class StoredOutcome(NamedTuple):
     """The sequence in the stream of outcomes."""
     stored_at: int
     """Unix seconds, by NATS's clock."""
+    is_forgotten: bool = False
+    """The job's content cannot be read any more: `payload` is empty."""
 
 
 class StoredDeadLetter(NamedTuple):
@@ -221,6 +223,19 @@ class IdempotencyClaims(Protocol):
         """
 
 
+class ContentKeyLog(Protocol):
+    """Stores the content keys of jobs. What they are for: `backbone.bus.content_keys`."""
+
+    async def claim_content_key(self, job: str, value: bytes) -> bytes:
+        """Store `value` for a job that has none, and return the stored value, which may be an earlier one. Raises Unavailable."""
+
+    async def read_content_key(self, job: str) -> bytes | None:
+        """Return the value of a job; None: it has none. Raises Unavailable."""
+
+    async def erase_content_key(self, job: str) -> None:
+        """Delete the value of a job, and overwrite its bytes on the disk. Idempotent. Raises Unavailable."""
+
+
 class WorkQueues(Protocol):
     """The queues of the gateways' own work."""
 
@@ -236,7 +251,7 @@ class JobStorage(JobQueue, JobHistory, Protocol):
     """The queue of durable jobs, their events, and how they ended."""
 
 
-class JobLog(JobStorage, GateRequestServer, DeadLetterStore, IdempotencyClaims, WorkQueues, Protocol):
+class JobLog(JobStorage, GateRequestServer, DeadLetterStore, IdempotencyClaims, ContentKeyLog, WorkQueues, Protocol):
     """The gateway's side of durable jobs. Its parts are protocols of their own, so that each user names what it needs."""
 
     @property

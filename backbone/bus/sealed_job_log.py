@@ -280,6 +280,17 @@ class SealedJobLog:
     async def claim(self, name: str, value: bytes) -> bytes:
         return await self._inner.claim(name, value)
 
+    # Content keys
+
+    async def claim_content_key(self, job: str, value: bytes) -> bytes:
+        return await self._inner.claim_content_key(job, value)
+
+    async def read_content_key(self, job: str) -> bytes | None:
+        return await self._inner.read_content_key(job)
+
+    async def erase_content_key(self, job: str) -> None:
+        await self._inner.erase_content_key(job)
+
     # Work queues
 
     def work_queue(self, name: str) -> WorkQueue:

@@ -45,6 +45,9 @@ CLAIMS_STREAM = f"KV_{CLAIMS_BUCKET}"
 SEALS_BUCKET = "nexus-seals"
 SEALS_STREAM = f"KV_{SEALS_BUCKET}"
 """Bucket and stream of the gateways' secret. Workers have no permission to read it."""
+CONTENT_KEYS_BUCKET = "nexus-content-keys"
+CONTENT_KEYS_STREAM = f"KV_{CONTENT_KEYS_BUCKET}"
+"""Bucket and stream of the content keys of jobs. Workers have no permission to read it."""
 SEAL_SECRET_SUBJECT = f"$KV.{SEALS_BUCKET}.secret"
 
 MAX_ENCODED_MODEL_LENGTH = 200
@@ -217,6 +220,7 @@ STREAMS = (
     *(work_queue_stream(name) for name in WORK_QUEUES),
     CLAIMS_STREAM,
     SEALS_STREAM,
+    CONTENT_KEYS_STREAM,
     BLOBS_STREAM,
 )
 """All streams of Nexus."""

@@ -47,10 +47,10 @@ def apply_update(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
 
 
 def timer_delay_s(record: JobRecord, due_s: TimerDelay) -> float | None:
-    """Return the seconds until the record's timer expires; None for no timer: a job that has ended has none."""
+    """Return the seconds until the record's timer expires; None for no timer: a job that has ended has none, unless it is sealed."""
     if callable(due_s):
         due_s = due_s(record)
-    return None if due_s is None or record.status in TERMINAL_STATUSES else max(0.0, due_s)
+    return None if due_s is None or (record.status in TERMINAL_STATUSES and not record.sealed) else max(0.0, due_s)
 
 
 def _goes_on(record: JobRecord, to: JobStatus) -> bool:

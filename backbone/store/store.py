@@ -99,7 +99,7 @@ class Store(Protocol):
     async def update(self, owner: str, job_id: str, *, due_s: TimerDelay = None, **changes: Any) -> JobRecord | None:
         """Change fields other than the status, by compare-and-set. Returns the new record; None: it does not exist.
 
-        `due_s` sets the timer of a job that is not terminal; None leaves it. Raises IllegalMove where `run` is in `changes` and
+        `due_s` sets the timer of a job that is not terminal, or sealed; None leaves it. Raises IllegalMove where `run` is in `changes` and
         is not the record's, ValueError for invalid `changes`.
         """
 

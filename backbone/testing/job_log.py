@@ -229,6 +229,20 @@ class MemoryJobLog(_BrokerClient):
         self.require()
         return self.broker.job_log.claims.setdefault(require_token(name), value)
 
+    # Content keys
+
+    async def claim_content_key(self, job: str, value: bytes) -> bytes:
+        self.require()
+        return self.broker.job_log.content_keys.setdefault(require_token(job), value)
+
+    async def read_content_key(self, job: str) -> bytes | None:
+        self.require()
+        return self.broker.job_log.content_keys.get(job)
+
+    async def erase_content_key(self, job: str) -> None:
+        self.require()
+        self.broker.job_log.content_keys.pop(job, None)
+
     # Work queues
 
     def work_queue(self, name: str) -> MemoryWorkQueue:

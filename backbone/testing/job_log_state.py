@@ -112,6 +112,7 @@ class JobLogState:
     dead_letters: list[StoredDeadLetter] = field(default_factory=list)
     dead_letter_times: dict[str, float] = field(default_factory=dict)
     claims: dict[str, bytes] = field(default_factory=dict)
+    content_keys: dict[str, bytes] = field(default_factory=dict)
     work_queues: dict[str, WorkQueueState] = field(default_factory=dict)
     gate_handlers: deque[GateHandler] = field(default_factory=deque)
     watchers: dict[str, list[JobWatcher]] = field(default_factory=dict)

@@ -119,6 +119,9 @@ class JobsApi(Protocol):
     async def result(self, owner: str, job_id: str) -> JobResult:
         """Return the result of an ended job. Raises JobNotFound, ResultNotReady, NotFound."""
 
+    async def confirm_delivery(self, outcome: Outcome) -> None:
+        """Note that the caller has received the whole result of a job. What must not be kept is deleted; never raises Unavailable."""
+
     def follow(self, owner: str, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
         """Yield the stored events after the id `after` (empty: all), then new events, up to the terminal event.
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import structlog
 
+from backbone.bus.content_keys import ContentKeys
 from backbone.bus.job_log import JobHistory
 from backbone.store.store import IllegalMove, JobLimit, LimitReached, Store
 from gateway.jobs.attempts import count_attempts
@@ -59,6 +60,7 @@ class AttemptGate:
         ack_wait_s: float,
         keep_s: float,
         max_running: Callable[[str], JobLimit | None],
+        content_keys: ContentKeys | None = None,
     ) -> None:
         """Create a gate.
 
@@ -67,6 +69,7 @@ class AttemptGate:
             store: The record store.
             ack_wait_s: The time after which NATS redelivers an unacknowledged job.
             keep_s: The retention time of recovered records.
+            content_keys: The keys of sealed jobs. None: no job is sealed.
             max_running: Returns the limit of running jobs of an API key and its owner, by the key's id.
         """
         self._log = jobs
@@ -75,6 +78,7 @@ class AttemptGate:
         self._silence_s = 3 * ack_wait_s
         self._keep_s = keep_s
         self._max_running = max_running
+        self._content_keys = content_keys
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -85,7 +89,9 @@ class AttemptGate:
         """Decide a request. Return None if the worker should ask again or expects no reply. Never raises."""
         try:
             if request.kind is FrameKind.STARTED:
-                return await self._decide_start(request)
+                reply = await self._decide_start(request)
+                proceeds = reply.kind is GateVerdict.PROCEED
+                return await self._with_key(request, reply) if request.sealed and proceeds else reply
             if request.kind is FrameKind.HEARTBEAT:
                 return await self._decide_heartbeat(request)
             await self._record_return(request)
@@ -96,6 +102,13 @@ class AttemptGate:
         return None
 
     # STARTED
+
+    async def _with_key(self, request: GateRequest, reply: GateReply) -> GateReply:
+        """Return the grant with the content key of a sealed job."""
+        content = await self._content_keys.find(request.job) if self._content_keys is not None else None
+        if content is None:
+            return GateReply(kind=GateVerdict.EXHAUSTED, attempt=reply.attempt, error=_FORGOTTEN.model_dump())
+        return reply.model_copy(update={"key": str(content.key)})
 
     async def _decide_start(self, request: GateRequest) -> GateReply:
         over, count, leased = await asyncio.gather(
@@ -230,6 +243,11 @@ class AttemptGate:
                 back = {"worker": None, "progress": None, "queued_at": now()}
             with contextlib.suppress(IllegalMove):  # the job has ended in the meantime
                 await self._store.move(request.owner, request.job, JobStatus.QUEUED, due_s=due_s, **back)
+
+
+_FORGOTTEN = BackendFailed(
+    "The request of this job was deleted before it could run. Submit it again.", code="content_gone", should_retry=False
+).info
 
 
 def _poison(starts: int) -> ErrorInfo:

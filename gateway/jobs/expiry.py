@@ -10,6 +10,7 @@ import structlog
 
 from backbone.bus.job_log import OutcomeStore
 from backbone.store.store import DueJob, IllegalMove, Store
+from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.records import now, queue_deadline, seconds_until_due
 from gateway.jobs.terminator import JobTerminator
 from schemas.errors import DeadlineExceeded, ErrorInfo, NexusError
@@ -24,7 +25,17 @@ MAX_DUE_JOBS = 100
 class ExpiryWatcher:
     """Checks due jobs. All gateways poll; each due job is claimed by one of them."""
 
-    def __init__(self, jobs: OutcomeStore, store: Store, terminator: JobTerminator, *, ack_wait_s: float) -> None:
+    def __init__(
+        self,
+        jobs: OutcomeStore,
+        store: Store,
+        terminator: JobTerminator,
+        *,
+        ack_wait_s: float,
+        content: ContentRetention | None = None,
+    ) -> None:
+        """Create a watcher. `content`: None where no job is sealed."""
+        self._content = content
         self._log = jobs
         self._store = store
         self._terminator = terminator
@@ -44,6 +55,9 @@ class ExpiryWatcher:
 
     async def _check(self, due: DueJob) -> None:
         record = await self._store.get(due.owner, due.job)
+        if record is not None and record.status in TERMINAL_STATUSES and record.sealed and self._content is not None:
+            await self._content.expire(record)
+            return
         if record is None or record.status in TERMINAL_STATUSES or await self._record_outcome(record):
             return
         reason = self._expiry_error(record)

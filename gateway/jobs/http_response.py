@@ -112,6 +112,7 @@ class JobResponder:
         reply.headers += adapted_header(result.outcome.adapted)
         if len(first) == payload.size:
             await reply.send_response(200, payload.content_type, first)
+            await self._jobs.confirm_delivery(result.outcome)
             return None
         head = [(b"content-type", payload.content_type.encode()), (b"content-length", b"%d" % payload.size), NO_STORE]
         await reply.send_head(200, head)
@@ -119,6 +120,7 @@ class JobResponder:
         async for piece in pieces:
             await reply.send_chunk(piece)
         await reply.send_end()
+        await self._jobs.confirm_delivery(result.outcome)
         return None
 
     async def relay_stream(
@@ -137,7 +139,9 @@ class JobResponder:
                     await stream.writer.comment(comment_frame(position))
                 for event in ready:
                     if event.outcome is not None:
-                        return await stream.finish(result_error(JobResult(event.outcome, b"", None, "")))
+                        error = await stream.finish(result_error(JobResult(event.outcome, b"", None, "")))
+                        await self._jobs.confirm_delivery(event.outcome)
+                        return error
                     if (error := await stream.send_event(event)) is not None:
                         return error
         return None

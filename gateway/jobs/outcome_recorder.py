@@ -12,6 +12,7 @@ from backbone.bus.blobs import BlobStore
 from backbone.bus.job_log import JobHistory, WorkItem
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.attempts import with_attempt_count
+from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.records import outcome_fields, record_from_outcome
 from gateway.jobs.storage_quotas import JobStorageQuotas
 from gateway.jobs.terminator import JobTerminator
@@ -48,11 +49,12 @@ class OutcomeRecorder:
         usage: OutcomeUsage | None = None,
         settle: Settle = lambda _key, _reserved, _used: None,
         storage: JobStorageQuotas | None = None,
+        content: ContentRetention | None = None,
     ) -> None:
         """Create a recorder. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot. `usage`: None
         without a ledger.
 
-        `storage`: None where the bytes of owners are not bounded. `settle` receives the key of each job, the tokens that it had reserved, and those that it took.
+        `storage`: None where the bytes of owners are not bounded. `content`: None where no job is sealed. `settle` receives the key of each job, the tokens that it had reserved, and those that it took.
         """
         self._log = jobs
         self._store = store
@@ -64,6 +66,7 @@ class OutcomeRecorder:
         self._usage = usage
         self._settle = settle
         self._storage = storage
+        self._content = content
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -99,6 +102,8 @@ class OutcomeRecorder:
                     await self._storage.release_bodies(outcome)
             if self._storage is not None:
                 await self._storage.count_result(outcome)
+            if self._content is not None:
+                await self._content.record_end(outcome)
             if not outcome.token:
                 # The gateway that decided it may have died before it removed the job from the queue.
                 await self._terminator.remove_from_queue(

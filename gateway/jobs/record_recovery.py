@@ -16,6 +16,7 @@ from backbone.ids import new_token
 from backbone.store.documents import DocumentStore
 from backbone.store.store import Store
 from gateway.jobs.attempts import with_attempt_count
+from gateway.jobs.content_retention import UNFETCHED_RESULT_S
 from gateway.jobs.records import record_from_outcome, seconds_until_due, with_outcome
 from gateway.jobs.terminator import read_initial_record
 from schemas.errors import NexusError
@@ -71,7 +72,9 @@ class RecordRecovery:
         if record is None:
             return False
         age_s = now() - (record.finished_at or record.created_at)
-        due_s = None if record.status in TERMINAL_STATUSES else seconds_until_due(record, JobStatus.QUEUED, 0.0)
+        due_s = seconds_until_due(record, JobStatus.QUEUED, 0.0)
+        if record.status in TERMINAL_STATUSES:
+            due_s = max(0.0, UNFETCHED_RESULT_S - age_s)  # of a sealed job's content; others have no timer
         return await self._store.create(record, ttl_s=max(1.0, self._keep_s - age_s), due_s=due_s)
 
 

@@ -11,7 +11,8 @@ import structlog
 
 from backbone.bus.blobs import BlobStore
 from backbone.bus.bus import GatewayBus
-from backbone.bus.job_log import JobLog, Retention
+from backbone.bus.job_log import Retention
+from backbone.bus.private_job_log import PrivateJobLog
 from backbone.registry.registry import Registry
 from backbone.settings import GatewaySettings
 from backbone.store.documents import DocumentStore
@@ -19,6 +20,7 @@ from backbone.store.store import Store
 from gateway.auth.key_store import KeyStore
 from gateway.dispatcher import Dispatcher
 from gateway.jobs.attempt_gate import AttemptGate
+from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.expiry import ExpiryWatcher
 from gateway.jobs.outcome_recorder import OutcomeRecorder
@@ -50,7 +52,7 @@ class WebhookQueue(Protocol):
 class JobDependencies:
     """The collaborators of the job components."""
 
-    log: JobLog
+    log: PrivateJobLog
     bus: GatewayBus
     blobs: BlobStore
     store: Store
@@ -72,6 +74,8 @@ class JobRuntime:
     def __init__(self, settings: GatewaySettings, dependencies: JobDependencies) -> None:
         self._log = dependencies.log
         terminator = JobTerminator(dependencies.log, dependencies.store, dependencies.bus)
+        content_keys = dependencies.log.content_keys
+        content = ContentRetention(content_keys, dependencies.log, dependencies.store, dependencies.blobs)
         submitter = JobSubmitter(
             dependencies.log,
             dependencies.store,
@@ -81,6 +85,7 @@ class JobRuntime:
             keep_s=settings.job_keep_s,
             queue_s=settings.job_queue_timeout_s,
             rate_limiter=dependencies.rate_limiter,
+            content_keys=content_keys,
         )
         estimator = EtaEstimator(dependencies.store, lambda: dependencies.registry.snapshot)
         keep_s = settings.job_keep_s
@@ -96,6 +101,7 @@ class JobRuntime:
             estimator,
             keep_s=keep_s,
             usage=usage,
+            content=content,
         )
         self._webhooks = dependencies.webhooks
         self._keys = dependencies.keys
@@ -111,9 +117,10 @@ class JobRuntime:
             usage=usage,
             settle=self._settle_tokens,
             storage=dependencies.storage,
+            content=content,
         )
         self._expiry_watcher = ExpiryWatcher(
-            dependencies.log, dependencies.store, terminator, ack_wait_s=settings.ack_wait_s
+            dependencies.log, dependencies.store, terminator, ack_wait_s=settings.ack_wait_s, content=content
         )
         self._gate = AttemptGate(
             dependencies.log,
@@ -121,6 +128,7 @@ class JobRuntime:
             ack_wait_s=settings.ack_wait_s,
             keep_s=keep_s,
             max_running=lambda key: dependencies.keys.limits(key).running,
+            content_keys=content_keys,
         )
         self._recovery = RecordRecovery(dependencies.log, dependencies.store, dependencies.documents, keep_s=keep_s)
         self._tasks: list[asyncio.Task[None]] = []

@@ -14,6 +14,7 @@ from backbone.bus.job_log import JobLog, StoredDeadLetter, StoredOutcome
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.api import JobEvent, JobNotFailed, JobNotFound, JobResult, ResultNotReady, Submission
 from gateway.jobs.attempts import with_attempt_count
+from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.event_stream import JobEventStream, parse_after
 from gateway.jobs.record_recovery import read_logged_record
@@ -21,7 +22,7 @@ from gateway.jobs.records import new_record, now, record_from_outcome, seconds_u
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.jobs.usage import OutcomeUsage
-from schemas.errors import NexusError, NotFound
+from schemas.errors import NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus, WebhookState
 from schemas.outcome import Outcome
 
@@ -45,8 +46,10 @@ class JobService:
         *,
         keep_s: float,
         usage: OutcomeUsage | None = None,
+        content: ContentRetention | None = None,
     ) -> None:
-        """Build the service. `usage`: None without a ledger."""
+        """Build the service. `usage`: None without a ledger; `content`: None where no job is sealed."""
+        self._content = content
         self._log = jobs
         self._store = store
         self._blobs = blobs
@@ -95,6 +98,7 @@ class JobService:
             return None
         if stored.outcome.owner != owner:
             raise JobNotFound(f"Job '{job_id}' does not exist. `GET /v1/jobs` lists your jobs.")
+        _require_content(stored)
         return _to_result(stored)
 
     async def result(self, owner: str, job_id: str) -> JobResult:
@@ -111,7 +115,14 @@ class JobService:
             raise ResultNotReady(
                 f"The job is {record.status} and has no result yet. Retry later, or wait with `GET /v1/jobs/{job_id}?wait=SECONDS`."
             )
+        _require_content(stored)
         return _to_result(stored)
+
+    async def confirm_delivery(self, outcome: Outcome) -> None:
+        """See `JobsApi`."""
+        if outcome.sealed and self._content is not None:
+            with contextlib.suppress(Unavailable):  # its time ends all the same
+                await self._content.confirm_delivery(outcome.job)
 
     async def follow(self, owner: str, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
         """See `JobsApi`."""
@@ -171,7 +182,7 @@ class JobService:
         record = await self.get(owner, job_id)
         stored = await self._log.read_outcome(job_id)
         _require_retryable(record, stored)
-        if stored is None or not stored.payload:
+        if stored is None or stored.is_forgotten or not stored.payload:
             raise JobNotFailed(
                 "The request of this job has been deleted after its retention time. Submit the request again as a new job."
             )
@@ -255,6 +266,8 @@ class JobService:
         record = await self._get_or(letter.outcome.owner, job_id, record_from_outcome(letter.outcome, letter.stored_at))
         stored = await self._log.read_outcome(job_id)
         _require_retryable(record, stored)
+        if letter.outcome.sealed and (stored is None or stored.is_forgotten):
+            raise JobNotFailed("The request of this job was deleted when it ended. Submit it again as a new job.")
         if not letter.message:
             raise JobNotFailed(
                 "The request of this job was too large to store with its dead letter. Submit the request again as a new job."
@@ -289,6 +302,15 @@ def _require_retryable(record: JobRecord, stored: StoredOutcome | None) -> None:
     half_way = record.status is JobStatus.QUEUED and stored is not None and stored.outcome.run < record.run
     if record.status is not JobStatus.FAILED and not half_way:
         raise JobNotFailed(f"Only a failed job can be retried. This job is {record.status}.")
+
+
+def _require_content(stored: StoredOutcome) -> None:
+    """Check that the result can still be read. Raises NotFound."""
+    if stored.is_forgotten and stored.outcome.status is JobStatus.COMPLETED:
+        raise NotFound(
+            "The result of this job was deleted after its delivery, or since nobody fetched it in time (`retain: none`). Submit the request again.",
+            code="result_expired",
+        )
 
 
 def _to_result(stored: StoredOutcome) -> JobResult:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 
 from backbone.bus.bus import Queue
+from backbone.bus.content_keys import ContentKeys
+from backbone.bus.content_seals import bare_envelope, seal_request
 from backbone.bus.job_log import JobStorage
 from backbone.ids import new_job_id
 from backbone.store.store import IllegalMove, JobLimit, LimitReached, Store
@@ -50,7 +52,9 @@ class JobSubmitter:
         keep_s: float,
         queue_s: float,
         rate_limiter: RateLimiter | None = None,
+        content_keys: ContentKeys | None = None,
     ) -> None:
+        """Create a submitter. `content_keys`: None where no job is sealed."""
         self._log = jobs
         self._store = store
         self._terminator = terminator
@@ -59,6 +63,7 @@ class JobSubmitter:
         self._keep_s = keep_s
         self._queue_s = queue_s
         self._rate_limiter = rate_limiter
+        self._content_keys = content_keys
 
     async def submit(self, submission: Submission) -> JobRecord:
         """Submit a job. See `gateway.jobs.api.JobsApi.submit`."""
@@ -81,7 +86,9 @@ class JobSubmitter:
 
     async def _submit(self, envelope: Envelope, submission: Submission, reserved_tokens: int) -> JobRecord:
         expires_at = None if submission.timeout_s is None else now() + max(1, round(submission.timeout_s))
-        record = new_record(envelope, queue_s=self._queue_limit_s(submission), expires_at=expires_at)
+        sealed = submission.principal.limits.retain_none and self._content_keys is not None
+        bare = bare_envelope(envelope) if sealed else envelope
+        record = new_record(bare, queue_s=self._queue_limit_s(submission), expires_at=expires_at)
         record = record.model_copy(update={"reserved_tokens": reserved_tokens})
         if not await self._create(record, submission):
             existing = await self._store.get(record.owner, record.job)
@@ -138,7 +145,10 @@ class JobSubmitter:
                 await self._store.remove(record.owner, record.job)
             raise
         try:
-            seq = await self._store_message(envelope, submission.received.body)
+            body = submission.received.body
+            if record.sealed:
+                envelope, body = await self._seal(envelope, body, submission)
+            seq = await self._store_message(envelope, body)
         except BaseException as error:
             await self._revoke(record, submission, error)
             raise
@@ -148,6 +158,12 @@ class JobSubmitter:
         # The job is safely queued, so the caller need not wait for its first event.
         self._log.append_event_unconfirmed(record.job, _queued_event(record))
         return record
+
+    async def _seal(self, envelope: Envelope, body: bytes, submission: Submission) -> tuple[Envelope, bytes]:
+        """Return the sealed request. Its key is stored first: a job without it could not run."""
+        assert self._content_keys is not None
+        key = await self._content_keys.create(envelope.job, retain_none=submission.principal.limits.retain_none)
+        return seal_request(key, envelope, body)
 
     async def _open_queue(self, envelope: Envelope) -> None:
         """Create the model's queue if it is missing. Raises Unavailable if the limit of queues is reached."""
@@ -176,9 +192,6 @@ class JobSubmitter:
         stream_type = endpoint.stream_type(request)
         job_id = submission.job_id or new_job_id()
         lane = submission.lane or LANE_BY_TIER.get(request.service_tier, Lane.DEFAULT)
-        principal.limits.require_retention(
-            "Send a synchronous request, without `Prefer`, `Idempotency-Key` or resumption."
-        )
         principal.limits.require_model(public_model)
         principal.limits.require_lane(lane)
         return Envelope(

@@ -103,6 +103,7 @@ class ResponseStreamReply(Response):
                 self._send_events(sender, scope.get(EXCHANGE)), scope, receive
             )
             status = reply.status
+            await self._responses.confirm_delivery(self._created)
         except (CallerDisconnected, OSError):
             await self._abandon(stored=True)
         except Exception as failure:

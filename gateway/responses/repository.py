@@ -81,6 +81,8 @@ class CreatedResponse:
     """The stored response. None if the request set `store` to false."""
     bound_to_connection: bool
     """Whether the response ends with its caller's connection, because no other caller waits for it."""
+    retain_none: bool = False
+    """Nothing of the response is kept once it was delivered."""
 
     @property
     def id(self) -> str:

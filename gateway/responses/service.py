@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -90,6 +91,8 @@ class ResponseService:
         Raises InvalidRequest, NotFound, QueueFull, RateLimited, RequestTooLarge, IdempotencyMismatch.
         """
         reject_unsupported(request)
+        if principal.limits.retain_none:
+            request = _unstored(principal, request)
         if not self._refuse_other_tools:
             request = without_openai_tools(request)
         owner = principal.owner
@@ -101,6 +104,7 @@ class ResponseService:
             if key:
                 job = await self._idempotency.job_id(owner, key, PATH, ReceivedRequest(request, b""))
             created = await self._store_new(owner, job, request, messages, joining=bool(key))
+            created = replace(created, retain_none=principal.limits.retain_none)
             submission = Submission(
                 principal=principal,
                 endpoint=self._chat,
@@ -181,6 +185,7 @@ class ResponseService:
         final = await self._store_final(
             created, await self._build_final(created.owner, created.job, created.initial, result)
         )
+        await self._jobs.confirm_delivery(result.outcome)
         error = result_error(result)
         if error is not None and final["status"] != "cancelled":
             raise NexusError.from_info(error)
@@ -205,6 +210,12 @@ class ResponseService:
     def event_stream(self, created: CreatedResponse, after: int = -1) -> ResponseEventStream:
         """Return the stream of events with numbers above `after`."""
         return ResponseEventStream(self._jobs, created, after, self._store_final, self._read_result)
+
+    async def confirm_delivery(self, created: CreatedResponse) -> None:
+        """Note that the caller has received the whole response. Never raises."""
+        if created.retain_none:
+            with suppress(NexusError):  # its time ends all the same
+                await self._jobs.confirm_delivery((await self._jobs.result(created.owner, created.job)).outcome)
 
     async def abandon(self, created: CreatedResponse) -> None:
         """Cancel a response whose caller has disconnected. Best effort."""
@@ -300,6 +311,14 @@ class ResponseService:
                 return stored.final
             raise _no_longer_stored(stored) from None
         return await self._store_final(_created_from(stored), final)
+
+
+def _unstored(principal: Principal, request: ResponsesRequest) -> ResponsesRequest:
+    """Return the request of a team that keeps nothing. Raises InvalidRequest if it asks to be stored."""
+    for name in ("store", "background"):
+        if getattr(request, name):
+            principal.limits.require_retention(f"Set '{name}' to false, or leave it out.", name)
+    return request.model_copy(update={"store": False})
 
 
 def _split_frames(data: bytes) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from fastapi.responses import Response, StreamingResponse
 from gateway.auth.authenticator import Principal
 from gateway.dependencies import JobsCaller, Parts, PartsDep
 from gateway.http.asgi import EXCHANGE, STREAM_HEADERS, HttpExchange, adapted_header
-from gateway.jobs.api import JobEvent
+from gateway.jobs.api import JobEvent, JobResult
 from gateway.jobs.http_handler import job_with_estimate
 from gateway.jobs.http_response import result_error
 from gateway.jobs.read_ahead import event_size, no_report, read_ahead
@@ -87,13 +87,15 @@ async def get_result(job_id: str, request: Request, parts: PartsDep, caller: Job
     first = await anext(pieces, b"")  # a failure here can still be sent as an error
     headers = {"content-length": str(payload.size)}
     headers |= {name.decode(): value.decode() for name, value in adapted_header(result.outcome.adapted)}
-    return StreamingResponse(_resume(first, pieces), media_type=payload.content_type, headers=headers)
+    body = _deliver(parts, result, first, pieces)
+    return StreamingResponse(body, media_type=payload.content_type, headers=headers)
 
 
-async def _resume(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _deliver(parts: Parts, result: JobResult, first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for piece in pieces:
         yield piece
+    await parts.jobs.confirm_delivery(result.outcome)  # the last piece was handed to the connection
 
 
 @router.get("/v1/jobs/{job_id}/events")

@@ -184,6 +184,7 @@ PUBLISHING = {
         b"",
     ),
     "read claims": ("$JS.API.DIRECT.GET.KV_nexus-idempotency", b'{"seq":1}'),
+    "read content keys": ("$JS.API.DIRECT.GET.KV_nexus-content-keys", b'{"seq":1}'),
     "read the gateways' secret": ("$JS.API.DIRECT.GET.KV_nexus-seals.$KV.nexus-seals.secret", b""),
     "read the gateways' secret by sequence": ("$JS.API.DIRECT.GET.KV_nexus-seals", b'{"seq":1}'),
     "ask the leader for the gateways' secret": ("$JS.API.STREAM.MSG.GET.KV_nexus-seals", b'{"seq":1}'),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import mmap
 from pathlib import Path
 from typing import Any
 
 import httpx
+import nats
 import pytest
 import pytest_asyncio
 
@@ -75,11 +77,56 @@ async def _stored(cluster: Cluster, model: str, jobs: int) -> bool:
     return await cluster.stored(model) == jobs
 
 
+async def test_jobs_leave_nothing(cluster: Cluster, crew: Crew, quiet: dict[str, Any], eventually: Eventually) -> None:
+    """Whatever makes a request a job: neither its prompt, nor its answer, nor the key that would decrypt what is stored."""
+    worker = cluster.workers[await crew.start()]
+    worker.pause()
+    markers = [f"hidden-{number}-{crew.model}" for number in range(4)]
+    job = (await ask(cluster, quiet, chat(markers[0], model=crew.model), prefer="respond-async")).json()["id"]
+    ways = [
+        ask(cluster, quiet, chat(markers[1] + LARGE, model=crew.model), **{"idempotency-key": markers[1]}),
+        ask(cluster, quiet, chat(markers[2], model=crew.model, stream=True), **{"idempotency-key": markers[2]}),
+        cluster.post("/v1/responses", {"model": crew.model, "input": markers[3]}, headers=bearer(quiet)),
+    ]
+    answers = [asyncio.create_task(way) for way in ways]
+    await eventually(lambda: _stored(cluster, crew.model, 4))
+    key = await _content_key(cluster, job)
+    await eventually(lambda: found(cluster.folder / "nats", key))
+    worker.resume()
+    for marker, answer in zip(markers[1:], await asyncio.gather(*answers), strict=True):
+        assert answer.status_code == 200, answer.text
+        assert marker in answer.text
+    await eventually(lambda: _is_completed(cluster, quiet, job))
+    result = await cluster.get(f"/v1/jobs/{job}/result", headers=bearer(quiet))
+    assert markers[0] in result.text
+    gone = await cluster.get(f"/v1/jobs/{job}/result", headers=bearer(quiet))
+    assert gone.json()["error"]["code"] == "result_expired"
+    for text in (*markers, key):
+        assert found(cluster.folder, text) == set()
+
+
+async def _is_completed(cluster: Cluster, key: dict[str, Any], job: str) -> bool:
+    record = await cluster.get(f"/v1/jobs/{job}", headers=bearer(key))
+    return bool(record.json()["status"] == "completed")
+
+
+async def _content_key(cluster: Cluster, job: str) -> str:
+    """Return the content key of a job as NATS stores it."""
+    client = await nats.connect(cluster.nats.url)
+    try:
+        stored = await client.jetstream().get_last_msg("KV_nexus-content-keys", f"$KV.nexus-content-keys.{job}")
+        return str(json.loads(stored.data or b"")["key"])
+    finally:
+        await client.close()
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
         ("/v1/images/generations", {"model": "m", "prompt": "p", "response_format": "url"}),
         ("/v1/files", {}),
+        ("/v1/responses", {"model": "m", "input": "i", "store": True}),
+        ("/v1/responses", {"model": "m", "input": "i", "background": True}),
         ("/v1/batches", {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"}),
     ],
 )

@@ -32,6 +32,7 @@ from backbone.bus.subjects import (
     BLOBS_STREAM,
     BROADCAST,
     CLAIMS_STREAM,
+    CONTENT_KEYS_STREAM,
     DEAD_LETTERS_STREAM,
     EVENTS,
     EVENTS_STREAM,
@@ -60,6 +61,7 @@ STREAMS = (
     WEBHOOKS_STREAM,
     USAGE_STREAM,
     CLAIMS_STREAM,
+    CONTENT_KEYS_STREAM,
     EVENTS_STREAM,
 )
 """All streams of Nexus, in the order in which they are saved; see cli.backup.create."""

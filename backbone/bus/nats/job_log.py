@@ -32,13 +32,15 @@ from backbone.bus.nats.requests import (
     store_message,
 )
 from backbone.bus.nats.rpc_server import GateRequestHandler, RpcServer
-from backbone.bus.nats.stream_configs import ensure_job_streams, ensure_pull_consumer
+from backbone.bus.nats.stream_configs import ensure_content_keys, ensure_job_streams, ensure_pull_consumer
 from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.nats.work_queue import Make, NatsWorkQueue
 from backbone.bus.nats.write_probe import StorageHealth, WriteProbe
 from backbone.bus.seals import SECRET_BYTES, SealSecret
 from backbone.bus.subjects import (
     CLAIMS_STREAM,
+    CONTENT_KEYS_BUCKET,
+    CONTENT_KEYS_STREAM,
     EVENTS,
     EVENTS_STREAM,
     JOBS_STREAM,
@@ -105,6 +107,8 @@ class NatsJobLog:
         self._claims = StreamReader(self._inbox, CLAIMS_STREAM, replicated=replicated)
         self._secrets = StreamReader(self._inbox, SEALS_STREAM, replicated=replicated)
         self._secret: SealSecret | None = None
+        self._content_keys = StreamReader(self._inbox, CONTENT_KEYS_STREAM, replicated=replicated)
+        self._has_content_keys = False
         self._dead_letters = DeadLetterStream(self._inbox, replicated=replicated)
         self._queue_positions = QueuePositions(self._inbox, replicated=replicated)
         self._retention_limit = OutcomeRetention(self._inbox, retention.max_outcome_bytes, replicated=replicated)
@@ -154,6 +158,7 @@ class NatsJobLog:
 
     async def _reconnected(self) -> None:
         self._inbox.forget_lost()
+        self._has_content_keys = False
         if self._setup_task is not None:
             self._setup_task.cancel()
         if not self._closed:
@@ -442,6 +447,37 @@ class NatsJobLog:
             # The claim was deleted by hand or has expired, or this replica lags behind the others.
             expected = there.seq if there is not None else 0
             await asyncio.sleep(CLAIM_RETRY_DELAY_S)
+
+    # Content keys
+
+    async def claim_content_key(self, job: str, value: bytes) -> bytes:
+        """Publish with the condition that the job has no key. The bucket is created when it is first needed."""
+        subject = f"$KV.{CONTENT_KEYS_BUCKET}.{require_token(job)}"
+        if not self._has_content_keys:
+            await ensure_content_keys(self._inbox, self._retention)
+            self._has_content_keys = True
+        try:
+            await store_message(self._inbox, subject.encode(), value, CREATE_ONLY % 0, max_payload=self._max_payload)
+        except JetStreamError as error:
+            if error.code not in WRONG_LAST_SEQUENCE:
+                raise Unavailable(f"NATS cannot store the content key of a job: {error}") from error
+        else:
+            return value
+        there = await self._content_keys.from_leader({"last_by_subj": subject})
+        if there is None:
+            raise Unavailable("The content key of this job was deleted meanwhile. Retry shortly.")
+        return there.data
+
+    async def read_content_key(self, job: str) -> bytes | None:
+        there = await self._content_keys.last(f"$KV.{CONTENT_KEYS_BUCKET}.{require_token(job)}")
+        return None if there is None else there.data
+
+    async def erase_content_key(self, job: str) -> None:
+        there = await self._content_keys.from_leader(
+            {"last_by_subj": f"$KV.{CONTENT_KEYS_BUCKET}.{require_token(job)}"}
+        )
+        if there is not None:
+            await self._content_keys.erase(there.seq)
 
     # Work queues
 

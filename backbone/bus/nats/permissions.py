@@ -21,6 +21,7 @@ from backbone.bus.subjects import (
     BLOBS_STREAM,
     BROADCAST,
     CLAIMS_BUCKET,
+    CONTENT_KEYS_BUCKET,
     DEAD_LETTERS,
     EVENTS,
     GATE_REQUESTS,
@@ -159,6 +160,7 @@ def gateway_permissions(inbox: str) -> NatsPermissions:
             *(f"nexus.{name}.*" for name in WORK_QUEUES),
             f"$KV.{CLAIMS_BUCKET}.*",
             SEAL_SECRET_SUBJECT,
+            f"$KV.{CONTENT_KEYS_BUCKET}.*",
             *BLOBS_BY_GATEWAYS,
             f"{INBOX}.>",  # replies to workers in this account
             f"{MAPPED_REPLIES}.>",  # and in accounts of their own

@@ -10,6 +10,8 @@ from backbone.bus.nats.requests import JetStreamError, RequestInbox, call_api
 from backbone.bus.subjects import (
     CLAIMS_BUCKET,
     CLAIMS_STREAM,
+    CONTENT_KEYS_BUCKET,
+    CONTENT_KEYS_STREAM,
     DEAD_LETTERS,
     DEAD_LETTERS_STREAM,
     EVENTS,
@@ -109,6 +111,22 @@ def seals_stream(retention: Retention) -> Config:
         "allow_rollup_hdrs": True,
         "deny_delete": True,
     }
+
+
+def content_keys_stream(retention: Retention) -> Config:
+    """Configure the key-value bucket of jobs' content keys. Its messages can be deleted, each with its bytes."""
+    longest_s = retention.jobs_s + retention.dead_letters_s
+    return _stream(CONTENT_KEYS_STREAM, f"$KV.{CONTENT_KEYS_BUCKET}.>", retention, longest_s) | {
+        "description": "Nexus: the keys of what is stored of jobs",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "allow_rollup_hdrs": True,
+    }
+
+
+async def ensure_content_keys(inbox: RequestInbox, retention: Retention) -> None:
+    """Create the bucket of content keys. Raises Unavailable."""
+    await ensure(inbox, content_keys_stream(retention), ("allow_direct", "max_msgs_per_subject"), MIN_SERVER_VERSION)
 
 
 def work_queue_config(name: str, retention: Retention) -> Config:

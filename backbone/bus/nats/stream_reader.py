@@ -121,6 +121,14 @@ class StreamReader:
             raise Unavailable(f"NATS cannot delete a message of the stream {self._stream}: {error}") from error
         return True
 
+    async def erase(self, seq: int) -> None:
+        """Delete a message and overwrite its bytes on the disk. Idempotent. Raises Unavailable."""
+        try:
+            await call_api_until_answered(self._inbox, f"STREAM.MSG.DELETE.{self._stream}", {"seq": seq})
+        except JetStreamError as error:
+            if error.code not in NOTHING_DELETED_CODES:
+                raise Unavailable(f"NATS cannot erase a message of the stream {self._stream}: {error}") from error
+
     async def state(self, subject: str | None = None) -> dict[str, Any]:
         """Return the stream's state, with the number of messages on `subject`. Raises Unavailable."""
         response = await self._info({"subjects_filter": subject} if subject is not None else None)

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from backbone.bus.job_log import JobLog
-from backbone.bus.sealed_job_log import SealedJobLog
+from backbone.bus.private_job_log import PrivateJobLog
 from backbone.bus.subjects import USAGE_QUEUE
 from backbone.store.store import JobLimit
 from backbone.testing.blobs import MemoryBlobStore
@@ -27,6 +27,7 @@ from gateway.http.inference_body import ReceivedRequest
 from gateway.http.request_body import parse_body
 from gateway.jobs.api import JobEvent, Submission
 from gateway.jobs.attempt_gate import AttemptGate
+from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.expiry import ExpiryWatcher
 from gateway.jobs.outcome_recorder import OutcomeRecorder
@@ -105,19 +106,37 @@ class Gateway:
     def __init__(self, rig: Rig) -> None:
         self.metrics = GatewayMetrics()
         log = MemoryJobLog(rig.broker)
-        self.log: JobLog = SealedJobLog(log, SealRefusalCounter(self.metrics).count) if rig.sealed else log
+        sealed_log = PrivateJobLog(log, SealRefusalCounter(self.metrics).count)
+        self.log: JobLog = sealed_log if rig.sealed else log
+        content_keys = sealed_log.content_keys
+        content = ContentRetention(content_keys, self.log, rig.store, rig.blobs)
         self.registry = MemoryRegistry(rig.hub)
         bus = MemoryGatewayBus(rig.broker)
         self.dispatcher = Dispatcher(bus, self.registry, self.metrics, rig.limits)
         self.terminator = JobTerminator(self.log, rig.store, bus)
         submitter = JobSubmitter(
-            self.log, rig.store, self.terminator, self.dispatcher, self.metrics, keep_s=KEEP_S, queue_s=QUEUE_S
+            self.log,
+            rig.store,
+            self.terminator,
+            self.dispatcher,
+            self.metrics,
+            keep_s=KEEP_S,
+            queue_s=QUEUE_S,
+            content_keys=content_keys,
         )
         estimator = EtaEstimator(rig.store, lambda: self.registry.snapshot)
         self.emitter = UsageEmitter(self.log.work_queue(USAGE_QUEUE), None, lambda _: None)
         usage = OutcomeUsage(self.emitter, rig.store)
         self.jobs = JobService(
-            self.log, rig.store, rig.blobs, submitter, self.terminator, estimator, keep_s=KEEP_S, usage=usage
+            self.log,
+            rig.store,
+            rig.blobs,
+            submitter,
+            self.terminator,
+            estimator,
+            keep_s=KEEP_S,
+            usage=usage,
+            content=content,
         )
         self.recorder = OutcomeRecorder(
             self.log,
@@ -136,14 +155,18 @@ class Gateway:
                 lambda _: EffectiveLimits(result_bytes=rig.max_result_bytes),
                 keep_s=KEEP_S,
             ),
+            content=content,
         )
-        self.expiry_watcher = ExpiryWatcher(self.log, rig.store, self.terminator, ack_wait_s=rig.ack_wait_s)
+        self.expiry_watcher = ExpiryWatcher(
+            self.log, rig.store, self.terminator, ack_wait_s=rig.ack_wait_s, content=content
+        )
         self.gate = AttemptGate(
             self.log,
             rig.store,
             ack_wait_s=rig.ack_wait_s,
             keep_s=KEEP_S,
             max_running=lambda key: JobLimit(rig.max_running[key]) if key in rig.max_running else None,
+            content_keys=content_keys,
         )
         self.hooks = rig.hooks
         self._tasks: list[asyncio.Task[None]] = []
@@ -277,7 +300,9 @@ class Rig:
         """A chat. `fields` are the body's, but for those of Submission."""
         own = {name: fields.pop(name) for name in ("metadata", "webhook", "timeout_s", "lane") if name in fields}
         endpoint: EndpointSpec = fields.pop("endpoint", CHAT)
-        limits = EffectiveLimits(queued=JobLimit(fields.pop("max_queued", None)))
+        limits = EffectiveLimits(
+            queued=JobLimit(fields.pop("max_queued", None)), retain_none=fields.pop("retain_none", False)
+        )
         body = orjson.dumps({"model": "echo", "messages": [{"role": "user", "content": text}], **fields})
         return Submission(
             principal=Principal(OWNER, key_id=key, limits=limits), endpoint=endpoint, request_id="req",

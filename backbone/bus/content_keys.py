@@ -1,0 +1,62 @@
+"""Keep the content keys of durable jobs, and forget them: without its key, what is stored of a job's content is noise.
+
+The keys lie in a bucket of their own that workers have no rights to. Forgetting a key overwrites it on the disk, so that content
+is gone at once wherever copies of it are: in the queue's file, in events, in the outcome, in a dead letter.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from backbone.bus.content_seals import ContentKey
+from backbone.bus.job_log import ContentKeyLog
+from schemas.errors import NotFound
+
+
+class ContentForgotten(NotFound):
+    """The content of this job was deleted."""
+
+    code = "content_gone"
+
+
+class JobContent(NamedTuple):
+    """What is needed to read a job's content, and how long it is kept."""
+
+    key: ContentKey
+    retain_none: bool
+    """The content is forgotten once it was delivered."""
+
+
+class _StoredKey(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    retain_none: bool = False
+
+
+class ContentKeys:
+    """Makes, finds and forgets the content keys of jobs."""
+
+    def __init__(self, log: ContentKeyLog) -> None:
+        self._log = log
+
+    async def create(self, job: str, *, retain_none: bool) -> ContentKey:
+        """Return the key of a job, a new one if it has none. Raises Unavailable."""
+        new = _StoredKey(key=str(ContentKey.new()), retain_none=retain_none)
+        stored = await self._log.claim_content_key(job, new.model_dump_json().encode())
+        return self._read(stored).key
+
+    async def find(self, job: str) -> JobContent | None:
+        """Return a job's key; None: it was forgotten, or the job never had one. Raises Unavailable."""
+        stored = await self._log.read_content_key(job)
+        return None if stored is None else self._read(stored)
+
+    async def forget(self, job: str) -> None:
+        """Make a job's content unreadable for good. Idempotent. Raises Unavailable."""
+        await self._log.erase_content_key(job)
+
+    def _read(self, stored: bytes) -> JobContent:
+        value = _StoredKey.model_validate_json(stored)
+        return JobContent(ContentKey.parse(value.key), value.retain_none)
