@@ -295,8 +295,8 @@ class JobRecord(JobSpec):
     """Seconds for which the job may wait for a worker."""
     uploads: tuple[str, ...] = ()
     """The blobs that came with the request and are deleted with the job: `Envelope.own_blobs`."""
-    sealed: bool = False
-    """The job's content is encrypted, and may be forgotten before its record."""
+    sealed: Literal[True] | None = None
+    """The job's content is encrypted, and may be forgotten before its record. None: it is not."""
     reserved_tokens: int | None = None
     """Tokens that the run has taken of its limits per minute, by estimate. None: it took none."""
 
@@ -304,7 +304,7 @@ class JobRecord(JobSpec):
     def of(cls, job: JobSpec, **state: Any) -> JobRecord:
         """Return a record of the job. `state` holds the fields that are not part of the specification."""
         webhook = WebhookState(url=job.webhook) if job.webhook else None
-        sealed = getattr(job, "sealed", False)
+        sealed = getattr(job, "sealed", None) or None
         return cls.model_validate(job.spec() | {"webhook_state": webhook, "sealed": sealed} | state)
 
     def encode(self) -> bytes:

@@ -80,5 +80,5 @@ class Outcome(
 def outcome_of(job: JobSpec, status: JobStatus, **fields: object) -> Outcome:
     """Return an outcome of the job. `fields` are those of `Outcome` that are not part of the specification."""
     seal = job.seal if isinstance(job, Envelope) else ""
-    sealed = getattr(job, "sealed", False)
+    sealed = bool(getattr(job, "sealed", False))
     return Outcome.model_validate(job.spec() | {"status": status, "seal": seal, "sealed": sealed} | fields)
