@@ -195,6 +195,10 @@ class GatewaySettings(CommonSettings):
     """Seconds without a live worker after which an empty queue of a model is deleted."""
     team_lanes: str = "default,flex"
     """Lanes that a team may use unless it has its own limit, separated by commas: `priority`, `default`, `flex`."""
+    team_keys_file: str = ""
+    """JSON file with keys of teams: what is stored of these teams' requests, answers and files is encrypted. Use the same file at all
+    gateways; they read it when they start. Empty: no team has a key.
+    """
     team_requests_per_minute: int = Field(default=0, ge=0)
     """Requests per minute of a team without its own limit. 0: no limit."""
     team_tokens_per_minute: int = Field(default=0, ge=0)

@@ -35,6 +35,8 @@ from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocumentStore
 from backbone.store.redis_quotas import RedisByteQuotas
 from backbone.store.redis_rates import RedisRateStore
+from backbone.store.sealed_documents import SealedDocumentStore
+from backbone.team_keys import TeamKeys
 from gateway.app import make_app, make_observability_app
 from gateway.asgi_app import App, AsgiApp
 from gateway.auth.authenticator import Authenticator
@@ -45,6 +47,7 @@ from gateway.auth.team_store import TeamStore
 from gateway.batches.key_work import KeyWork
 from gateway.batches.line_jobs import BatchDependencies
 from gateway.batches.line_types import EndpointLineType, LineType, ResponsesLineType
+from gateway.batches.repository import KIND as BATCH_KIND
 from gateway.batches.repository import BatchRepository
 from gateway.batches.scheduler import BatchScheduler
 from gateway.batches.service import BatchService, max_window_s
@@ -52,6 +55,7 @@ from gateway.cached_result import CachedResult
 from gateway.clock import ClockSync
 from gateway.dependencies import Parts
 from gateway.dispatcher import Dispatcher
+from gateway.files import KIND as FILE_KIND
 from gateway.files import FileReferences, FileStore
 from gateway.health import ReadinessCheck, ShutdownState
 from gateway.http.body_memory import BodyMemory
@@ -72,6 +76,7 @@ from gateway.limits.rate_limiter import RateLimiter
 from gateway.metrics import GatewayMetrics, MetricsExposition
 from gateway.metrics_collector import MetricsCollector
 from gateway.people.assembly import build_people
+from gateway.responses.repository import KIND as RESPONSE_KIND
 from gateway.responses.repository import ResponseRepository
 from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import ResponseService
@@ -92,6 +97,9 @@ log = structlog.get_logger(__name__)
 BATCHES = "batches"
 BLOB_MARGIN_S = 3600.0
 """Blobs may live this much longer in the bucket than the longest lifetime that a blob is stored with."""
+
+SEALED_KINDS = frozenset({FILE_KIND, BATCH_KIND, RESPONSE_KIND})
+"""Documents that hold content, or names of blobs with their keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +171,11 @@ class _Clients:
         self.broadcast = NatsBroadcast(nats, name)
         self.blobs = NatsBlobStore(nats, f"{name}-blobs", create=_bucket(settings), storage_health=self.storage_health)
         log = NatsJobLog(nats, name, retention=retention(settings), storage_health=self.storage_health)
-        self.job_log = PrivateJobLog(log, SealRefusalCounter(metrics).count)
+        self.team_keys = TeamKeys.read(settings.team_keys_file)
+        self.job_log = PrivateJobLog(log, SealRefusalCounter(metrics).count, self.team_keys)
         self.registry = EtcdRegistry(read_etcd_access(settings), settings.etcd_prefix)
         self.store = RedisStore(read_redis_access(settings))
-        self.documents = RedisDocumentStore(self.store)
+        self.documents = SealedDocumentStore(RedisDocumentStore(self.store), self.team_keys, SEALED_KINDS)
         self.clock = ClockSync(self.bus.server_time_s)
         metrics.bus_refusals.counts = lambda: nats.refusals.counts
         self.bus.on_queue_change(metrics.count_queue)
@@ -256,7 +265,7 @@ class _Services:
             self.url_signer,
             self.auth,
             metrics,
-            HandlerOptions(settings.queue_comment_after_s, settings.log_prompts),
+            HandlerOptions(settings.queue_comment_after_s, settings.log_prompts, clients.team_keys.has),
             self.durable_handler,
             self.rate_limiter,
             self.caller_tasks,
@@ -331,7 +340,9 @@ class _Services:
         }
         line_types[RESPONSES] = ResponsesLineType(CHAT, clients.blobs)
         longest_s = max_window_s(settings.job_keep_s)
-        service = BatchService(repository, self.files, queue, line_types, max_window_s=longest_s)
+        service = BatchService(
+            repository, self.files, queue, line_types, max_window_s=longest_s, team_keys=clients.team_keys
+        )
         dependencies = BatchDependencies(
             repository=repository,
             files=self.files,
@@ -342,6 +353,7 @@ class _Services:
             line_types=line_types,
             window=settings.batch_window,
             limits=self.keys.limits,
+            team_keys=clients.team_keys,
         )
         return service, BatchScheduler(queue, dependencies)
 

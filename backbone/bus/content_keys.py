@@ -12,13 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from backbone.bus.content_seals import ContentKey
 from backbone.bus.job_log import ContentKeyLog
-from schemas.errors import NotFound
-
-
-class ContentForgotten(NotFound):
-    """The content of this job was deleted."""
-
-    code = "content_gone"
+from backbone.team_keys import TeamKeys
 
 
 class JobContent(NamedTuple):
@@ -39,24 +33,34 @@ class _StoredKey(BaseModel):
 class ContentKeys:
     """Makes, finds and forgets the content keys of jobs."""
 
-    def __init__(self, log: ContentKeyLog) -> None:
+    def __init__(self, log: ContentKeyLog, team_keys: TeamKeys) -> None:
+        """Wrap keys of jobs with the key of their team, where it has one."""
         self._log = log
+        self._team_keys = team_keys
 
-    async def create(self, job: str, *, retain_none: bool) -> ContentKey:
+    def are_needed(self, owner: str, *, retain_none: bool) -> bool:
+        """Return whether the jobs of an owner are sealed."""
+        return retain_none or self._team_keys.has(owner)
+
+    async def create(self, job: str, owner: str, *, retain_none: bool) -> ContentKey:
         """Return the key of a job, a new one if it has none. Raises Unavailable."""
         new = _StoredKey(key=str(ContentKey.new()), retain_none=retain_none)
-        stored = await self._log.claim_content_key(job, new.model_dump_json().encode())
-        return self._read(stored).key
+        value = self._team_keys.seal(owner, _name(job), new.model_dump_json().encode())
+        return self._read(job, await self._log.claim_content_key(job, value)).key
 
     async def find(self, job: str) -> JobContent | None:
-        """Return a job's key; None: it was forgotten, or the job never had one. Raises Unavailable."""
+        """Return a job's key; None: it was forgotten, or the job never had one. Raises Unavailable, TeamKeyMissing."""
         stored = await self._log.read_content_key(job)
-        return None if stored is None else self._read(stored)
+        return None if stored is None else self._read(job, stored)
 
     async def forget(self, job: str) -> None:
         """Make a job's content unreadable for good. Idempotent. Raises Unavailable."""
         await self._log.erase_content_key(job)
 
-    def _read(self, stored: bytes) -> JobContent:
-        value = _StoredKey.model_validate_json(stored)
+    def _read(self, job: str, stored: bytes) -> JobContent:
+        value = _StoredKey.model_validate_json(self._team_keys.open(_name(job), stored))
         return JobContent(ContentKey.parse(value.key), value.retain_none)
+
+
+def _name(job: str) -> str:
+    return f"content key {job}"

@@ -63,7 +63,7 @@ class BatchExecutor:
         self._submitting = asyncio.Semaphore(MAX_SUBMISSIONS)
         self._completed = self._failed = 0
         self._input_missing = False
-        self._batch = Batch.model_validate_json(item.data)
+        self._batch = Batch.model_validate_json(dependencies.team_keys.open(f"batch {item.id}", item.data))
         self._jobs = LineJobRunner(self._batch, dependencies, self._signals)
 
     @property

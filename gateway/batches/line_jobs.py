@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from backbone.bus.blobs import BlobStore
 from backbone.bus.job_log import OutcomeStore
 from backbone.retry import Backoff, retry
+from backbone.team_keys import TeamKeys
 from gateway import clock
 from gateway.auth.authenticator import Principal
 from gateway.batches.input_file import BatchLineRequest, InputLine, job_id, parse_line, request_ids
@@ -208,6 +209,7 @@ class BatchDependencies:
     """The maximum number of unfinished jobs of one batch."""
     limits: Callable[[str], EffectiveLimits]
     """Returns the present limits of an API key, by its id."""
+    team_keys: TeamKeys = field(default_factory=lambda: TeamKeys({}))
     large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Lets only one large line at a time into memory."""
 

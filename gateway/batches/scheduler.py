@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 import structlog
 
 from backbone.bus.job_log import WorkItem, WorkQueue
+from backbone.team_keys import TeamKeyMissing
 from gateway.batches.executor import BatchExecutor, BatchSuperseded
 from gateway.batches.line_jobs import BatchDependencies
 from gateway.batches.repository import IllegalBatchTransition
@@ -70,6 +71,10 @@ class BatchScheduler:
             run = BatchExecutor(self._dependencies, item)
         except KeyError as error:
             log.warning("batch.endpoint_unknown", batch=item.id, endpoint=str(error))
+            item.nak(DEFECT_RETRY_DELAY_S)
+            return
+        except TeamKeyMissing as error:
+            log.warning("batch.key_missing", batch=item.id, error=error.info.message)
             item.nak(DEFECT_RETRY_DELAY_S)
             return
         except ValueError:

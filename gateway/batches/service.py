@@ -7,6 +7,7 @@ from typing import Any
 
 from backbone.bus.job_log import WorkQueue
 from backbone.ids import new_job_id
+from backbone.team_keys import TeamKeys
 from gateway import clock
 from gateway.auth.authenticator import Principal
 from gateway.batches.repository import BatchRepository
@@ -38,6 +39,7 @@ class BatchService:
         endpoints: Collection[str],
         *,
         max_window_s: float,
+        team_keys: TeamKeys | None = None,
     ) -> None:
         """Create a service. `endpoints` are the supported paths, `max_window_s` the maximum completion window."""
         self._repository = repository
@@ -45,6 +47,7 @@ class BatchService:
         self._queue = queue
         self._endpoints = endpoints
         self._max_window_s = max_window_s
+        self._team_keys = team_keys or TeamKeys({})
 
     async def create(self, caller: Principal, request: BatchRequest, base_url: str) -> Batch:
         """Create a batch and queue it. Raises PermissionDenied, InvalidRequest, FileNotFound."""
@@ -95,7 +98,8 @@ class BatchService:
         await self._repository.add(batch)
         try:
             await self._require_room(batch, most)
-            await self._queue.put(batch.id, batch.model_dump_json(exclude_defaults=True).encode())
+            item = batch.model_dump_json(exclude_defaults=True).encode()
+            await self._queue.put(batch.id, self._team_keys.seal(batch.owner, f"batch {batch.id}", item))
         except (Unavailable, RateLimited):
             # NATS may have stored it all the same. The gateway that takes it finds that it has failed.
             await self._repository.change(batch.owner, batch.id, _not_accepted)

@@ -125,7 +125,12 @@ class JobEventStream:
     def _assemble(self, event: StoredEvent) -> list[AssembledEvent]:
         self._seq = event.seq
         try:
-            return self._assembler.add(decode_frame(event.data))
+            frame = decode_frame(event.data)
+            if frame.kind == FrameKind.SEALED:
+                raise EventsExpired(
+                    "The events of this job were deleted: it has ended, and your team keeps nothing (`retain: none`)."
+                )
+            return self._assembler.add(frame)
         except ValueError:
             log.exception("request.event_unreadable", job=self._record.job)
             return []

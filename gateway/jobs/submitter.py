@@ -86,7 +86,9 @@ class JobSubmitter:
 
     async def _submit(self, envelope: Envelope, submission: Submission, reserved_tokens: int) -> JobRecord:
         expires_at = None if submission.timeout_s is None else now() + max(1, round(submission.timeout_s))
-        sealed = submission.principal.limits.retain_none and self._content_keys is not None
+        sealed = self._content_keys is not None and self._content_keys.are_needed(
+            envelope.owner, retain_none=submission.principal.limits.retain_none
+        )
         bare = bare_envelope(envelope) if sealed else envelope
         record = new_record(bare, queue_s=self._queue_limit_s(submission), expires_at=expires_at)
         record = record.model_copy(update={"reserved_tokens": reserved_tokens})
@@ -162,7 +164,9 @@ class JobSubmitter:
     async def _seal(self, envelope: Envelope, body: bytes, submission: Submission) -> tuple[Envelope, bytes]:
         """Return the sealed request. Its key is stored first: a job without it could not run."""
         assert self._content_keys is not None
-        key = await self._content_keys.create(envelope.job, retain_none=submission.principal.limits.retain_none)
+        key = await self._content_keys.create(
+            envelope.job, envelope.owner, retain_none=submission.principal.limits.retain_none
+        )
         return seal_request(key, envelope, body)
 
     async def _open_queue(self, envelope: Envelope) -> None:

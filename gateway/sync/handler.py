@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -75,6 +76,8 @@ class HandlerOptions:
     comment_after_s: float
     """Seconds after which a stream without output gets its first comment."""
     log_prompts: bool = False
+    has_key: Callable[[str], bool] = lambda _owner: False
+    """Returns whether what is stored for a team is encrypted."""
 
 
 class InferenceHandler:
@@ -292,9 +295,11 @@ class _InferenceExchange:
 
     def _accept(self, received: ReceivedRequest) -> None:
         self._stream_type = self._endpoint.stream_type(received.request)
-        principal = self._principal
-        if self._handler._options.log_prompts and principal is not None and not principal.limits.retain_none:
+        if self._handler._options.log_prompts and self._principal is not None and not self._is_sealed(self._principal):
             log.debug("request.prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))
+
+    def _is_sealed(self, principal: Principal) -> bool:
+        return principal.limits.retain_none or self._handler._options.has_key(principal.owner)
 
     def _submit(self, principal: Principal, received: ReceivedRequest, scope: Scope) -> SyncRequest:
         endpoint, submitter, body = self._endpoint, self._handler._submitter, received.request
@@ -317,7 +322,7 @@ class _InferenceExchange:
             owner=principal.owner,
             received=received,
             hops=scope.get(HOPS, 0),
-            sealed=principal.limits.retain_none,
+            sealed=self._is_sealed(principal),
         )
         if self._usage is not None:
             self._bytes_in = received.total_bytes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,23 @@ import pytest_asyncio
 
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
+from tests.flow.conftest import SETTINGS
 from tests.flow.test_keys import bearer, make
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+VAULT = "vault"
+"""A team with a key."""
+
+
+@pytest.fixture(scope="module")
+def cluster_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The usual ones, and a file with a key."""
+    path = tmp_path_factory.mktemp("keys") / "teams.json"
+    key = base64.b64encode(os.urandom(32)).decode()
+    path.write_text(json.dumps({VAULT: [{"id": "1", "key": key}]}))
+    return SETTINGS | {"TEAM_KEYS_FILE": str(path)}
+
 
 LARGE = "x" * 600_000
 """Too large for a message: it travels as a blob, and so does the echo."""
@@ -103,6 +119,43 @@ async def test_jobs_leave_nothing(cluster: Cluster, crew: Crew, quiet: dict[str,
     assert gone.json()["error"]["code"] == "result_expired"
     for text in (*markers, key):
         assert found(cluster.folder, text) == set()
+
+
+async def test_what_is_kept_of_a_team_with_a_key_cannot_be_read(
+    cluster: Cluster, crew: Crew, eventually: Eventually
+) -> None:
+    """By who has all disks: a job and its result, a stored response, a file, a batch; their owner reads them as ever."""
+    await crew.start()
+    key = await make(cluster, VAULT, owner=VAULT)
+    own: dict[str, Any] = {"headers": bearer(key)}
+    markers = [f"kept-{number}-{crew.model}" for number in range(4)]
+    job = (await ask(cluster, key, chat(markers[0], model=crew.model), prefer="respond-async")).json()["id"]
+    answer = (await cluster.post("/v1/responses", {"model": crew.model, "input": markers[1]}, **own)).json()
+    line = {"custom_id": markers[3], "method": "POST", "url": "/v1/chat/completions"}
+    lines = json.dumps(line | {"body": chat(markers[2], model=crew.model)}).encode()
+    upload: dict[str, Any] = {"files": {"file": (markers[3], lines)}, "data": {"purpose": "batch"}}
+    file = (await cluster.http.post(cluster.url + "/v1/files", **upload, **own)).json()["id"]
+    wanted = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch = (await cluster.post("/v1/batches", wanted, **own)).json()["id"]
+    await eventually(lambda: _is_completed(cluster, key, job))
+    output = await eventually(lambda: _output(cluster, key, batch))
+    for path, text in (
+        (f"/v1/jobs/{job}/result", markers[0]),
+        (f"/v1/responses/{answer['id']}", markers[1]),
+        (f"/v1/responses/{answer['id']}/input_items", markers[1]),
+        (f"/v1/files/{file}/content", markers[2]),
+        (f"/v1/files/{output}/content", markers[2]),
+    ):
+        read = await cluster.get(path, **own)
+        assert (read.status_code, text in read.text) == (200, True), (path, read.text[:500])
+    for marker in markers[:3]:
+        assert found(cluster.folder, marker) == set()
+
+
+async def _output(cluster: Cluster, key: dict[str, Any], batch: str) -> str | None:
+    answer = await cluster.get(f"/v1/batches/{batch}", headers=bearer(key))
+    found: str | None = answer.json()["output_file_id"]
+    return found
 
 
 async def _is_completed(cluster: Cluster, key: dict[str, Any], job: str) -> bool:

@@ -15,6 +15,7 @@ from backbone.bus.job_log import JobLog
 from backbone.bus.private_job_log import PrivateJobLog
 from backbone.bus.subjects import USAGE_QUEUE
 from backbone.store.store import JobLimit
+from backbone.team_keys import TeamKeys
 from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.byte_quotas import MemoryByteQuotas
@@ -106,7 +107,7 @@ class Gateway:
     def __init__(self, rig: Rig) -> None:
         self.metrics = GatewayMetrics()
         log = MemoryJobLog(rig.broker)
-        sealed_log = PrivateJobLog(log, SealRefusalCounter(self.metrics).count)
+        sealed_log = PrivateJobLog(log, SealRefusalCounter(self.metrics).count, TeamKeys(rig.team_keys))
         self.log: JobLog = sealed_log if rig.sealed else log
         content_keys = sealed_log.content_keys
         content = ContentRetention(content_keys, self.log, rig.store, rig.blobs)
@@ -216,6 +217,7 @@ class Rig:
         self.hub.models[ECHO.name] = ECHO  # known, though nobody may serve it now
         self.max_running: dict[str, int] = {}
         self.max_result_bytes: int | None = None
+        self.team_keys: dict[str, dict[str, bytes]] = {}
         self.hooks: list[Outcome] = []
         self.gateways: list[Gateway] = []
         self.workers: dict[str, tuple[Worker, asyncio.Task[None]]] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.jobs.api import JobNotFailed
+from gateway.jobs.api import EventsExpired, JobNotFailed
+from gateway.jobs.attempts import count_attempts
 from gateway.jobs.content_retention import UNFETCHED_RESULT_S
 from schemas.errors import NotFound
 from schemas.job_events import JobEventKind
@@ -57,6 +58,10 @@ async def test_a_result_is_forgotten_once_it_was_delivered(rig: Rig, stream: boo
         await rig.jobs.result(OWNER, job)
     assert caught.value.info.code == "result_expired"
     assert (await rig.jobs.get(OWNER, job)).status is JobStatus.COMPLETED
+    assert (await count_attempts(rig.gateways[0].log, job, 1)).starts == 1
+    if stream:
+        with pytest.raises(EventsExpired):
+            await rig.events(job)
 
 
 @SEALED
