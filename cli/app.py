@@ -32,6 +32,7 @@ COMMANDS = {
     "aliases": ("cli.aliases:app", "List, set and remove aliases for models."),
     "services": ("cli.services:app", "List, add and remove HTTP services."),
     "usage": ("cli.usage:usage", "Show what teams, keys and models have used."),
+    "budgets": ("cli.budgets:budgets", "Show what is spent and left of budgets."),
     "keys": ("cli.keys:app", "List, create, change, rotate and revoke API keys."),
     "teams": ("cli.teams:app", "List, create, change and remove teams of keys."),
     "people": ("cli.people:app", "List people who sign in; change their roles and teams, disable them."),

@@ -81,6 +81,7 @@ app = resource_app(
 
 @app.command("create")
 @options.gateway_command
+@limits.limit_command
 def create_key(
     api: ApiClient,
     name: Annotated[str, typer.Argument(help="Name of the key.")],
@@ -97,21 +98,7 @@ def create_key(
         list[KeyScopeOption] | None,
         typer.Option("--scope", help="What the key may do; may be repeated. Default: inference and jobs."),
     ] = None,
-    models: limits.Models = None,
-    lanes: limits.Lanes = None,
-    requests: limits.Requests = None,
-    tokens: limits.Tokens = None,
-    max_open: limits.Open = None,
-    max_queued: limits.Queued = None,
-    max_running: limits.Running = None,
-    stored: limits.Stored = None,
-    pending: limits.Pending = None,
-    results: limits.Results = None,
-    batches: limits.Batches = None,
-    webhooks: limits.Webhooks = None,
-    networks: limits.Networks = None,
-    retain: limits.Retain = None,
-    expires: limits.Expires = None,
+    limit_fields: dict[str, Any],
     as_json: options.Json = False,
 ) -> None:
     """Create a key and print it. It cannot be shown again."""
@@ -120,23 +107,7 @@ def create_key(
         body["owner"] = owner
     if scope:
         body["scopes"] = [one.value for one in scope]
-    body |= limits.fields(
-        models,
-        lanes,
-        requests,
-        tokens,
-        max_open,
-        max_queued,
-        max_running,
-        stored,
-        pending,
-        results,
-        batches,
-        webhooks,
-        networks,
-        retain,
-        expires,
-    )
+    body |= limit_fields
     answer = api.post(PATH, body)
     if as_json:
         print(json.dumps(answer))
@@ -149,6 +120,7 @@ def create_key(
 
 @app.command("set")
 @options.gateway_command
+@limits.limit_command
 def change_key(
     api: ApiClient,
     key_id: KeyArgument,
@@ -156,42 +128,12 @@ def change_key(
     scope: Annotated[
         list[KeyScopeOption] | None, typer.Option("--scope", help="What the key may do from now on; may be repeated.")
     ] = None,
-    models: limits.Models = None,
-    lanes: limits.Lanes = None,
-    requests: limits.Requests = None,
-    tokens: limits.Tokens = None,
-    max_open: limits.Open = None,
-    max_queued: limits.Queued = None,
-    max_running: limits.Running = None,
-    stored: limits.Stored = None,
-    pending: limits.Pending = None,
-    results: limits.Results = None,
-    batches: limits.Batches = None,
-    webhooks: limits.Webhooks = None,
-    networks: limits.Networks = None,
-    retain: limits.Retain = None,
-    expires: limits.Expires = None,
+    limit_fields: dict[str, Any],
     unset: limits.Unset = None,
     as_json: options.Json = False,
 ) -> None:
     """Change a key's scopes, lifetime or limits. Options that are left out stay as they are."""
-    body = limits.unset_fields(unset) | limits.fields(
-        models,
-        lanes,
-        requests,
-        tokens,
-        max_open,
-        max_queued,
-        max_running,
-        stored,
-        pending,
-        results,
-        batches,
-        webhooks,
-        networks,
-        retain,
-        expires,
-    )
+    body = limits.unset_fields(unset) | limit_fields
     if scope:
         body["scopes"] = [one.value for one in scope]
     if not body:

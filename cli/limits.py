@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -27,9 +30,10 @@ LIMITS = (
     "max_webhooks",
     "networks",
     "retain",
+    "budgets",
+    "budget_webhook",
 )
 """A copy of schemas.keys.LIMITS without pydantic; a test compares the two."""
-BYTE_LIMITS = {"max_stored_bytes", "max_pending_bytes", "max_result_bytes"}
 
 
 class RetainOption(StrEnum):
@@ -75,6 +79,18 @@ Networks = Annotated[
 Retain = Annotated[
     RetainOption | None, typer.Option("--retain", help="'none': keep nothing of requests and answers once delivered.")
 ]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="UNIT=AMOUNT/PERIOD[@SHARE]",
+        help="Most that may be used in a day, week or month: tokens=5000000/month, slot_seconds=3600/day or cost=25.5/week, "
+        "with a warning at a share: cost=100/month@0.8; may be repeated.",
+    ),
+]
+BudgetWebhook = Annotated[
+    str | None, typer.Option("--budget-webhook", metavar="URL", help="URL that receives warnings of the budgets.")
+]
 Expires = Annotated[str | None, typer.Option("--expires", help="Lifetime: 90s, 45m, 12h, 30d or 2w. Default: forever.")]
 Unset = Annotated[
     list[str] | None,
@@ -84,16 +100,73 @@ Unset = Annotated[
 ]
 
 
-def fields(*values: Any) -> dict[str, Any]:
-    """Return the fields of a request's body. `values`: in the order of `LIMITS`, then the lifetime."""
-    *limits, expires = values
-    body = {name: value for name, value in zip(LIMITS, limits, strict=True) if value is not None}
-    for name in BYTE_LIMITS & body.keys():
-        body[name] = parse_bytes(body[name])
-    return body if expires is None else body | {"expires_in": parse_duration(expires)}
+def _fields(
+    *,
+    models: Models = None,
+    lanes: Lanes = None,
+    requests: Requests = None,
+    tokens: Tokens = None,
+    max_open: Open = None,
+    max_queued: Queued = None,
+    max_running: Running = None,
+    stored: Stored = None,
+    pending: Pending = None,
+    results: Results = None,
+    batches: Batches = None,
+    webhooks: Webhooks = None,
+    networks: Networks = None,
+    retain: Retain = None,
+    budgets: Budgets = None,
+    budget_webhook: BudgetWebhook = None,
+    expires: Expires = None,
+) -> dict[str, Any]:
+    """Return the fields of a request's body that the options set."""
+    found = {
+        "models": models,
+        "lanes": lanes,
+        "requests_per_minute": requests,
+        "tokens_per_minute": tokens,
+        "max_open": max_open,
+        "max_queued": max_queued,
+        "max_running": max_running,
+        "max_stored_bytes": None if stored is None else parse_bytes(stored),
+        "max_pending_bytes": None if pending is None else parse_bytes(pending),
+        "max_result_bytes": None if results is None else parse_bytes(results),
+        "max_batches": batches,
+        "max_webhooks": webhooks,
+        "networks": networks,
+        "retain": retain,
+        "budgets": None if budgets is None else [parse_budget(text) for text in budgets],
+        "budget_webhook": budget_webhook,
+        "expires_in": None if expires is None else parse_duration(expires),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
-OPTION_FIELDS = {"model": "models", "lane": "lanes", "network": "networks", "expires": "expires_at"}
+def limit_command(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that set limits in place of its parameter `limit_fields`, and pass it the fields of a body there."""
+    options = inspect.signature(_fields, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def run(*args: Any, **values: Any) -> Any:
+        given = {name: values.pop(name) for name in options.keys() & values.keys()}
+        return command(*args, limit_fields=_fields(**given), **values)
+
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for one in signature.parameters.values():
+        parameters += options.values() if one.name == "limit_fields" else (one,)
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
+
+
+OPTION_FIELDS = {
+    "model": "models",
+    "lane": "lanes",
+    "network": "networks",
+    "budget": "budgets",
+    "expires": "expires_at",
+}
 
 
 def unset_fields(names: list[str] | None) -> dict[str, None]:
@@ -117,6 +190,23 @@ def parse_duration(text: str) -> int:
     return int(match[1]) * UNIT_SECONDS[match[2]]
 
 
+def parse_budget(text: str) -> dict[str, Any]:
+    """Return the budget in a text like `tokens=5000000/month` or `cost=100/month@0.8`. Raises BadParameter."""
+    match = re.fullmatch(
+        r"(tokens|slot_seconds|cost)=([0-9]{1,13}(?:\.[0-9]{1,9})?)/(day|week|month)(?:@([0-9.]{1,12}))?", text.strip()
+    )
+    try:
+        if match is None:
+            raise ValueError
+        amount = float(match[2]) if "." in match[2] else int(match[2])
+        budget: dict[str, Any] = {"unit": match[1], "amount": amount, "period": match[3]}
+        return budget | ({"warn_at": float(match[4])} if match[4] else {})
+    except ValueError:
+        raise typer.BadParameter(
+            f"'{text}' is not a budget like tokens=5000000/month, slot_seconds=3600/day or cost=100/month@0.8"
+        ) from None
+
+
 def parse_bytes(text: str) -> int:
     """Return the bytes in a text like `500000`, `100M` or `2G`. Raises BadParameter."""
     match = re.fullmatch(r"([0-9]{1,15})([kmgt]?)b?", text.strip().lower())
@@ -131,6 +221,13 @@ def describe(row: dict[str, Any]) -> str:
     for name in LIMITS:
         value = row.get(name)
         if value is not None:
-            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = " ".join(map(_text, value)) if isinstance(value, list) else str(value)
             found.append(f"{name.removeprefix('max_').replace('_', ' ')}: {text}")
     return ", ".join(found) or "-"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    share = "" if value["warn_at"] is None else f"@{value['warn_at']}"
+    return f"{value['unit']}={value['amount']}/{value['period']}{share}"

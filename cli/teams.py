@@ -41,90 +41,31 @@ app = resource_app(
 
 @app.command("create")
 @options.gateway_command
+@limits.limit_command
 def create_team(
     api: ApiClient,
     team: TeamArgument,
     *,
-    models: limits.Models = None,
-    lanes: limits.Lanes = None,
-    requests: limits.Requests = None,
-    tokens: limits.Tokens = None,
-    max_open: limits.Open = None,
-    max_queued: limits.Queued = None,
-    max_running: limits.Running = None,
-    stored: limits.Stored = None,
-    pending: limits.Pending = None,
-    results: limits.Results = None,
-    batches: limits.Batches = None,
-    webhooks: limits.Webhooks = None,
-    networks: limits.Networks = None,
-    retain: limits.Retain = None,
-    expires: limits.Expires = None,
+    limit_fields: dict[str, Any],
     as_json: options.Json = False,
 ) -> None:
     """Create a team. Limits that are left out are those of the gateway's settings."""
-    body = limits.fields(
-        models,
-        lanes,
-        requests,
-        tokens,
-        max_open,
-        max_queued,
-        max_running,
-        stored,
-        pending,
-        results,
-        batches,
-        webhooks,
-        networks,
-        retain,
-        expires,
-    )
-    _print(api.post(PATH, {"id": team} | body), as_json=as_json)
+    _print(api.post(PATH, {"id": team} | limit_fields), as_json=as_json)
 
 
 @app.command("set")
 @options.gateway_command
+@limits.limit_command
 def change_team(
     api: ApiClient,
     team: TeamArgument,
     *,
-    models: limits.Models = None,
-    lanes: limits.Lanes = None,
-    requests: limits.Requests = None,
-    tokens: limits.Tokens = None,
-    max_open: limits.Open = None,
-    max_queued: limits.Queued = None,
-    max_running: limits.Running = None,
-    stored: limits.Stored = None,
-    pending: limits.Pending = None,
-    results: limits.Results = None,
-    batches: limits.Batches = None,
-    webhooks: limits.Webhooks = None,
-    networks: limits.Networks = None,
-    retain: limits.Retain = None,
-    expires: limits.Expires = None,
+    limit_fields: dict[str, Any],
     unset: limits.Unset = None,
     as_json: options.Json = False,
 ) -> None:
     """Change a team's lifetime or limits, for all its keys at once. Options that are left out stay as they are."""
-    body = limits.unset_fields(unset) | limits.fields(
-        models,
-        lanes,
-        requests,
-        tokens,
-        max_open,
-        max_queued,
-        max_running,
-        stored,
-        pending,
-        results,
-        batches,
-        webhooks,
-        networks,
-        retain,
-        expires,
-    )
+    body = limits.unset_fields(unset) | limit_fields
     if not body:
         raise ConsoleError("Nothing to change. Name at least one option; `nexus teams set --help` lists them.")
     _print(api.patch(record_path(PATH, team), body), as_json=as_json)
@@ -132,6 +73,9 @@ def change_team(
 
 def _print(answer: dict[str, Any], *, as_json: bool) -> None:
     print_answer(answer, f"{answer['id']}: {limits.describe(answer)}", as_json=as_json)
+    if not as_json and answer.get("webhook_secret"):
+        print(f"webhook secret: {answer['webhook_secret']}")
+        print("Store it now: it cannot be shown again.")
 
 
 add_remove_command(app, PATH, help_text="Remove a team that has no key.")

@@ -14,6 +14,7 @@ from gateway.openapi import ApiDocument
 from gateway.routes import (
     aliases,
     batches,
+    budgets,
     dead_letters,
     docs,
     files,
@@ -57,6 +58,7 @@ ROUTERS = [
     responses.router,
     results.router,
     usage.router,
+    budgets.router,
     organization.router,
 ]
 

@@ -32,6 +32,7 @@ from backbone.ssrf_guard import GuardedHttpClient
 from backbone.store.auth import read_redis_access
 from backbone.store.byte_quotas import ByteQuotas
 from backbone.store.redis import RedisStore
+from backbone.store.redis_budgets import RedisBudgetStore
 from backbone.store.redis_documents import RedisDocumentStore
 from backbone.store.redis_quotas import RedisByteQuotas
 from backbone.store.redis_rates import RedisRateStore
@@ -70,7 +71,10 @@ from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.runtime import JobDependencies, JobRuntime, retention
 from gateway.jobs.seal_refusals import SealRefusalCounter
 from gateway.jobs.storage_quotas import JobStorageQuotas
-from gateway.limits.effective import Bound
+from gateway.limits.budget_ledger import LedgerSpend
+from gateway.limits.budget_limiter import BudgetLimiter
+from gateway.limits.budget_meter import BudgetMeter
+from gateway.limits.effective import AssignedBudget, Bound
 from gateway.limits.followers import FollowerLimiter
 from gateway.limits.rate_limiter import RateLimiter
 from gateway.metrics import GatewayMetrics, MetricsExposition
@@ -87,6 +91,7 @@ from gateway.usage.emitter import UsageEmitter
 from gateway.usage.prices import PriceFile
 from gateway.usage.report import UsageReports
 from gateway.usage.writer import LedgerWriter
+from gateway.webhooks.budget_events import BudgetAnnouncer
 from gateway.webhooks.sender import WEBHOOK_QUEUE_NAME, WebhookSender
 from schemas.endpoints import BY_PATH, CHAT, ENDPOINTS
 from schemas.jobs import MAX_STARTS, Limits
@@ -204,8 +209,12 @@ class _Services:
         self.usage_reports = UsageReports(None)
         self.usage_emitter: UsageEmitter | None = None
         self.ledger_parts: tuple[_Startable, ...] = ()
+        prices, spend = PriceFile(settings.ledger_prices_file), None
         if (access := read_ledger_access(settings)) is not None:
-            self._open_ledger(settings, clients, UsageLedger(LedgerDatabase(access)))
+            ledger = UsageLedger(LedgerDatabase(access))
+            self._open_ledger(settings, clients, ledger, prices)
+            spend = LedgerSpend(ledger, clients.job_log.work_queue(USAGE_QUEUE).oldest, lambda: prices.currency)
+        self.budgets = self._budgets(clients, prices, spend)
         self.job_runtime = JobRuntime(
             settings,
             JobDependencies(
@@ -219,6 +228,7 @@ class _Services:
                 metrics=metrics,
                 keys=self.keys,
                 rate_limiter=self.rate_limiter,
+                budgets=self.budgets,
                 webhooks=self.webhooks,
                 storage=JobStorageQuotas(
                     self.body_quotas,
@@ -268,6 +278,7 @@ class _Services:
             HandlerOptions(settings.queue_comment_after_s, settings.log_prompts, clients.team_keys.has),
             self.durable_handler,
             self.rate_limiter,
+            self.budgets,
             self.caller_tasks,
             self.usage_emitter,
         )
@@ -315,9 +326,28 @@ class _Services:
             usage=self.usage_reports,
             followers=FollowerLimiter(),
             people=self.people,
+            budgets=self.budgets,
+            check_webhook=self.webhooks.check_url,
         )
 
-    def _open_ledger(self, settings: GatewaySettings, clients: _Clients, ledger: UsageLedger) -> None:
+    def _budgets(self, clients: _Clients, prices: PriceFile, spend: LedgerSpend | None) -> BudgetLimiter:
+        def owner_of(key_id: str) -> str:
+            key = self.keys.get(key_id)
+            return key.owner if key is not None else ""
+
+        def count(assigned: AssignedBudget) -> None:
+            labels = (assigned.holder, assigned.budget.unit, assigned.budget.period)
+            self.metrics.child(self.metrics.budget_refusals, *labels).inc()
+
+        meter = BudgetMeter(prices.unit_prices, lambda: prices.currency)
+        announcer = BudgetAnnouncer(self.webhooks, owner_of, meter.currency)
+        return BudgetLimiter(
+            RedisBudgetStore(clients.store), meter, spend, announce=announcer.announce, count_refused=count
+        )
+
+    def _open_ledger(
+        self, settings: GatewaySettings, clients: _Clients, ledger: UsageLedger, prices: PriceFile
+    ) -> None:
         """Build what records usage. Raises ConfigurationError."""
         queue, metrics = clients.job_log.work_queue(USAGE_QUEUE), self.metrics
         folder = Path(settings.usage_journal_dir) if settings.usage_journal_dir else None
@@ -325,7 +355,6 @@ class _Services:
             self.usage_emitter = UsageEmitter(queue, folder, metrics.usage_dropped.inc)
         except OSError as error:
             raise ConfigurationError(f"USAGE_JOURNAL_DIR: {folder} cannot be written: {error.strerror}") from error
-        prices = PriceFile(settings.ledger_prices_file)
         writer = LedgerWriter(queue, ledger, prices, metrics, keep_s=settings.ledger_keep_s)
         self.usage_reports = UsageReports(ledger)
         self.ledger_parts = (self.usage_emitter, writer)
@@ -369,6 +398,7 @@ class _Services:
             self.keys,
             self.rate_limiter,
             clients.job_log,
+            self.budgets,
             *self.ledger_parts,
             self.dispatcher,
             self.submitter,

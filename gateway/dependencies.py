@@ -23,6 +23,7 @@ from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.jobs.api import JobsApi
 from gateway.jobs.http_response import JobResponder
+from gateway.limits.budget_limiter import BudgetLimiter
 from gateway.limits.followers import FollowerLimiter
 from gateway.metrics import MetricsExposition
 from gateway.people.assembly import PeopleParts
@@ -60,6 +61,9 @@ class Parts:
     usage: UsageReports
     followers: FollowerLimiter
     people: PeopleParts
+    budgets: BudgetLimiter
+    check_webhook: Callable[[str], None]
+    """Raises InvalidRequest for a URL that no webhook can be sent to."""
 
 
 def get_parts(request: Request) -> Parts:

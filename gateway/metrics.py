@@ -286,6 +286,12 @@ class GatewayMetrics:
             "Finished runs that are missing in the ledger: the gateway's journal was full, or an event was unreadable.",
             registry=reg,
         )
+        self.budget_refusals = Counter(
+            "nexus_budget_refusals_total",
+            "Requests that were refused because a budget was used up, or its rest reserved.",
+            ["holder", "unit", "period"],
+            registry=reg,
+        )
         self.loop_lag = Histogram(
             "nexus_event_loop_lag_seconds",
             "Delay with which this process's event loop runs a timer, measured four times a second.",

@@ -12,9 +12,11 @@ from pydantic_core import PydanticCustomError
 
 from gateway.http.client_addresses import PREFIX_V6
 from gateway.http.request_body import Name
+from schemas.budgets import Budget, BudgetPeriod, BudgetUnit
 from schemas.errors import InvalidRequest
 from schemas.keys import LIMITS, LaneName, Retain, Scope
 from schemas.people import Role
+from schemas.submission import PUBLIC_URL
 
 MAX_LIFETIME_S = 10 * 365 * 86_400
 MAX_EXPIRES_AT = 2**40
@@ -22,6 +24,8 @@ MAX_JOBS = 1_000_000
 MAX_TOKENS = 10**9
 MAX_BYTES = 2**50
 MIN_RESULT_BYTES = 1024 * 1024
+MAX_AMOUNT = 10**12
+MAX_BUDGETS = len(BudgetUnit) * len(BudgetPeriod)
 MAX_OVERLAP_S = 30 * 86_400
 MAX_STARS = 8
 HTTP_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?(:[1-9][0-9]{1,3})?(/[!-~]*)?$"
@@ -48,6 +52,42 @@ def _check_network(text: str) -> str:
 
 Glob = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_check_glob)]
 Network = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_check_network)]
+
+
+class BudgetFields(BaseModel):
+    """A budget of a key or a team."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    unit: BudgetUnit
+    """What is counted: tokens of prompts and answers, seconds for which slots of workers are taken, or cost by the price list."""
+    amount: Annotated[float, Field(strict=True, gt=0, le=MAX_AMOUNT, allow_inf_nan=False)]
+    """Tokens, seconds, or units of the price list's currency."""
+    period: BudgetPeriod
+    """The calendar period in UTC after which the budget renews; a week begins on Monday."""
+    warn_at: float | None = Field(default=None, strict=True, gt=0, le=1, allow_inf_nan=False)
+    """The share of the amount at which `budget_webhook` receives a warning."""
+
+    @field_validator("amount")
+    @classmethod
+    def _is_whole(cls, amount: float, field: ValidationInfo) -> float:
+        if field.data.get("unit") is BudgetUnit.TOKENS and amount != int(amount):
+            raise PydanticCustomError("amount", "must be a whole number of tokens")
+        return amount
+
+    def budget(self) -> Budget:
+        """Return the budget."""
+        whole = int(self.amount)
+        return Budget(**self.model_dump() | {"amount": whole if whole == self.amount else self.amount})
+
+
+def _check_budgets(budgets: list[BudgetFields]) -> list[BudgetFields]:
+    if len({(one.unit, one.period) for one in budgets}) < len(budgets):
+        raise PydanticCustomError("budgets", "may hold one budget for each unit and period")
+    return budgets
+
+
+Budgets = Annotated[list[BudgetFields], Field(max_length=MAX_BUDGETS), AfterValidator(_check_budgets)]
 
 
 class LimitFields(BaseModel):
@@ -83,6 +123,12 @@ class LimitFields(BaseModel):
     """Addresses and CIDR ranges from which requests may come."""
     retain: Retain | None = None
     """`none`: nothing is kept of requests and answers once the answer was delivered."""
+    budgets: Budgets | None = None
+    """How much may be used in a day, a week or a month; at most one for each unit and period."""
+    budget_webhook: (
+        Annotated[str, Field(min_length=1, max_length=2048, json_schema_extra={"pattern": PUBLIC_URL})] | None
+    ) = None
+    """The URL that receives `budget.warning` and `budget.exhausted`."""
 
     def limits(self) -> dict[str, Any]:
         """Return the limits that the body sets, null included."""
@@ -90,7 +136,9 @@ class LimitFields(BaseModel):
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return tuple(item.budget() if isinstance(item, BudgetFields) else item for item in value)
 
 
 class ExpiringFields(LimitFields):

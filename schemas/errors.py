@@ -13,6 +13,7 @@ NexusError
 ├── HeadersTooLarge     431
 ├── QueueFull           429
 ├── RateLimited         429  the API key has reached its limit of open requests or running jobs
+├── InsufficientQuota   429  a budget of the key or its team is used up
 ├── BackendFailed       502  the inference server broke the connection, sent an invalid answer, or failed
 ├── Unavailable         503  a part of Nexus or every worker for the model is away
 │   └── BodyMemoryFull  503  the gateway had no memory for the body within the time limit
@@ -217,6 +218,15 @@ class RateLimited(NexusError):
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
     retry_after_s = 1.0
+
+
+class InsufficientQuota(NexusError):
+    """A budget of this API key or its team is used up. Wait until it renews, or ask the operator of this gateway to raise it."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    should_retry = False
 
 
 class BackendFailed(NexusError):

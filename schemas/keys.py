@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.budgets import Budget
+
 LaneName = Literal["priority", "default", "flex"]
 """The value of a `schemas.jobs.Lane`."""
 Retain = Literal["none"]
@@ -73,6 +75,10 @@ class AccessLimits(BaseModel):
     """Addresses and CIDR ranges from which requests may come."""
     retain: Retain | None = None
     """What is kept of requests and answers: `none`, nothing once the answer was delivered."""
+    budgets: tuple[Budget, ...] | None = None
+    """How much may be used in a day, a week or a month; at most one for each unit and period."""
+    budget_webhook: str | None = None
+    """The URL that receives warnings of these budgets."""
 
 
 class Team(AccessLimits):
@@ -86,6 +92,8 @@ class Team(AccessLimits):
     """The time at which all its keys end, in Unix seconds; None: never."""
     deleted_at: int | None = None
     """Unix seconds. None: the team exists. The record is kept for a while, so that no cache restores the team."""
+    webhook_secret: str = ""
+    """`whsec_` and base64: the secret that signs the webhooks of the team's budgets. Empty: it has had none."""
     version: int = 0
     """Counts changes. Of two records, the one with the greater version is newer."""
 

@@ -121,6 +121,9 @@ class WorkQueue(Protocol):
         it.
         """
 
+    async def oldest(self) -> int | None:
+        """Return when the oldest item that is not acknowledged was stored, in Unix seconds; None: there is none. Raises Unavailable."""
+
 
 class JobQueue(Protocol):
     """The queue of durable jobs."""

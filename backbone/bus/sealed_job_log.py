@@ -318,6 +318,9 @@ class SealedWorkQueue:
     async def put(self, item_id: str, data: bytes) -> None:
         await self._inner.put(item_id, self._log.seals.item(self._name, data))
 
+    async def oldest(self) -> int | None:
+        return await self._inner.oldest()
+
     async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         async with contextlib.aclosing(self._inner.consume(max_unacked=max_unacked, ack_wait_s=ack_wait_s)) as items:
             async for item in items:

@@ -10,6 +10,7 @@
 | `nexus:lease:<job>` | string | the token of the attempt that holds it |
 | `nexus:service:<capability>:<model>` | string | the mean service time of jobs, in seconds |
 | `nexus:rate:<limit>` | sorted set by amount | the seconds in which something was taken of a limit per minute |
+| `nexus:budget:<budget>:<start>` | hash | what was spent of a budget in the period that begins at `start`, and the gateways' shares |
 | `nexus:bytes:<owner>` | sorted set by bytes | the ids of an owner's files; their sum under the empty id |
 | `nexus:byte-ends:<owner>` | sorted set by the time the file expires | the ids of these files |
 | `nexus:doc:<kind>:<owner>:<id>` | string | a document |
@@ -93,6 +94,18 @@ def stored_bytes(kind: str, owner: str) -> list[str]:
     """Return the keys of the sizes and of the ends of an owner's stored items of a kind. Files came first, and have no kind."""
     name = f"{_part(kind)}:{_part(owner)}" if kind else _part(owner)
     return [f"nexus:bytes:{name}", f"nexus:byte-ends:{name}"]
+
+
+def budget(name: str, start: int) -> str:
+    """Return the key of one period of a budget."""
+    return f"nexus:budget:{_part(name)}:{start}"
+
+
+def open_jobs(holder: str, holder_id: str) -> list[str]:
+    """Return the keys of the jobs of a key or a team (`holder`) that wait, and that run."""
+    if holder == "key":
+        return [queued(holder_id), running(holder_id)]
+    return [f"nexus:owner-{state}:{_part(holder_id)}" for state in ("queued", "running")]
 
 
 def service(capability: str, model: str) -> str:

@@ -342,6 +342,10 @@ class MemoryWorkQueue:
         self._log.require()
         self._queue.put(require_token(item_id), data)
 
+    async def oldest(self) -> int | None:
+        self._log.require()
+        return min((item.stored_at for item in self._queue.items), default=None)
+
     def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         return self._log.consume_queue(self._queue, max_unacked, ack_wait_s)
 

@@ -28,7 +28,7 @@ from gateway import clock
 from gateway.auth.authenticator import BOOTSTRAP_OWNER, PREFIX, UNKNOWN_KEY, Principal, is_created
 from gateway.auth.key_index import KeyIndex
 from gateway.auth.replica import RecordReplica
-from gateway.limits.effective import EffectiveLimits
+from gateway.limits.effective import AssignedBudget, EffectiveLimits, assigned_budgets
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.keys import AccessLimits, ApiKey, Scope, Team
 from schemas.people import Person
@@ -48,6 +48,8 @@ REFRESH_INTERVAL_S = 2.0
 USED_INTERVAL_S = 60.0
 """Between two notes of which keys were used."""
 USED_KEEP_S = 400 * 86_400.0
+TEAM_PREFIX = "team:"
+"""Prefix of a team's id where the id of a key is expected."""
 CLAIM_S = 10.0
 """Time for which an owner's name is reserved while its key is created, as two gateways may create one of that name at once."""
 MAX_KEYS = 10_000
@@ -192,8 +194,20 @@ class KeyStore:
         """Return the limits of a team, with the defaults where it has none of its own."""
         return self._index.team_limits(team_id)
 
+    def assigned_budgets(self) -> list[AssignedBudget]:
+        """Return the budgets of all keys that are not revoked and of all teams, sorted by name."""
+        keys = (assigned_budgets("key", key.id, key) for key in self._replica.all() if key.revoked_at is None)
+        teams = (assigned_budgets("team", team.id, team) for team in self.teams.all() if team.deleted_at is None)
+        return sorted((one for budgets in (*keys, *teams) for one in budgets), key=lambda one: one.name)
+
     def webhook_secret(self, key_id: str) -> str | None:
-        """Return a key's or a person's webhook secret, also of one that has ended: its jobs still send webhooks."""
+        """Return a key's or a person's webhook secret, also of one that has ended: its jobs still send webhooks.
+
+        A team signs webhooks of its budgets by the id `team:<id>`.
+        """
+        if key_id.startswith(TEAM_PREFIX):
+            team = self.teams.get(key_id.removeprefix(TEAM_PREFIX))
+            return team.webhook_secret or None if team is not None else None
         key = self._replica.get(key_id) or self.people.get(key_id)
         return key.webhook_secret or None if key is not None else None
 

@@ -9,7 +9,7 @@ import structlog
 
 from gateway import clock
 from gateway.auth.authenticator import BOOTSTRAP_OWNER
-from gateway.auth.key_store import KeyStore
+from gateway.auth.key_store import KeyStore, new_webhook_secret
 from schemas.errors import InvalidRequest, NotFound
 from schemas.keys import ApiKey, Team
 
@@ -32,7 +32,7 @@ class TeamStore:
         self._clock = clock
 
     async def create(self, team_id: str, *, expires_at: int | None = None, **limits: Any) -> Team:
-        """Create a team. `limits`: of `AccessLimits`. Raises InvalidRequest if there is one of that id."""
+        """Create a team, with a webhook secret if it has a webhook. `limits`: of `AccessLimits`. Raises InvalidRequest if there is one of that id."""
         teams = await self._all()
         if team_id in teams:
             raise InvalidRequest(f"There is a team '{team_id}' already. Change it with PATCH /v1/teams/….", param="id")
@@ -54,7 +54,7 @@ class TeamStore:
         return team
 
     async def change(self, team_id: str, **changes: Any) -> Team:
-        """Change a team's end or limits. Raises TeamNotFound."""
+        """Change a team's end or limits. A webhook where it had none brings a new webhook secret. Raises TeamNotFound."""
         team = await self._put((await self.get(team_id)).model_copy(update=changes))
         log.info("teams.changed", team=team_id, fields=sorted(changes))
         return team
@@ -83,7 +83,8 @@ class TeamStore:
     async def _put(self, team: Team) -> Team:
         known = self._keys.teams.get(team.id)
         version = max(team.version, known.version if known is not None else 0) + 1
-        team = team.model_copy(update={"version": version})
+        secret = (team.webhook_secret or new_webhook_secret()) if team.budget_webhook else ""
+        team = team.model_copy(update={"version": version, "webhook_secret": secret})
         await self._keys.teams.put(team)
         self._keys.publish()
         return team

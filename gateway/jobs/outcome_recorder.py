@@ -30,7 +30,8 @@ RETRY_DELAY_S = 1.0
 DEFECT_RETRY_DELAY_S = 30.0
 
 Enqueue = Callable[[Outcome], Awaitable[None]]
-Settle = Callable[[str, int, int], None]
+Settle = Callable[[Outcome, int, int], None]
+"""(outcome, tokens that the job had reserved, when the outcome was stored)"""
 
 
 class OutcomeRecorder:
@@ -47,14 +48,15 @@ class OutcomeRecorder:
         keep_s: float,
         enqueue: Enqueue,
         usage: OutcomeUsage | None = None,
-        settle: Settle = lambda _key, _reserved, _used: None,
+        settle: Settle = lambda _outcome, _reserved, _at: None,
         storage: JobStorageQuotas | None = None,
         content: ContentRetention | None = None,
     ) -> None:
         """Create a recorder. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot. `usage`: None
         without a ledger.
 
-        `storage`: None where the bytes of owners are not bounded. `content`: None where no job is sealed. `settle` receives the key of each job, the tokens that it had reserved, and those that it took.
+        `storage`: None where the bytes of owners are not bounded. `content`: None where no job is sealed. `settle` receives each
+        outcome of a key's job once, when its record is written.
         """
         self._log = jobs
         self._store = store
@@ -134,9 +136,7 @@ class OutcomeRecorder:
         except IllegalMove:
             return  # already recorded, or an outcome of an older run
         if outcome.key and record is not None:
-            usage = outcome.usage
-            used = (usage.total_tokens or usage.prompt_tokens + usage.completion_tokens) if usage is not None else 0
-            self._settle(outcome.key, record.reserved_tokens or 0, used)
+            self._settle(outcome, record.reserved_tokens or 0, at)
         after: list[Awaitable[object]] = []
         if outcome.token and outcome.status is not JobStatus.COMPLETED:  # after COMPLETED no attempt follows
             after.append(self._store.release_lease(outcome.job, outcome.token))

@@ -30,9 +30,11 @@ from gateway.jobs.storage_quotas import JobStorageQuotas
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.jobs.usage import OutcomeUsage
+from gateway.limits.budget_limiter import BudgetLimiter
 from gateway.limits.rate_limiter import RateLimiter
 from gateway.metrics import GatewayMetrics
 from gateway.usage.emitter import UsageEmitter
+from gateway.usage.events import event_of_outcome
 from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
@@ -62,6 +64,7 @@ class JobDependencies:
     metrics: GatewayMetrics
     keys: KeyStore
     rate_limiter: RateLimiter
+    budgets: BudgetLimiter
     webhooks: WebhookQueue
     storage: JobStorageQuotas
     usage: UsageEmitter | None = None
@@ -86,6 +89,7 @@ class JobRuntime:
             queue_s=settings.job_queue_timeout_s,
             rate_limiter=dependencies.rate_limiter,
             content_keys=content_keys,
+            budgets=dependencies.budgets,
         )
         estimator = EtaEstimator(dependencies.store, lambda: dependencies.registry.snapshot)
         keep_s = settings.job_keep_s
@@ -106,6 +110,7 @@ class JobRuntime:
         self._webhooks = dependencies.webhooks
         self._keys = dependencies.keys
         self._rate_limiter = dependencies.rate_limiter
+        self._budgets = dependencies.budgets
         self._recorder = OutcomeRecorder(
             dependencies.log,
             dependencies.store,
@@ -115,7 +120,7 @@ class JobRuntime:
             keep_s=keep_s,
             enqueue=self._webhooks.enqueue,
             usage=usage,
-            settle=self._settle_tokens,
+            settle=self._settle_limits,
             storage=dependencies.storage,
             content=content,
         )
@@ -133,10 +138,15 @@ class JobRuntime:
         self._recovery = RecordRecovery(dependencies.log, dependencies.store, dependencies.documents, keep_s=keep_s)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _settle_tokens(self, key: str, reserved: int, used: int) -> None:
-        limits = self._keys.limits(key)
+    def _settle_limits(self, outcome: Outcome, reserved: int, at: int) -> None:
+        """Count what a job has used against the limits and the budgets of its key."""
+        limits = self._keys.limits(outcome.key)
         if limits.tokens:
+            usage = outcome.usage
+            used = (usage.total_tokens or usage.prompt_tokens + usage.completion_tokens) if usage is not None else 0
             self._rate_limiter.settle(limits, reserved, used)
+        if limits.budgets:
+            self._budgets.charge(limits, event_of_outcome(outcome, 1000 * at, None))
 
     async def start(self) -> None:
         """Start the background tasks. The job log must be started. Raises Unavailable."""

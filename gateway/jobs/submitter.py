@@ -25,6 +25,7 @@ from gateway.jobs.records import (
     seconds_until_due,
 )
 from gateway.jobs.terminator import JobTerminator
+from gateway.limits.budget_limiter import BudgetLimiter, Reservation
 from gateway.limits.rate_limiter import Admission, RateLimiter
 from gateway.limits.tokens import estimate_tokens
 from gateway.metrics import GatewayMetrics
@@ -53,6 +54,7 @@ class JobSubmitter:
         queue_s: float,
         rate_limiter: RateLimiter | None = None,
         content_keys: ContentKeys | None = None,
+        budgets: BudgetLimiter | None = None,
     ) -> None:
         """Create a submitter. `content_keys`: None where no job is sealed."""
         self._log = jobs
@@ -64,17 +66,33 @@ class JobSubmitter:
         self._queue_s = queue_s
         self._rate_limiter = rate_limiter
         self._content_keys = content_keys
+        self._budgets = budgets
 
     async def submit(self, submission: Submission) -> JobRecord:
         """Submit a job. See `gateway.jobs.api.JobsApi.submit`."""
         envelope = self._envelope(submission)
-        admission = await self._admit(envelope, submission)
+        reservation = await self._reserve(envelope, submission)
+        admission: Admission | None = None
         try:
-            return await self._submit(envelope, submission, admission.reserved if admission is not None else 0)
+            admission = await self._admit(envelope, submission)
+            record = await self._submit(envelope, submission, admission.reserved if admission is not None else 0)
         except BaseException:
             if admission is not None:
                 admission.settle(0)
+            if reservation is not None:
+                reservation.release()
             raise
+        if reservation is not None:
+            reservation.hand_over()
+        return record
+
+    async def _reserve(self, envelope: Envelope, submission: Submission) -> Reservation | None:
+        """Reserve the job's estimate of its budgets. Raises InsufficientQuota, RateLimited."""
+        limits, received = submission.principal.limits, submission.received
+        if self._budgets is None or not limits.budgets:
+            return None
+        size = received.body_size or len(received.body)
+        return await self._budgets.reserve(limits, envelope.capability, received.request, size)
 
     async def _admit(self, envelope: Envelope, submission: Submission) -> Admission | None:
         """Take the job's part of its limits per minute. Raises RateLimited."""

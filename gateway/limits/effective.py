@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fnmatch import translate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from backbone.store.store import JobLimit
 from gateway.http.client_addresses import AddressSet
+from schemas.budgets import Budget
 from schemas.errors import InvalidRequest, PermissionDenied
 from schemas.jobs import Lane
 from schemas.keys import AccessLimits
@@ -26,6 +27,21 @@ class Rate(NamedTuple):
 
     name: str
     per_minute: int
+
+
+class AssignedBudget(NamedTuple):
+    """A budget of a key or of a team."""
+
+    holder: Literal["key", "team"]
+    holder_id: str
+    budget: Budget
+    webhook: str
+    """The URL that receives its warnings; empty: none does."""
+
+    @property
+    def name(self) -> str:
+        """Return the name under which the budget is counted."""
+        return f"{self.holder}:{self.holder_id}:{self.budget.unit}:{self.budget.period}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,7 @@ class EffectiveLimits:
     batches: int | None = None
     """Unfinished batches of the team."""
     webhooks: tuple[Bound, ...] = ()
+    budgets: tuple[AssignedBudget, ...] = ()
 
     retain_none: bool = False
     """Nothing is kept of requests and answers once the answer was delivered."""
@@ -131,7 +148,16 @@ def resolve_limits(key: AccessLimits, key_id: str, team: AccessLimits, team_id: 
         batches=_stricter(key.max_batches, team.max_batches),
         webhooks=bounds("max_webhooks"),
         retain_none="none" in (key.retain, team.retain),
+        budgets=(*assigned_budgets("key", key_id, key), *assigned_budgets("team", team_id, team)),
     )
+
+
+def assigned_budgets(
+    holder: Literal["key", "team"], holder_id: str, limits: AccessLimits
+) -> tuple[AssignedBudget, ...]:
+    """Return the budgets of one key, or of one team."""
+    webhook = limits.budget_webhook or ""
+    return tuple(AssignedBudget(holder, holder_id, budget, webhook) for budget in limits.budgets or ())
 
 
 def _stricter(*limits: int | None) -> int | None:

@@ -22,6 +22,7 @@ DEFAULT_PAGE_SIZE = 20
 async def create_batch(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Create a batch."""
     body = await read_json(request, BatchRequest)
+    await parts.budgets.require_some(caller.limits)
     return (await parts.batches.create(caller, body, base_url(request.scope))).to_openai()
 
 

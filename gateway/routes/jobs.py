@@ -170,4 +170,5 @@ async def cancel_job(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[s
 @router.post("/v1/jobs/{job_id}/retry", status_code=202)
 async def retry_job(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Start a new run of a failed job under the same id."""
+    await parts.budgets.require_some(caller.limits)
     return await job_with_estimate(parts.jobs, await parts.jobs.retry(caller.owner, job_id))

@@ -11,7 +11,9 @@ from gateway.auth.authenticator import Principal
 from gateway.auth.key_store import IssuedKey, KeyNotFound
 from gateway.dependencies import KeyManager, Parts, PartsDep
 from gateway.http.request_body import check_name, read_json
+from gateway.limits.effective import assigned_budgets
 from gateway.operator_requests import KeyUpdate, NewKey, Rotation
+from gateway.routes.budgets import budget_objects, check_budgets
 from schemas.errors import InvalidRequest, PermissionDenied
 from schemas.keys import LIMITS, ApiKey, Scope
 from schemas.people import MEMBER_SCOPES
@@ -27,6 +29,7 @@ async def create_key(request: Request, parts: PartsDep, caller: KeyManager) -> d
     """Create a key. Only this response contains `key` and `webhook_secret`."""
     body = await read_json(request, NewKey)
     _require_power_over(caller, frozenset(body.scopes))
+    check_budgets(parts, body)
     new = await parts.keys.create(
         check_name(body.name, "a key's name", "name"),
         owner=await _owner(parts, caller, body),
@@ -48,14 +51,17 @@ async def list_keys(parts: PartsDep, caller: KeyManager) -> dict[str, Any]:
 
 @router.get("/v1/keys/{key_id}")
 async def get_key(key_id: str, parts: PartsDep, caller: KeyManager) -> dict[str, Any]:
-    """Return one key that is not revoked."""
-    return await _described(parts, await _get(parts, caller, key_id))
+    """Return one key that is not revoked, and what is left of its budgets."""
+    key = await _get(parts, caller, key_id)
+    usage = await budget_objects(parts, assigned_budgets("key", key.id, key))
+    return await _described(parts, key) | {"budget_usage": usage}
 
 
 @router.patch("/v1/keys/{key_id}")
 async def change_key(key_id: str, request: Request, parts: PartsDep, caller: KeyManager) -> dict[str, Any]:
     """Change a key's name, scopes, end or limits. All gateways apply the change within milliseconds, in the worst case within seconds."""
     body = await read_json(request, KeyUpdate)
+    check_budgets(parts, body)
     changes = body.limits()
     if body.name is not None:
         changes["name"] = check_name(body.name, "a key's name", "name")

@@ -38,6 +38,7 @@ from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.preferences import read_preferences
 from gateway.http.request_body import CallerDisconnected
 from gateway.http.stream_writer import StreamWriter
+from gateway.limits.budget_limiter import BudgetLimiter, Reservation
 from gateway.limits.effective import NO_LIMITS, Bound, EffectiveLimits
 from gateway.limits.open_requests import OpenRequestLimiter
 from gateway.limits.rate_limiter import Admission, RateLimiter
@@ -94,6 +95,7 @@ class InferenceHandler:
         options: HandlerOptions,
         durable: DurableAnswerer,
         rate_limiter: RateLimiter,
+        budgets: BudgetLimiter,
         caller_tasks: CallerTasks,
         usage: UsageEmitter | None = None,
     ) -> None:
@@ -108,6 +110,7 @@ class InferenceHandler:
         self._durable = durable
         self._usage = usage
         self._rate_limiter = rate_limiter
+        self._budgets = budgets
         self._caller_tasks = caller_tasks
         self._open_requests = OpenRequestLimiter()
 
@@ -135,7 +138,7 @@ class _InferenceExchange:
 
     __slots__ = (
         "_admission", "_began_at", "_bytes_in", "_counted", "_endpoint", "_error", "_exchange", "_failure", "_handler", "_principal", "_received", "_reply",
-        "_request", "_result_base_url", "_status", "_stream_type", "_usage",
+        "_request", "_reservation", "_result_base_url", "_status", "_stream_type", "_usage",
     )  # fmt: skip
 
     def __init__(
@@ -157,6 +160,8 @@ class _InferenceExchange:
         """Base of the signed URLs in the answer; None: the answer holds none."""
         self._admission: Admission | None = None
         """What the request took of its limits per minute."""
+        self._reservation: Reservation | None = None
+        """What the request has reserved of its budgets."""
         self._counted: tuple[Bound, ...] = ()
         """The limits on open requests that this one counts against."""
         self._status = CLIENT_CLOSED_REQUEST
@@ -173,6 +178,8 @@ class _InferenceExchange:
             principal = self._authenticate(scope)
             received = self._handler._reader.read_small(self._endpoint, body)
             if received is None or exchange is None:
+                return False
+            if principal.limits.budgets and not self._reserve_now(principal.limits, received):
                 return False
             if principal.limits.is_rated and not self._admit_now(principal.limits, received, scope):
                 return False
@@ -253,6 +260,8 @@ class _InferenceExchange:
         handler = self._handler
         if self._admission is not None:
             self._settle(self._admission)
+        if self._reservation is not None:  # there was no request
+            self._reservation.release()
         if self._counted:
             handler._open_requests.release(self._counted)
         handler._metrics.requests_in_flight -= 1
@@ -283,7 +292,9 @@ class _InferenceExchange:
             max_pending_bytes=principal.limits.pending_bytes,
         )
         if preferences is None:
-            if principal.limits.is_rated:
+            if principal.limits.budgets and self._reservation is None:
+                await self._reserve(principal.limits, received)
+            if principal.limits.is_rated and self._admission is None:
                 await self._admit(principal.limits, received, scope, receive)
             return self._submit(principal, received, scope)
         self._accept(received)
@@ -357,6 +368,21 @@ class _InferenceExchange:
             admission = await limiter.admit(limits, tokens)
         self._enter(admission, limits, scope)
 
+    def _reserve_now(self, limits: EffectiveLimits, received: ReceivedRequest) -> bool:
+        """Reserve the request's estimate of its budgets, if the shares suffice."""
+        size = received.body_size or len(received.body)
+        self._reservation = self._handler._budgets.try_reserve(
+            limits, self._endpoint.capability, received.request, size
+        )
+        return self._reservation is not None
+
+    async def _reserve(self, limits: EffectiveLimits, received: ReceivedRequest) -> None:
+        """Reserve the request's estimate of its budgets. Raises InsufficientQuota, RateLimited."""
+        size = received.body_size or len(received.body)
+        self._reservation = await self._handler._budgets.reserve(
+            limits, self._endpoint.capability, received.request, size
+        )
+
     def _estimated_tokens(self, limits: EffectiveLimits, received: ReceivedRequest) -> int:
         if not limits.tokens:
             return 0
@@ -405,9 +431,15 @@ class _InferenceExchange:
     def _emit_usage(self, request: SyncRequest) -> None:
         """Write down what the request used, before its caller has the whole answer: a kill in between loses nothing."""
         usage, self._usage = self._usage, None
+        reservation, self._reservation = self._reservation, None
+        if usage is None and reservation is None:
+            return
+        assert self._principal is not None
+        event = event_of_request(request, self._principal.key_id, self._principal.person, self._bytes_in)
         if usage is not None:
-            assert self._principal is not None
-            usage.emit(event_of_request(request, self._principal.key_id, self._principal.person, self._bytes_in))
+            usage.emit(event)
+        if reservation is not None:
+            reservation.settle(event)
 
     async def _send_blob(self, done: AttemptDone, ref: BlobRef) -> None:
         """Send an answer that travels by reference, piece by piece."""

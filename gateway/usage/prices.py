@@ -27,12 +27,15 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from backbone.secret_files import ConfigurationError
+from gateway.limits.budget_meter import UnitPrices
 from schemas.usage import UsageEvent
 
 log = structlog.get_logger(__name__)
 
 Price = Annotated[Decimal, Field(ge=0, le=1_000_000)]
 NANO = 1_000_000_000
+MAX_REMEMBERED = 1024
+"""Models whose prices are remembered."""
 MAX_NANOS = 2**50
 """A million: what one request costs at most."""
 
@@ -63,6 +66,18 @@ class ModelPrice(BaseModel):
         units = per_million / 1_000_000 + event.images * self.per_image + self.per_audio_second * event.audio_ms / 1000
         return min(int((units * NANO).to_integral_value(ROUND_HALF_EVEN)), MAX_NANOS)
 
+    def unit_prices(self) -> UnitPrices:
+        """Return the prices for estimates."""
+        cached = self.input_per_1m if self.cached_per_1m is None else self.cached_per_1m
+        return UnitPrices(
+            float(self.input_per_1m) / 1e6,
+            float(cached) / 1e6,
+            float(self.output_per_1m) / 1e6,
+            float(self.per_image),
+            float(self.per_audio_second),
+            float(self.per_slot_second),
+        )
+
 
 class PriceList(BaseModel):
     """The content of the file."""
@@ -80,6 +95,10 @@ class PriceList(BaseModel):
                 return entry.cost_nanos(event), self.currency
         return 0, self.currency
 
+    def unit_prices(self, model: str) -> UnitPrices | None:
+        """Return the prices of a model; None: it costs nothing."""
+        return next((entry.unit_prices() for entry in self.prices if fnmatchcase(model, entry.model)), None)
+
 
 class PriceFile:
     """Reads the price list, and again when the file has changed. A file that became wrong leaves the last prices valid."""
@@ -89,6 +108,7 @@ class PriceFile:
         self._path = Path(path) if path else None
         self._read_at: tuple[int, int] | None = None
         self._list: PriceList | None = None
+        self._units: dict[str, UnitPrices | None] = {}
         if self._path is not None:
             try:
                 self._read_at = self._state(self._path)
@@ -100,6 +120,22 @@ class PriceFile:
         """Return the cost of an event in billionths, and the currency; without a price list 0 and an empty text."""
         return (0, "") if self._list is None else self._list.price(event)
 
+    @property
+    def currency(self) -> str:
+        """The currency of the price list; empty without one."""
+        return "" if self._list is None else self._list.currency
+
+    def unit_prices(self, model: str) -> UnitPrices | None:
+        """Return the prices of a model; None: it costs nothing."""
+        units = self._units
+        try:
+            return units[model]
+        except KeyError:
+            if len(units) >= MAX_REMEMBERED:
+                units.clear()
+            found = units[model] = None if self._list is None else self._list.unit_prices(model)
+            return found
+
     def refresh(self) -> None:
         """Read the file again if it has changed."""
         if self._path is None:
@@ -109,7 +145,7 @@ class PriceFile:
             if state == self._read_at:
                 return
             self._read_at = state
-            self._list = read_prices(self._path)
+            self._list, self._units = read_prices(self._path), {}
             log.info("ledger.prices_read", file=str(self._path), prices=len(self._list.prices))
         except (OSError, ValueError) as error:
             log.error("ledger.prices_wrong", file=str(self._path), error=_reason(error))

@@ -45,6 +45,11 @@ class UsageReports:
     def __init__(self, ledger: UsageLedger | None) -> None:
         self._ledger = ledger
 
+    @property
+    def has_ledger(self) -> bool:
+        """Whether this gateway keeps usage."""
+        return self._ledger is not None
+
     def require_ledger(self) -> UsageLedger:
         """Return the ledger. Raises NoLedger, which routes say before they look at a query."""
         if self._ledger is None:

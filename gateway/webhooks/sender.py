@@ -77,8 +77,10 @@ class WebhookMessage(BaseModel):
 
     owner: str
     job: str
+    """The job, or what else the message is about."""
     run: int
     key: str
+    """The id of the API key whose secret signs the message, or `team:` and the team's id."""
     url: str
     body: str
 
@@ -161,7 +163,11 @@ class WebhookSender:
             url=outcome.webhook,
             body=body.decode(),
         )
-        await self._queue.put(f"{outcome.job}-{outcome.run}", message.model_dump_json().encode())
+        await self.put(message)
+
+    async def put(self, message: WebhookMessage) -> None:
+        """Queue a message, once per job and run. Raises Unavailable."""
+        await self._queue.put(f"{message.job}-{message.run}", message.model_dump_json().encode())
 
     async def run(self) -> None:
         """Deliver queued messages until cancelled. Another gateway repeats interrupted attempts."""

@@ -128,6 +128,7 @@ ROUTES = {
     "POST /auth/link": PUBLIC,
     "GET /auth/session": PUBLIC,
     "POST /auth/logout": PUBLIC,
+    "GET /v1/budgets": ANY,
     "GET /v1/usage": ANY,
     **{f"GET /v1/organization/usage/{name}": ANY for name in KINDS},
     "GET /v1/organization/costs": ANY,

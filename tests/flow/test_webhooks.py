@@ -26,9 +26,14 @@ RETRIES_S = "0.3,0.3,1,1,1,1,1,1,1"
 
 
 @pytest.fixture(scope="module")
-def cluster_settings() -> dict[str, str]:
+def cluster_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Nothing else than where the receivers are may be told anything on this machine."""
+    folder = tmp_path_factory.mktemp("ledger")
+    prices = folder / "prices.toml"
+    prices.write_text('currency = "usd"\n[[prices]]\nmodel = "*"\noutput_per_1m = 1000000\n')
     return SETTINGS | {
+        "LEDGER_URL": f"sqlite:///{folder}/ledger.db",
+        "LEDGER_PRICES_FILE": str(prices),
         "WEBHOOK_RETRIES_S": RETRIES_S,
         "WEBHOOK_TIMEOUT_S": "1",
         "WEBHOOK_PRIVATE_HOSTS": here(),
@@ -267,3 +272,66 @@ async def told(cluster: Cluster, job: str) -> dict[str, Any] | None:
         return None
     webhook: dict[str, Any] = answer.json()["webhook"]
     return webhook if webhook["state"] == "delivered" else None
+
+
+async def test_a_budget_warns_ends_and_is_raised(cluster: Cluster, shared_crew: Crew, eventually: Eventually) -> None:
+    """What requests and jobs use is counted, announced and refused, and agrees with the ledger; a change holds at once."""
+    async with receiving(OK) as receiver:
+        month, cost = ({"unit": unit, "amount": 1000, "period": "month"} for unit in ("tokens", "cost"))
+        made = await cluster.post("/v1/teams", {"id": "spenders", "budgets": [month | {"warn_at": 0.001}, cost]})
+        assert made.status_code == 201, made.text
+        team = f"{cluster.url}/v1/teams/spenders"
+        refused = await cluster.http.patch(team, json={"budget_webhook": "http://169.254.169.254/"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "budget_webhook")
+        secret = (await cluster.http.patch(team, json={"budget_webhook": receiver.url})).json()["webhook_secret"]
+        key = (await cluster.post("/v1/keys", {"name": "spender", "owner": "spenders"})).json()
+        bearer = {"authorization": f"Bearer {key['key']}"}
+        body = chat("one two three", model=shared_crew.model)
+        answers = [await cluster.post("/v1/chat/completions", body, headers=bearer)]
+        job = await cluster.post("/v1/jobs", {"endpoint": "/v1/chat/completions", "body": body}, headers=bearer)
+        assert job.status_code == 202, job.text
+        ended = await cluster.get(f"/v1/jobs/{job.json()['id']}?wait=60", headers=bearer)
+        stream = await cluster.post(
+            "/v1/chat/completions",
+            body | {"stream": True, "stream_options": {"include_usage": True}},
+            headers=bearer,
+        )
+        assert [answer.status_code for answer in (*answers, stream)] == [200, 200]
+        usage = [answers[0].json()["usage"], ended.json()["usage"]]
+        used = 3 * usage[0]["total_tokens"]
+        assert usage[0]["total_tokens"] == usage[1]["total_tokens"]
+
+        async def spent() -> dict[str, Any] | None:
+            found = (await cluster.get("/v1/budgets", headers=bearer)).json()["data"]
+            by_unit = {one["unit"]: one for one in found}
+            return by_unit if by_unit["tokens"]["spent"] == used else None
+
+        shown = await eventually(spent)
+        assert shown["tokens"]["spent"] + shown["tokens"]["reserved"] + shown["tokens"]["left"] == 1000
+        assert shown["cost"]["spent"] == 3 * usage[0]["completion_tokens"]
+        assert shown["cost"]["currency"] == "usd"
+        listed = (await cluster.http.get(team)).json()["budget_usage"]
+        assert [one["renews_at"] for one in listed] == [one["renews_at"] for one in shown.values()]
+
+        async def recorded() -> bool:
+            [row] = (await cluster.get("/v1/usage", headers=bearer)).json()["data"] or [{"requests": 0}]
+            return row["requests"] == 3 and row["input_tokens"] + row["output_tokens"] == used
+
+        await eventually(recorded)
+        await eventually(lambda: receiver.got)
+        warning = receiver.got[0].verified(secret)
+        assert (warning["type"], warning["data"]["holder_id"]) == ("budget.warning", "spenders")
+        await cluster.http.patch(team, json={"budgets": [month | {"amount": used}]})
+        for path, wanted in (
+            ("/v1/chat/completions", body),
+            ("/v1/chat/completions", body | {"stream": True}),
+            ("/v1/jobs", {"endpoint": "/v1/chat/completions", "body": body}),
+            ("/v1/batches", {"endpoint": "/v1/chat/completions", "input_file_id": "x", "completion_window": "24h"}),
+        ):
+            refused = await cluster.post(path, wanted, headers=bearer)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota"), refused.text
+            assert refused.headers["x-should-retry"] == "false"
+        await eventually(lambda: len(receiver.got) >= 2)
+        assert receiver.got[-1].verified(secret)["type"] == "budget.exhausted"
+        await cluster.http.patch(team, json={"budgets": []})
+        assert (await cluster.post("/v1/chat/completions", body, headers=bearer)).status_code == 200

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from datetime import datetime
 
 from backbone.bus.job_log import Retention, WorkItem, WorkQueueFull
-from backbone.bus.nats.requests import JetStreamError, RequestInbox, message_id_headers, store_message
+from backbone.bus.nats.requests import JetStreamError, RequestInbox, call_api, message_id_headers, store_message
 from backbone.bus.nats.stream_configs import ensure_pull_consumer, ensure_work_queue
 from backbone.bus.subjects import GATEWAY_GROUP, work_item_subject, work_queue_stream
 from schemas.errors import Unavailable
@@ -53,6 +54,18 @@ class NatsWorkQueue:
         async with contextlib.aclosing(items):
             async for item in items:
                 yield item
+
+    async def oldest(self) -> int | None:
+        """Read it from the stream, which holds what is not acknowledged."""
+        if not self._stream_exists:
+            await self.create_stream()
+        try:
+            state = (await call_api(self._inbox, f"STREAM.INFO.{self._stream}"))["state"]
+        except JetStreamError as error:
+            raise Unavailable(f"the work queue '{self.name}' cannot be read: {error}") from error
+        if not state["messages"]:
+            return None
+        return int(datetime.fromisoformat(state["first_ts"][:19] + "+00:00").timestamp())
 
     async def _ensure_consumer(self, ack_wait_s: float) -> None:
         await self.create_stream()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.openapi.operation import JSON, JSON_TYPE, TEXT, Operation, SuccessResponse, json_response
+from gateway.openapi.shapes.operators import BudgetList
 from gateway.openapi.shapes.usage import UsagePage, UsageReport
 from gateway.usage.organization import KINDS
 from gateway.usage.query import BUCKETS, DEFAULT_LIMIT, FLAGS, FORMATS, MAX_LIMIT
@@ -73,6 +74,17 @@ OPERATIONS = {
         },
         errors=NO_LEDGER,
         parameters=_QUERY,
+    ),
+    "GET /v1/budgets": Operation(
+        id="listBudgets",
+        tag="usage",
+        summary="List budgets",
+        description="Return what is spent and left of the budgets of the caller's key and team; with the scope `admin:read`, of all keys and teams.",
+        responses=json_response(BudgetList, "The budgets, sorted by holder."),
+        parameters={
+            "after": {"description": "The `next_after` of the page before."},
+            "limit": {"description": "The number of budgets on a page."},
+        },
     ),
     **{
         f"GET /v1/organization/usage/{name}": Operation(

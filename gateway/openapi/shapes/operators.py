@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.budgets import BudgetPeriod, BudgetUnit
 from schemas.jobs import Capability, JobStatus, Lane
 from schemas.keys import LaneName, Retain, Scope
 from schemas.presence import WorkerPresence, WorkerState
@@ -159,6 +160,50 @@ class QueueList(BaseModel):
     data: list[QueueState]
 
 
+class BudgetLimit(BaseModel):
+    """A budget of a key or a team."""
+
+    unit: BudgetUnit
+    """What is counted: tokens, seconds of workers' slots, or cost by the price list."""
+    amount: float
+    """Tokens, seconds, or units of the price list's currency."""
+    period: BudgetPeriod
+    """The calendar period in UTC after which the budget renews; a week begins on Monday."""
+    warn_at: float | None
+    """The share of the amount at which a warning is sent. Null: none is."""
+
+
+class BudgetUsage(BudgetLimit):
+    """A budget in its present period. `spent`, `reserved` and `left` add up to `amount`, unless more was spent."""
+
+    object: Literal["budget"]
+    holder: Literal["key", "team"]
+    holder_id: str
+    """The id of the key or the team."""
+    currency: str | None
+    """Of a budget of cost: the price list's currency."""
+    spent: float
+    """What finished requests have used, failed ones included."""
+    reserved: float
+    """The estimates of open requests and jobs, and what gateways have taken ahead of need."""
+    left: float
+    """What is neither spent nor reserved."""
+    starts_at: int
+    """The beginning of the period, in Unix seconds."""
+    renews_at: int
+    """The end of the period, in Unix seconds."""
+
+
+class BudgetList(BaseModel):
+    """A page of budgets."""
+
+    object: Literal["list"]
+    data: list[BudgetUsage]
+    has_more: bool
+    next_after: str | None
+    """The `after` of the next page."""
+
+
 class LimitValues(BaseModel):
     """The limits of a key or a team."""
 
@@ -190,6 +235,10 @@ class LimitValues(BaseModel):
     """Addresses and CIDR ranges from which requests may come."""
     retain: Retain | None
     """`none`: nothing is kept of requests and answers once the answer was delivered."""
+    budgets: list[BudgetLimit] | None
+    """How much may be used in a day, a week or a month."""
+    budget_webhook: str | None
+    """The URL that receives `budget.warning` and `budget.exhausted`."""
 
 
 class TeamObject(LimitValues):
@@ -206,6 +255,10 @@ class TeamObject(LimitValues):
     """Unix seconds."""
     expires_at: int | None
     """The time at which all keys of the team end, in Unix seconds. Null: never."""
+    budget_usage: list[BudgetUsage] | None = None
+    """What is spent and left of its budgets. Only `GET /v1/teams/{team_id}` returns it."""
+    webhook_secret: str | None = None
+    """The secret that signs `budget_webhook`. Store it now: only the response to the request that sets the URL contains it."""
 
 
 class TeamList(BaseModel):
@@ -287,6 +340,8 @@ class Key(LimitValues):
     status: Literal["active", "expired"]
     hint: str
     """The key's last four characters."""
+    budget_usage: list[BudgetUsage] | None = None
+    """What is spent and left of its own budgets. Only `GET /v1/keys/{key_id}` returns it."""
 
 
 class RotatedKey(Key):

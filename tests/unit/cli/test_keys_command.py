@@ -216,3 +216,41 @@ def test_a_revoked_key_takes_its_jobs_along(gateway: Gateway) -> None:
     gateway.answer = {"object": "list", "data": [ROW], "deleted": True}
     assert run("keys", "revoke", "alice", "--jobs", "cancel").exit_code == 0
     assert gateway.last[:2] == ("DELETE", "/v1/keys/key_1?jobs=cancel")
+
+
+def test_budgets_are_written_as_one_option_each(gateway: Gateway) -> None:
+    """Amount, period and the share of the warning; nonsense is named. A new webhook's secret is printed once."""
+    gateway.answer = {"id": "t", "budgets": [{"unit": "cost", "amount": 9.5, "period": "week", "warn_at": 0.8}]}
+    gateway.answer["webhook_secret"] = "whsec_x"
+    line = "teams set t --budget tokens=5000/month --budget cost=9.5/week@0.8 --budget-webhook https://x.example/ --expires 1d"
+    out = run(*line.split()).stdout
+    assert "budgets: cost=9.5/week@0.8" in out
+    assert "whsec_x" in out
+    _, _, body = gateway.last
+    assert body["budgets"] == [
+        {"unit": "tokens", "amount": 5000, "period": "month"},
+        {"unit": "cost", "amount": 9.5, "period": "week", "warn_at": 0.8},
+    ]
+    assert (body["budget_webhook"], body["expires_in"]) == ("https://x.example/", 86_400)
+    run("keys", "create", "k", "--budget", "slot_seconds=60/day", "--max-open", "3")
+    assert gateway.last[2] == {
+        "name": "k",
+        "max_open": 3,
+        "budgets": [{"unit": "slot_seconds", "amount": 60, "period": "day"}],
+    }
+    run("teams", "set", "t", "--unset", "budget")
+    assert gateway.last[2] == {"budgets": None}
+    for nonsense in ("5000", "tokens=5000", "tokens=x/day", "apples=5/day", "tokens=5/year", "cost=5/day@.8.1"):
+        assert run("teams", "set", "t", "--budget", nonsense).exit_code == 2
+
+
+def test_what_is_left_of_budgets(gateway: Gateway) -> None:
+    """A line for each budget, over all pages."""
+    row = {"holder": "team", "holder_id": "red", "unit": "tokens", "currency": None, "period": "day", "amount": 10_000}
+    row |= {"spent": 1234, "reserved": 0, "left": 8766, "renews_at": 1_796_083_200}
+    gateway.answer = {"data": [row], "has_more": False, "next_after": None}
+    lines = [line.split() for line in run("budgets").stdout.splitlines()]
+    assert lines[1] == ["team", "red", "tokens", "day", "10,000", "1,234", "0", "8,766", "2026-12-01", "00:00Z"]
+    assert json.loads(run("budgets", "--json").stdout)["data"] == [row]
+    gateway.answer["data"] = []
+    assert "no budgets" in run("budgets").stdout

@@ -17,9 +17,11 @@ from gateway.auth.authenticator import Authenticator
 from gateway.auth.key_store import KeyStore
 from gateway.auth.team_store import TeamStore
 from gateway.dependencies import Parts
+from gateway.usage.report import UsageReports
 from schemas.keys import LIMITS
 
 TOKEN = "sk-test"
+BUDGET = {"unit": "tokens", "amount": 5, "period": "day"}
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 
@@ -30,7 +32,8 @@ class Gateway:
         self.documents = MemoryDocumentStore()
         self.ring = KeyStore(self.documents, MemoryBroadcast())
         auth, teams = Authenticator(TOKEN, self.ring), TeamStore(self.ring)
-        app = make_app(cast("Parts", SimpleNamespace(auth=auth, keys=self.ring, teams=teams)))
+        parts = SimpleNamespace(auth=auth, keys=self.ring, teams=teams, usage=UsageReports(None))
+        app = make_app(cast("Parts", parts))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=BEARER)
 
     async def ask(self, method: str, path: str = "/v1/keys", **options: Any) -> tuple[int, Any]:
@@ -78,7 +81,7 @@ async def test_made_shown_listed_and_revoked(gateway: Gateway) -> None:
     one = listed.json()["data"][0]
     assert one == made | {"id": one["id"], "created_at": one["created_at"]}
     path = f"/v1/keys/{one['id']}"
-    assert await gateway.ask("GET", path) == (200, one)
+    assert await gateway.ask("GET", path) == (200, one | {"budget_usage": []})
     assert await gateway.ask("DELETE", path) == (200, {"id": one["id"], "object": "api_key", "deleted": True})
     for method in ("GET", "DELETE"):
         status, body = await gateway.ask(method, path)
@@ -135,6 +138,20 @@ async def test_everything_can_be_said(gateway: Gateway) -> None:
         ({"max_stored_bytes": "1G"}, "max_stored_bytes"),
         ({"max_batches": -1}, "max_batches"),
         ({"max_webhooks": 0}, "max_webhooks"),
+        ({"budgets": {}}, "budgets"),
+        ({"budgets": [{"unit": "tokens", "period": "day"}]}, "budgets.0.amount"),
+        ({"budgets": [BUDGET | {"amount": 0}]}, "budgets.0.amount"),
+        ({"budgets": [BUDGET | {"amount": "5"}]}, "budgets.0.amount"),
+        ({"budgets": [BUDGET | {"amount": 1e13}]}, "budgets.0.amount"),
+        ({"budgets": [BUDGET | {"amount": 0.5}]}, "budgets.0.amount"),
+        ({"budgets": [BUDGET, BUDGET | {"unit": "apples"}]}, "budgets.1.unit"),
+        ({"budgets": [BUDGET | {"period": "year"}]}, "budgets.0.period"),
+        ({"budgets": [BUDGET | {"warn_at": 80}]}, "budgets.0.warn_at"),
+        ({"budgets": [BUDGET | {"warn_at": 0}]}, "budgets.0.warn_at"),
+        ({"budgets": [BUDGET | {"until": 1}]}, "budgets.0.until"),
+        ({"budgets": [BUDGET, BUDGET | {"amount": 6}]}, "budgets"),
+        ({"budgets": [BUDGET]}, "budgets"),  # there is no ledger
+        ({"budget_webhook": ""}, "budget_webhook"),
         ({"networks": ["10.0.0.0/33"]}, "networks.0"),
         ({"networks": ["10.0.0.0/8", "2001:db8::1/128"]}, "networks.1"),
         ({"key": "nexus-mine"}, "key"),

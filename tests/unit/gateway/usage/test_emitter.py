@@ -38,6 +38,9 @@ class Queue:
     def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         raise NotImplementedError
 
+    async def oldest(self) -> int | None:
+        raise NotImplementedError
+
     def events(self) -> list[UsageEvent | ValueError]:
         return [one for data in self.items.values() for one in decode_events(data)]
 

@@ -80,6 +80,9 @@ class MemoryBacklog:
         while True:
             yield await self.items.get()
 
+    async def oldest(self) -> int | None:
+        raise NotImplementedError
+
 
 class Receiver(GuardedHttpClient):
     """A receiver with scripted answers: a status, an exception, or no answer (None)."""
