@@ -258,8 +258,8 @@ class GatewaySettings(CommonSettings):
     batch_window: int = Field(default=256, ge=1, le=10_000)
     """Lines of one batch that are queued or running at the same time."""
     ledger_url: SecretStr = SecretStr("")
-    """Database of the usage ledger: `sqlite:////path/to/file`, or `postgresql://user:password@host:5432/database`. Use
-    the same value in all gateways. Empty: usage is not recorded.
+    """Database of the usage ledger and the audit log: `sqlite:////path/to/file`, or
+    `postgresql://user:password@host:5432/database`. Use the same value in all gateways. Empty: neither is recorded.
     """
     ledger_password_file: str = ""
     """File with PostgreSQL's password, if `LEDGER_URL` does not contain it. It is read at each connection."""
@@ -268,8 +268,8 @@ class GatewaySettings(CommonSettings):
     ledger_keep_s: float = Field(default=34_560_000.0, ge=86_400)
     """Seconds for which the ledger stores single requests. Its hourly sums are never deleted."""
     usage_journal_dir: str = ""
-    """Folder in which a gateway writes usage down before an answer ends, so that nothing is missing after a kill.
-    Empty: the usage of the last tenth of a second is lost when a gateway is killed.
+    """Folder in which a gateway writes usage and audit events down before an answer ends, so that nothing is missing
+    after a kill. Empty: those of the last tenth of a second are lost when a gateway is killed.
     """
     max_usage_bytes: int = Field(default=512 * 1024**2, ge=1024 * 1024)
     """Bytes of usage on NATS's disk that the ledger's database has not stored yet: about 220 per request."""
@@ -308,6 +308,10 @@ class GatewaySettings(CommonSettings):
     """Seconds without a request after which the session of a person ends."""
     session_max_s: float = Field(default=43_200.0, ge=60)
     """Seconds after which a session ends in any case. Changed groups count from the next sign-in on."""
+    audit_keep_s: float = Field(default=34_560_000.0, ge=86_400)
+    """Seconds for which the ledger's database stores the audit log."""
+    max_audit_bytes: int = Field(default=256 * 1024**2, ge=1024 * 1024)
+    """Bytes of audit events on NATS's disk that the database has not stored yet: about 350 per event."""
     webhook_timeout_s: float = Field(default=15.0, gt=0)
     """Seconds for one attempt to deliver a webhook."""
     webhook_retries_s: str = "5,300,1800,7200,18000,36000,50400,72000,86400"

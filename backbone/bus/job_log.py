@@ -44,6 +44,7 @@ class Retention:
     max_dead_letter_bytes: int = 1024**3
     usage_s: float = 30 * 86_400.0
     max_usage_bytes: int = 512 * 1024**2
+    max_audit_bytes: int = 256 * 1024**2
     replicas: int = 1
 
 
@@ -243,7 +244,7 @@ class WorkQueues(Protocol):
     """The queues of the gateways' own work."""
 
     def work_queue(self, name: str) -> WorkQueue:
-        """Return the work queue of that name: `hooks`, `batches` or `usage`."""
+        """Return the work queue of that name: `hooks`, `batches`, `usage` or `audit`."""
 
 
 class JobHistory(EventLog, OutcomeStore, Protocol):

@@ -211,7 +211,8 @@ def work_item_subject(name: str, item_id: str) -> str:
 
 
 USAGE_QUEUE = "usage"
-WORK_QUEUES = ("hooks", "batches", USAGE_QUEUE)
+AUDIT_QUEUE = "audit"
+WORK_QUEUES = ("hooks", "batches", USAGE_QUEUE, AUDIT_QUEUE)
 STREAMS = (
     JOBS_STREAM,
     EVENTS_STREAM,

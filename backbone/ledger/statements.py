@@ -36,7 +36,7 @@ BUCKET_S = {"minute": 60, "hour": HOUR_S, "day": 86_400}
 
 def store(connection: Connection, priced: Iterable[PricedEvent]) -> int:
     """Store the events that are not stored yet, and add them to the hourly sums. Return their number."""
-    _lock(connection)
+    lock_writes(connection)
     rows = {
         (one.event.job, one.event.run): one.event.__dict__ | {"cost_nanos": one.cost_nanos, "currency": one.currency}
         for one in priced
@@ -51,7 +51,7 @@ def store(connection: Connection, priced: Iterable[PricedEvent]) -> int:
     return len(rows)
 
 
-def _lock(connection: Connection) -> None:
+def lock_writes(connection: Connection) -> None:
     """Let one gateway write at a time. SQLite's transactions of writers do so by themselves."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(WRITE_LOCK)))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Index, MetaData, PrimaryKeyConstraint, Table, Text
 
+from schemas.audit import FIELDS as AUDIT_FIELDS
 from schemas.usage import FIELDS, HOURLY_DIMENSIONS, SUMS
 
 FLAGS = frozenset({"durable", "batch"})
 ADDED = (*SUMS, "cost_nanos")
 """The columns of `usage_hours` that are sums, besides `requests`."""
 HOUR_KEY = ("hour", *HOURLY_DIMENSIONS, "currency")
-_NUMBERS = frozenset({*SUMS, "finished_ms", "run", "attempts"})
+_NUMBERS = frozenset({*SUMS, "finished_ms", "run", "attempts", "at_ms", "count"})
 
 metadata = MetaData()
 
@@ -47,3 +48,14 @@ usage_hours = Table(
     PrimaryKeyConstraint(*HOUR_KEY, name="usage_hours_pk"),
 )
 """Sums of `usage_runs` by hour (Unix seconds of its beginning) and dimensions, changed in the same transaction."""
+
+audit_events = Table(
+    "audit_events",
+    metadata,
+    *(Column(name, BigInteger, nullable=False) if name == "status" else _column(name) for name in AUDIT_FIELDS),
+    Column("sequence", BigInteger, nullable=False),
+    PrimaryKeyConstraint("id", name="audit_events_pk"),
+    Index("audit_events_sequence", "sequence", unique=True),
+    Index("audit_events_target", "target", "id"),
+)
+"""One row for each audit event. `sequence` grows in the order in which rows are stored, or get their result."""

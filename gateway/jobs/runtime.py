@@ -182,5 +182,6 @@ def retention(settings: GatewaySettings) -> Retention:
         max_event_bytes=settings.max_event_bytes,
         max_outcome_bytes=settings.max_result_bytes,
         max_usage_bytes=settings.max_usage_bytes,
+        max_audit_bytes=settings.max_audit_bytes,
         replicas=settings.stream_replicas,
     )

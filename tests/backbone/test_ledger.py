@@ -1,4 +1,4 @@
-"""The ledger on both of its databases: each run once, sums that agree with the rows, and errors that are Unavailable."""
+"""The ledger on both of its databases: each run and each audit event once, sums that agree with the rows, and errors that are Unavailable."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import pytest
 import pytest_asyncio
 
 from backbone.ledger.access import LedgerAccess
+from backbone.ledger.audit_query import AuditQuery
+from backbone.ledger.audit_store import AuditStore
 from backbone.ledger.database import LedgerDatabase
 from backbone.ledger.usage_ledger import UsageLedger
 from backbone.ledger.usage_query import PricedEvent, UsageQuery
+from schemas.audit import AuditEvent, AuditResult
 from schemas.errors import Unavailable
 from schemas.usage import DIMENSIONS
 from tests.postgresql import PostgreSQL
@@ -158,6 +161,83 @@ async def test_old_runs_are_deleted_and_sums_stay(ledger: UsageLedger) -> None:
     assert await ledger.delete_runs(BEGAN_MS + 5 * HOUR_MS, 3) == 0
     by_worker = await ledger.add_up(UsageQuery(0, 2**33, "", ("worker",)))
     assert (await requests(ledger), by_worker[0].sums["requests"]) == (10, 5)
+
+
+def audited(number: int = 0, **fields: Any) -> AuditEvent:
+    values: dict[str, Any] = {
+        "id": f"aud_{BEGAN_MS + number:012x}{number:020x}", "at_ms": BEGAN_MS + number, "actor": "api_key", "team": "red", "key": "key_1",
+        "action": "key.create", "target_type": "key", "target": f"key_{number}", "status": 201,
+    }  # fmt: skip
+    return AuditEvent(**(values | fields))
+
+
+EVERYTHING = AuditQuery(0, 2**47)
+
+
+async def test_audit_events_are_stored_once(access: LedgerAccess) -> None:
+    """An event that comes again folds; one without a result gets it, in whichever order they come; writers do not hinder each other."""
+    stores = [AuditStore(LedgerDatabase(access)) for _ in range(3)]
+    store = stores[0]
+    assert await store.store([audited(1, status=0), audited(1), audited(2, status=0), audited(1, status=0)]) == 2
+    assert await store.store([audited(1, status=0), audited(2, status=404), audited(3, status=0)]) == 1
+    assert await store.store([audited(2, status=0)]) == 0
+    batches = [[audited(number) for number in range(first, first + 300)] for first in (10, 110, 60)]
+    stored = await asyncio.gather(*(one.store(batch) for one, batch in zip(stores, batches, strict=True)))
+    assert sum(stored) == 400
+    found = await store.page(EVERYTHING, after="", limit=1000)
+    assert [one.event.status for one in found[-3:]] == [0, 404, 201]
+    assert len({one.sequence for one in found}) == len(found) == 403
+    for one in stores:
+        await one._database.close()
+
+
+async def test_audit_events_are_found(access: LedgerAccess) -> None:
+    """By any field, by time, by names that begin alike and by result; pages are newest first, exports miss no late event."""
+    database = LedgerDatabase(access)
+    store = AuditStore(database)
+    actions = ("key.create", "key.change", "keyring.open", "team.create", "key.refused")
+    statuses = (200, 0, 403, 500, 401)
+    events = [
+        audited(10 * number, action=actions[number], status=statuses[number], team="blue" if number == 3 else "red")
+        for number in range(5)
+    ]
+    await store.store(events)
+
+    async def found(**fields: Any) -> list[int]:
+        query = AuditQuery(**({"start_ms": 0, "end_ms": 2**47} | fields))
+        return [int((one.event.at_ms - BEGAN_MS) / 10) for one in await store.page(query, after="", limit=10)]
+
+    assert await found() == [4, 3, 2, 1, 0]
+    assert await found(actions=("key.*",)) == [4, 1, 0]
+    assert await found(actions=("team.create", "keyring.*")) == [3, 2]
+    assert await found(filters={"team": ("blue",)}) == [3]
+    assert await found(start_ms=BEGAN_MS + 10, end_ms=BEGAN_MS + 30) == [2, 1]
+    for result, numbers in zip(AuditResult, ([0], [4, 2], [3], [1]), strict=True):
+        assert await found(results=(result,)) == numbers, result
+    pages = await store.page(EVERYTHING, after=events[3].id, limit=2)
+    assert [one.event for one in pages] == [events[2], events[1]]
+    first = await store.export(EVERYTHING, after=0, limit=10)
+    assert [one.event for one in first] == events
+    late = audited(5)
+    await store.store([late, audited(10, action="key.change")])
+    rest = await store.export(EVERYTHING, after=first[-1].sequence, limit=10)
+    assert [one.event for one in rest] == [late, audited(10, action="key.change")]
+    await database.close()
+
+
+async def test_old_audit_events_are_deleted(access: LedgerAccess) -> None:
+    """All but the last, behind whose sequence exports continue."""
+    database = LedgerDatabase(access)
+    store = AuditStore(database)
+    await store.store(audited(number) for number in range(10))
+    assert [await store.delete(BEGAN_MS + 5, 3) for _ in range(3)] == [3, 2, 0]
+    assert await store.delete(BEGAN_MS + 1000, 100) == 4
+    [last] = await store.export(EVERYTHING, after=0, limit=10)
+    await store.store([audited(99)])
+    assert [one.sequence for one in await store.export(EVERYTHING, after=last.sequence, limit=10)] == [
+        last.sequence + 1
+    ]
+    await database.close()
 
 
 async def test_the_migrations_make_the_tables(access: LedgerAccess) -> None:

@@ -29,6 +29,7 @@ from backbone.bus.nats.requests import (
 )
 from backbone.bus.nats.stream_reader import StoredMessage, StreamReader
 from backbone.bus.subjects import (
+    AUDIT_QUEUE,
     BLOBS_STREAM,
     BROADCAST,
     CLAIMS_STREAM,
@@ -51,6 +52,7 @@ from schemas.jobs import JobRecord
 WEBHOOKS_STREAM = work_queue_stream("hooks")
 BATCHES_STREAM = work_queue_stream("batches")
 USAGE_STREAM = work_queue_stream(USAGE_QUEUE)
+AUDIT_STREAM = work_queue_stream(AUDIT_QUEUE)
 STREAMS = (
     SEALS_STREAM,
     BLOBS_STREAM,
@@ -60,6 +62,7 @@ STREAMS = (
     DEAD_LETTERS_STREAM,
     WEBHOOKS_STREAM,
     USAGE_STREAM,
+    AUDIT_STREAM,
     CLAIMS_STREAM,
     CONTENT_KEYS_STREAM,
     EVENTS_STREAM,

@@ -8,6 +8,7 @@ from backbone.bus.job_log import Retention
 from backbone.bus.nats.jetstream import NANO, ensure
 from backbone.bus.nats.requests import JetStreamError, RequestInbox, call_api
 from backbone.bus.subjects import (
+    AUDIT_QUEUE,
     CLAIMS_BUCKET,
     CLAIMS_STREAM,
     CONTENT_KEYS_BUCKET,
@@ -130,10 +131,12 @@ async def ensure_content_keys(inbox: RequestInbox, retention: Retention) -> None
 
 
 def work_queue_config(name: str, retention: Retention) -> Config:
-    """Configure a work queue of the gateways. That of usage events is bounded, as its consumer may be away for long."""
-    bounded = name == USAGE_QUEUE
-    return _stream(work_queue_stream(name), f"nexus.{name}.*", retention, retention.usage_s if bounded else 0) | {
-        "max_bytes": retention.max_usage_bytes if bounded else -1,
+    """Configure a work queue of the gateways. Those of events are bounded, as their consumers may be away for long."""
+    max_bytes = {USAGE_QUEUE: retention.max_usage_bytes, AUDIT_QUEUE: retention.max_audit_bytes}.get(name, -1)
+    bounded = max_bytes >= 0
+    max_age_s = retention.usage_s if name == USAGE_QUEUE else 0
+    return _stream(work_queue_stream(name), f"nexus.{name}.*", retention, max_age_s) | {
+        "max_bytes": max_bytes,
         "description": f"Nexus: work of the gateways: {name}",
         "retention": "workqueue",
         "discard": "new",
