@@ -33,6 +33,7 @@ COMMANDS = {
     "services": ("cli.services:app", "List, add and remove HTTP services."),
     "usage": ("cli.usage:usage", "Show what teams, keys and models have used."),
     "budgets": ("cli.budgets:budgets", "Show what is spent and left of budgets."),
+    "audit": ("cli.audit:audit", "Show who did what to what, from where, with which result."),
     "keys": ("cli.keys:app", "List, create, change, rotate and revoke API keys."),
     "teams": ("cli.teams:app", "List, create, change and remove teams of keys."),
     "people": ("cli.people:app", "List people who sign in; change their roles and teams, disable them."),

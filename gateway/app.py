@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from backbone.version import VERSION
+from gateway.audit.audit_log import AuditLog
+from gateway.audit.model_jobs import AuditedModelJobs
 from gateway.dependencies import Parts
 from gateway.http.error_handlers import answer_errors
 from gateway.jobs.http_handler import PATH as SUBMIT
@@ -13,6 +17,7 @@ from gateway.landing_page import LandingPage
 from gateway.openapi import ApiDocument
 from gateway.routes import (
     aliases,
+    audit,
     batches,
     budgets,
     dead_letters,
@@ -34,7 +39,7 @@ from gateway.routes import (
     usage,
     voices,
 )
-from schemas.endpoints import ENDPOINTS
+from schemas.endpoints import ENDPOINTS, SERVED
 from schemas.errors import InternalError
 
 ROUTERS = [
@@ -50,6 +55,7 @@ ROUTERS = [
     team_jobs.router,
     sign_in.pages_router,
     sign_in.router,
+    sign_in.links_router,
     people.router,
     jobs.router,
     dead_letters.router,
@@ -60,19 +66,28 @@ ROUTERS = [
     usage.router,
     budgets.router,
     organization.router,
+    audit.router,
 ]
 
 
 def make_app(
-    parts: Parts, public: frozenset[str] = frozenset(), *, public_url: str = "", observability_port: int = 0
+    parts: Parts,
+    public: frozenset[str] = frozenset(),
+    *,
+    public_url: str = "",
+    observability_port: int = 0,
+    audit_log: AuditLog | None = None,
+    model_jobs: AuditedModelJobs | None = None,
 ) -> FastAPI:
     """Build the API. Hot routes are only listed, for the OpenAPI document and for 405: `AsgiApp` serves them.
 
     `public`: names of `PUBLIC_ROUTES`. `observability_port`: the port of the documentation that the landing page names to readers
-    on this machine; 0: none.
+    on this machine; 0: none. `audit_log`: records the calls of administrative routes; None: nothing does. `model_jobs`: serves the
+    endpoints that need an administrative scope; None: `AsgiApp` does.
     """
     app = _bare_app("Nexus")
     app.state.parts = parts
+    app.state.audit = audit_log
     app.state.landing_page = LandingPage(public_url, "docs" in public, observability_port)
     for router in ROUTERS:
         app.include_router(router)
@@ -81,7 +96,7 @@ def make_app(
         app.include_router(operations.metrics_router)
     if "docs" in public:
         app.include_router(docs.router)
-    _list_hot_routes(app)
+    _list_hot_routes(app, model_jobs)
     answer_errors(app)
     app.state.document = ApiDocument(app.openapi)
     return app
@@ -115,8 +130,13 @@ async def served_by_asgi_app(request: Request) -> Response:
     raise InternalError(f"{request.url.path} was not served by AsgiApp")
 
 
-def _list_hot_routes(app: FastAPI) -> None:
-    """Register the routes that `AsgiApp` serves."""
-    hot = [*((endpoint.path, "POST") for endpoint in ENDPOINTS), (SUBMIT, "POST"), (SUBMIT + "/{job_id}", "GET")]
-    for path, method in hot:
-        app.add_api_route(path, served_by_asgi_app, methods=[method], tags=["inference"])
+def _list_hot_routes(app: FastAPI, model_jobs: AuditedModelJobs | None) -> None:
+    """Register the routes that `AsgiApp` serves, and those that `model_jobs` serves."""
+    hot: dict[tuple[str, str], Callable[[Request], Awaitable[Response]]] = {
+        (endpoint.path, "POST"): served_by_asgi_app for endpoint in ENDPOINTS
+    }
+    if model_jobs is not None:
+        hot |= {(endpoint.path, "POST"): model_jobs.route(endpoint) for endpoint in ENDPOINTS if endpoint not in SERVED}
+    hot |= {(SUBMIT, "POST"): served_by_asgi_app, (SUBMIT + "/{job_id}", "GET"): served_by_asgi_app}
+    for (path, method), serve in hot.items():
+        app.add_api_route(path, serve, methods=[method], tags=["inference"])

@@ -20,8 +20,9 @@ from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.objects.store import NatsBlobStore
 from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.private_job_log import PrivateJobLog
-from backbone.bus.subjects import USAGE_QUEUE
+from backbone.bus.subjects import AUDIT_QUEUE, USAGE_QUEUE
 from backbone.ledger.access import read_ledger_access
+from backbone.ledger.audit_store import AuditStore
 from backbone.ledger.database import LedgerDatabase
 from backbone.ledger.usage_ledger import UsageLedger
 from backbone.registry.auth import read_etcd_access
@@ -40,6 +41,10 @@ from backbone.store.sealed_documents import SealedDocumentStore
 from backbone.team_keys import TeamKeys
 from gateway.app import make_app, make_observability_app
 from gateway.asgi_app import App, AsgiApp
+from gateway.audit.audit_log import AuditLog
+from gateway.audit.model_jobs import AuditedModelJobs
+from gateway.audit.report import AuditReports
+from gateway.audit.writer import AuditEmitter, AuditWriter
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.bootstrap_key import load_bootstrap_key
 from gateway.auth.guess_limiter import KeyGuessLimiter
@@ -93,7 +98,7 @@ from gateway.usage.report import UsageReports
 from gateway.usage.writer import LedgerWriter
 from gateway.webhooks.budget_events import BudgetAnnouncer
 from gateway.webhooks.sender import WEBHOOK_QUEUE_NAME, WebhookSender
-from schemas.endpoints import BY_PATH, CHAT, ENDPOINTS
+from schemas.endpoints import BY_PATH, CHAT, ENDPOINTS, SERVED
 from schemas.jobs import MAX_STARTS, Limits
 from schemas.keys import AccessLimits
 
@@ -207,12 +212,15 @@ class _Services:
         self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics, self.keys)
         self.body_quotas = RedisByteQuotas(clients.store, "bodies")
         self.usage_reports = UsageReports(None)
+        self.audit_reports = AuditReports(None)
+        self.audit_log: AuditLog | None = None
         self.usage_emitter: UsageEmitter | None = None
         self.ledger_parts: tuple[_Startable, ...] = ()
         prices, spend = PriceFile(settings.ledger_prices_file), None
         if (access := read_ledger_access(settings)) is not None:
-            ledger = UsageLedger(LedgerDatabase(access))
-            self._open_ledger(settings, clients, ledger, prices)
+            database = LedgerDatabase(access)
+            ledger = UsageLedger(database)
+            self._open_ledger(settings, clients, ledger, AuditStore(database), prices)
             spend = LedgerSpend(ledger, clients.job_log.work_queue(USAGE_QUEUE).oldest, lambda: prices.currency)
         self.budgets = self._budgets(clients, prices, spend)
         self.job_runtime = JobRuntime(
@@ -267,6 +275,7 @@ class _Services:
             BY_PATH,
             self.file_references,
             self.webhooks.check_url,
+            self.audit_log,
         )
         self.inference = InferenceHandler(
             self.submitter,
@@ -328,6 +337,7 @@ class _Services:
             people=self.people,
             budgets=self.budgets,
             check_webhook=self.webhooks.check_url,
+            audit=self.audit_reports,
         )
 
     def _budgets(self, clients: _Clients, prices: PriceFile, spend: LedgerSpend | None) -> BudgetLimiter:
@@ -346,18 +356,29 @@ class _Services:
         )
 
     def _open_ledger(
-        self, settings: GatewaySettings, clients: _Clients, ledger: UsageLedger, prices: PriceFile
+        self,
+        settings: GatewaySettings,
+        clients: _Clients,
+        ledger: UsageLedger,
+        audit_store: AuditStore,
+        prices: PriceFile,
     ) -> None:
-        """Build what records usage. Raises ConfigurationError."""
+        """Build what records usage and administrative actions. Raises ConfigurationError."""
         queue, metrics = clients.job_log.work_queue(USAGE_QUEUE), self.metrics
+        audit_queue = clients.job_log.work_queue(AUDIT_QUEUE)
         folder = Path(settings.usage_journal_dir) if settings.usage_journal_dir else None
         try:
             self.usage_emitter = UsageEmitter(queue, folder, metrics.usage_dropped.inc)
+            audit_emitter = AuditEmitter(audit_queue, folder, metrics.audit_dropped.inc)
         except OSError as error:
             raise ConfigurationError(f"USAGE_JOURNAL_DIR: {folder} cannot be written: {error.strerror}") from error
         writer = LedgerWriter(queue, ledger, prices, metrics, keep_s=settings.ledger_keep_s)
-        self.usage_reports = UsageReports(ledger)
-        self.ledger_parts = (self.usage_emitter, writer)
+        audit_writer = AuditWriter(audit_queue, audit_store, metrics, keep_s=settings.audit_keep_s)
+        metrics.ledger_lag.set_function(lambda: max(writer.lag_s(), audit_writer.lag_s()))
+        self.usage_reports, self.audit_reports = UsageReports(ledger), AuditReports(audit_store)
+        self.audit_log = AuditLog(audit_emitter.emit, secret=load_bootstrap_key(settings) or "")
+        self.auth.on_refused = self.audit_log.record_refusal
+        self.ledger_parts = (self.usage_emitter, writer, audit_emitter, audit_writer, self.audit_log)
 
     def _batches(self, settings: GatewaySettings, clients: _Clients) -> tuple[BatchService, BatchScheduler]:
         queue = clients.job_log.work_queue(BATCHES)
@@ -414,13 +435,17 @@ class _Services:
             settings.public_names,
             public_url=settings.public_url,
             observability_port=settings.observability_port,
+            audit_log=self.audit_log,
+            model_jobs=None
+            if self.audit_log is None
+            else AuditedModelJobs(self.audit_log, self.auth, self.inference.serve),
         )
         observability = make_observability_app(self.parts, api, settings.public_url, settings.gateway_port)
         return RunningGateway(
             api=AsgiApp(
                 api,
                 self.inference,
-                ENDPOINTS,
+                ENDPOINTS if self.audit_log is None else SERVED,
                 settings.cors_origins,
                 self.durable_handler,
                 JobPollHandler(self.jobs, self.poll_tasks, self.auth, self.parts.followers),

@@ -10,6 +10,8 @@ from fastapi import Depends, Request
 
 from backbone.bus.blobs import BlobStore
 from backbone.store.documents import DocumentStore
+from gateway.audit.entry import AuditEntry, entry_of
+from gateway.audit.report import AuditReports
 from gateway.auth.authenticator import Authenticator, Principal
 from gateway.auth.key_store import KeyStore
 from gateway.auth.team_store import TeamStore
@@ -64,6 +66,7 @@ class Parts:
     budgets: BudgetLimiter
     check_webhook: Callable[[str], None]
     """Raises InvalidRequest for a URL that no webhook can be sent to."""
+    audit: AuditReports
 
 
 def get_parts(request: Request) -> Parts:
@@ -86,19 +89,52 @@ def _require(scope: Scope) -> Callable[[Request], Principal]:
     return caller
 
 
+def _require_audited(scope: Scope) -> Callable[[Request], Principal]:
+    """Return the dependency of administrative routes, whose class is `AuditedRoute`."""
+
+    def caller(request: Request) -> Principal:
+        principal, entry = require_key(request), audit_entry(request)
+        entry.identify(principal)
+        principal.require(scope)
+        entry.allow()
+        return principal
+
+    return caller
+
+
 def require_key_manager(request: Request) -> Principal:
     """Authenticate a caller who may manage keys: any, or as a member those of the own team. Raises PermissionDenied."""
-    principal = require_key(request)
+    principal, entry = require_key(request), audit_entry(request)
+    entry.identify(principal)
     if principal.role not in {Role.MEMBER, Role.OPERATOR}:
         principal.require(Scope.ADMIN_KEYS)
+    entry.allow()
     return principal
+
+
+def require_usage_reader(request: Request) -> Principal:
+    """Authenticate the caller of a route of usage. It is administrative for keys that may see other teams."""
+    principal = require_key(request)
+    if Scope.ADMIN_READ in principal.scopes:
+        entry = audit_entry(request)
+        entry.target = request.url.path.rpartition("/")[2]
+        entry.identify(principal)
+        entry.allow()
+    return principal
+
+
+def audit_entry(request: Request) -> AuditEntry:
+    """Return what will be recorded of the request, to which its route may add."""
+    return entry_of(request.scope)
 
 
 PartsDep = Annotated[Parts, Depends(get_parts)]
 Caller = Annotated[Principal, Depends(require_key)]
 InferenceCaller = Annotated[Principal, Depends(_require(Scope.INFERENCE))]
 JobsCaller = Annotated[Principal, Depends(_require(Scope.JOBS))]
-AdminReader = Annotated[Principal, Depends(_require(Scope.ADMIN_READ))]
-Operator = Annotated[Principal, Depends(_require(Scope.ADMIN_OPERATE))]
-KeyAdmin = Annotated[Principal, Depends(_require(Scope.ADMIN_KEYS))]
+AdminReader = Annotated[Principal, Depends(_require_audited(Scope.ADMIN_READ))]
+Operator = Annotated[Principal, Depends(_require_audited(Scope.ADMIN_OPERATE))]
+KeyAdmin = Annotated[Principal, Depends(_require_audited(Scope.ADMIN_KEYS))]
 KeyManager = Annotated[Principal, Depends(require_key_manager)]
+UsageReader = Annotated[Principal, Depends(require_usage_reader)]
+AuditDep = Annotated[AuditEntry, Depends(audit_entry)]

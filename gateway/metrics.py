@@ -278,7 +278,7 @@ class GatewayMetrics:
         self.ledger_up.set(1)
         self.ledger_lag = Gauge(
             "nexus_ledger_lag_seconds",
-            "Age of the oldest usage that this gateway could not write into the ledger; 0: there is none.",
+            "Age of the oldest usage or audit event that this gateway could not write into the ledger; 0: there is none.",
             registry=reg,
         )
         self.usage_dropped = Counter(
@@ -290,6 +290,14 @@ class GatewayMetrics:
             "nexus_budget_refusals_total",
             "Requests that were refused because a budget was used up, or its rest reserved.",
             ["holder", "unit", "period"],
+            registry=reg,
+        )
+        self.audit_rows = Counter(
+            "nexus_audit_rows_total", "Audit events that this gateway wrote into the ledger's database.", registry=reg
+        )
+        self.audit_dropped = Counter(
+            "nexus_audit_dropped_total",
+            "Audit events that are lost: the gateway's journal was full, or an event was unreadable.",
             registry=reg,
         )
         self.loop_lag = Histogram(

@@ -25,7 +25,7 @@ class AuditQuery:
     """Empty: all."""
 
 
-class StoredEvent(NamedTuple):
+class StoredAuditEvent(NamedTuple):
     """An event as it is stored."""
 
     sequence: int

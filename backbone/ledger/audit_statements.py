@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, and_, delete, func, insert, not_, or_, select
 
-from backbone.ledger.audit_query import AuditQuery, StoredEvent
+from backbone.ledger.audit_query import AuditQuery, StoredAuditEvent
 from backbone.ledger.statements import MAX_KEYS, lock_writes
 from backbone.ledger.tables import audit_events
 from schemas.audit import REFUSED_STATUSES, AuditEvent, AuditResult
@@ -56,7 +56,7 @@ def _statuses(connection: Connection, ids: list[str]) -> dict[str, int]:
     return found
 
 
-def newest_first(connection: Connection, query: AuditQuery, after: str, limit: int) -> list[StoredEvent]:
+def newest_first(connection: Connection, query: AuditQuery, after: str, limit: int) -> list[StoredAuditEvent]:
     """Return at most `limit` events, behind the one with the id `after`."""
     statement = _chosen(query).order_by(_columns.id.desc()).limit(limit)
     if after:
@@ -64,7 +64,7 @@ def newest_first(connection: Connection, query: AuditQuery, after: str, limit: i
     return _read(connection, statement)
 
 
-def in_sequence(connection: Connection, query: AuditQuery, after: int, limit: int) -> list[StoredEvent]:
+def in_sequence(connection: Connection, query: AuditQuery, after: int, limit: int) -> list[StoredAuditEvent]:
     """Return at most `limit` events in the order of their sequence, behind `after`."""
     statement = _chosen(query).where(_columns.sequence > after).order_by(_columns.sequence).limit(limit)
     return _read(connection, statement)
@@ -95,9 +95,9 @@ def _chosen(query: AuditQuery) -> Select[Any]:
     return select(audit_events).where(*conditions)
 
 
-def _read(connection: Connection, statement: Select[Any]) -> list[StoredEvent]:
+def _read(connection: Connection, statement: Select[Any]) -> list[StoredAuditEvent]:
     found = []
     for row in connection.execute(statement).mappings():
         fields = dict(row)
-        found.append(StoredEvent(fields.pop("sequence"), AuditEvent.model_construct(**fields)))
+        found.append(StoredAuditEvent(fields.pop("sequence"), AuditEvent.model_construct(**fields)))
     return found

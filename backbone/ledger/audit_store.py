@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from backbone.ledger.audit_query import AuditQuery, StoredEvent
+from backbone.ledger.audit_query import AuditQuery, StoredAuditEvent
 from backbone.ledger.database import LedgerDatabase
 from schemas.audit import AuditEvent
 
@@ -32,20 +32,20 @@ class AuditStore:
 
         return await self._database.write(work)
 
-    async def page(self, query: AuditQuery, *, after: str, limit: int) -> list[StoredEvent]:
+    async def page(self, query: AuditQuery, *, after: str, limit: int) -> list[StoredAuditEvent]:
         """Return at most `limit` events, newest first, behind the one with the id `after`; empty: from the newest. Raises Unavailable."""
 
-        def work(connection: Connection) -> list[StoredEvent]:
+        def work(connection: Connection) -> list[StoredAuditEvent]:
             from backbone.ledger.audit_statements import newest_first
 
             return newest_first(connection, query, after, limit)
 
         return await self._database.read(work)
 
-    async def export(self, query: AuditQuery, *, after: int, limit: int) -> list[StoredEvent]:
+    async def export(self, query: AuditQuery, *, after: int, limit: int) -> list[StoredAuditEvent]:
         """Return at most `limit` events in the order of their sequence, behind the sequence `after`. Raises Unavailable."""
 
-        def work(connection: Connection) -> list[StoredEvent]:
+        def work(connection: Connection) -> list[StoredAuditEvent]:
             from backbone.ledger.audit_statements import in_sequence
 
             return in_sequence(connection, query, after, limit)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from gateway.auth.guess_limiter import KeyGuessLimiter
+from gateway.auth.guess_limiter import KeyGuessLimiter, TooManyWrongKeys
 from gateway.http.asgi import CALLER_INFO, RATE_HEADERS, SESSION, Caller, Headers
 from gateway.http.asgi import Scope as HttpScope
 from gateway.limits.effective import NO_LIMITS, EffectiveLimits
@@ -64,6 +64,15 @@ class Principal:
             )
 
 
+class KeyEnded(AuthenticationFailed):
+    """The API key was valid, and is no longer."""
+
+    def __init__(self, message: str, principal: Principal) -> None:
+        super().__init__(message)
+        self.principal = principal
+        """Whose key it was."""
+
+
 class KeyLookup(Protocol):
     """Looks created keys up in memory, without waiting."""
 
@@ -95,6 +104,8 @@ class Authenticator:
         self._keys = keys
         self._guess_limiter = guess_limiter
         self._rate_headers = rate_headers
+        self.on_refused: Callable[[HttpScope, NexusError, Principal | None], None] = lambda *_: None
+        """Receives each refusal, with the principal of a key that is known but may not be used."""
         secret = bootstrap_webhook_secret(token) if token else ""
         self._bootstrap = Principal(owner=BOOTSTRAP_OWNER, webhook_secret=secret)
 
@@ -104,29 +115,34 @@ class Authenticator:
         Raises AuthenticationFailed, whose message never repeats the key; TooManyWrongKeys for an address that tries out keys;
         Unavailable while the created keys have never been read.
         """
+        principal: Principal | None = None
         try:
-            key = read_key(scope["headers"])
-        except AuthenticationFailed:
-            self._require_keys()
-            raise
-        if not key:
-            return self._signed_in(scope)
-        caller: Caller | None = scope.get(CALLER_INFO)
-        guess_limiter = self._guess_limiter
-        if caller is None or guess_limiter is None:
-            principal = self._find(key)
+            try:
+                key = read_key(scope["headers"])
+            except AuthenticationFailed:
+                self._require_keys()
+                raise
+            if not key:
+                return self._signed_in(scope)
+            caller: Caller | None = scope.get(CALLER_INFO)
+            guess_limiter = self._guess_limiter
+            if caller is None or guess_limiter is None:
+                principal = self._find(key)
+                if principal.limits.networks:
+                    principal.limits.require_network(caller.address if caller is not None else "")
+                return principal
+            try:
+                principal = self._find(key)
+            except AuthenticationFailed:
+                guess_limiter.record_wrong_key(caller.address, key)
+                raise
+            if not principal.key_id:
+                guess_limiter.record_bootstrap_use(caller.address)
             if principal.limits.networks:
-                principal.limits.require_network(caller.address if caller is not None else "")
-            return principal
-        try:
-            principal = self._find(key)
-        except AuthenticationFailed:
-            guess_limiter.record_wrong_key(caller.address, key)
+                principal.limits.require_network(caller.address)
+        except (AuthenticationFailed, PermissionDenied, TooManyWrongKeys) as error:
+            self.on_refused(scope, error, error.principal if isinstance(error, KeyEnded) else principal)
             raise
-        if not principal.key_id:
-            guess_limiter.record_bootstrap_use(caller.address)
-        if principal.limits.networks:
-            principal.limits.require_network(caller.address)
         if principal.limits.is_rated and self._rate_headers is not None:
             scope[RATE_HEADERS] = partial(self._rate_headers, principal.limits)
         caller.owner, caller.key_id = principal.owner, principal.key_id

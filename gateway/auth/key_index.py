@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway import clock
-from gateway.auth.authenticator import Principal
+from gateway.auth.authenticator import KeyEnded, Principal
 from gateway.limits.effective import NO_LIMITS, EffectiveLimits, resolve_limits
-from schemas.errors import AuthenticationFailed
 from schemas.keys import LIMITS, AccessLimits, ApiKey, Team, granted
 from schemas.people import ROLE_SCOPES, Person
 
@@ -83,16 +82,16 @@ class KeyIndex:
         return self._defaults.model_copy(update=own)
 
     def find(self, digest: bytes) -> Principal | None:
-        """Return the principal of the key with this SHA-256; None for an unknown key. Raises AuthenticationFailed if it is revoked
+        """Return the principal of the key with this SHA-256; None for an unknown key. Raises KeyEnded if it is revoked
         or expired.
         """
         entry = self._by_hash.get(digest)
         if entry is None:
             return None
         if entry.ended:
-            raise AuthenticationFailed(entry.ended)
+            raise KeyEnded(entry.ended, entry.principal)
         if entry.expires_at is not None and entry.expires_at <= self._clock():
-            raise AuthenticationFailed(entry.expiry_message)
+            raise KeyEnded(entry.expiry_message, entry.principal)
         entry.is_used = True
         return entry.principal
 

@@ -9,6 +9,9 @@ from urllib.parse import parse_qs
 import orjson
 import structlog
 
+from gateway.audit.actions import ENDPOINT_ACTIONS
+from gateway.audit.audit_log import AuditLog
+from gateway.audit.entry import AUDIT_ENTRY, entry_of
 from gateway.auth.authenticator import Authenticator, Principal
 from gateway.durable_request import DurableRequest
 from gateway.files import FileReferences
@@ -32,6 +35,8 @@ from schemas.submission import SubmitRequest
 log = structlog.get_logger(__name__)
 
 PATH = "/v1/jobs"
+CLIENT_CLOSED = 499
+"""The status where the caller disconnected before the answer."""
 
 
 class DurableRequestHandler:
@@ -48,6 +53,7 @@ class DurableRequestHandler:
         endpoints: Mapping[str, EndpointSpec],
         uploads: FileReferences,
         check_url: Callable[[str], None],
+        audit_log: AuditLog | None = None,
     ) -> None:
         """Create a handler.
 
@@ -61,6 +67,7 @@ class DurableRequestHandler:
         self._auth = auth
         self._endpoints = endpoints
         self._uploads = uploads
+        self._audit_log = audit_log
         self._check_url = check_url
 
     # Inference requests
@@ -136,11 +143,14 @@ class DurableRequestHandler:
         try:
             job = await self._submit(scope, receive, reply)
         except (CallerDisconnected, OSError):
+            entry_of(scope).end(CLIENT_CLOSED)
             return
         except Exception as error:
             info = to_error_info(error, reply.request_id)
-        if info is not None and not reply.started:
-            await reply.send_error(info)
+        if info is not None:
+            entry_of(scope).end(info.status, info.code or info.type)
+            if not reply.started:
+                await reply.send_error(info)
         log.info(
             "request.finished",
             request_id=reply.request_id,
@@ -161,7 +171,7 @@ class DurableRequestHandler:
             request = parse_body(
                 await self.reader.read_body(headers, receive, share, has_arrived=has_arrived), SubmitRequest
             )
-            endpoint = self._require_endpoint(principal, request)
+            endpoint = self._require_endpoint(principal, request, scope)
             received = await self._read_body(principal, endpoint, request.body)
             request.body.clear()
         try:
@@ -187,10 +197,14 @@ class DurableRequestHandler:
             if received.blobs:
                 await received.discard()
         reply.headers.append((b"x-nexus-job-id", record.job.encode()))
+        if AUDIT_ENTRY in scope:
+            entry = entry_of(scope)
+            entry.details["job"] = record.job
+            entry.end(202)
         await self._responder.send_accepted(reply, record, preferences)
         return record.job
 
-    def _require_endpoint(self, principal: Principal, request: SubmitRequest) -> EndpointSpec:
+    def _require_endpoint(self, principal: Principal, request: SubmitRequest, scope: Scope) -> EndpointSpec:
         """Return the job's endpoint. Raises InvalidRequest, PermissionDenied."""
         endpoint = self._endpoints.get(request.endpoint)
         if endpoint is None:
@@ -198,10 +212,24 @@ class DurableRequestHandler:
                 f"'{request.endpoint}' does not accept jobs. Use one of: {', '.join(sorted(self._endpoints))}.",
                 param="endpoint",
             )
+        if endpoint.path in ENDPOINT_ACTIONS:
+            self._require_recorded(principal, endpoint, request, scope)
         principal.require(endpoint.scope)
         if request.webhook is not None:
             self._check_url(request.webhook.url)
         return endpoint
+
+    def _require_recorded(
+        self, principal: Principal, endpoint: EndpointSpec, request: SubmitRequest, scope: Scope
+    ) -> None:
+        """Check the scope of an endpoint whose requests are administrative, and begin to record this one. Raises PermissionDenied."""
+        if self._audit_log is not None:
+            self._audit_log.open(ENDPOINT_ACTIONS[endpoint.path], scope, reads=False)
+        entry = entry_of(scope)
+        entry.target = str(request.body.get("model", ""))
+        entry.identify(principal)
+        principal.require(endpoint.scope)
+        entry.allow()
 
     async def _read_body(self, principal: Principal, endpoint: EndpointSpec, body: dict[str, Any]) -> ReceivedRequest:
         """Validate the job's body. Errors name the field's path in the whole request: `body.messages`."""

@@ -13,12 +13,14 @@ import orjson
 
 from backbone.store.documents import DocumentStore
 from gateway import clock
+from gateway.audit.events import Actor, actor_of
 from gateway.auth.authenticator import Authenticator, read_key
 from gateway.http.asgi import Headers, Scope
 from gateway.people.browser import HOME, Cookie, local_target
 from gateway.people.openid_connect import OpenIdConnect, SignInFailed
 from gateway.people.people_store import PeopleStore
 from gateway.people.sessions import SessionStore
+from schemas.audit import ActorKind
 from schemas.errors import InvalidRequest, NotFound
 
 PENDING_S = 600.0
@@ -42,6 +44,8 @@ class SignedIn(NamedTuple):
     """For the cookie."""
     target: str
     """The path to which the browser goes."""
+    actor: Actor
+    """Who has signed in."""
 
 
 class SignIn:
@@ -93,14 +97,15 @@ class SignIn:
         _, nonce, verifier, target = sent
         claims = await provider.identify(code=code, nonce=nonce, verifier=verifier)
         person = await self._people.sign_in(provider.issuer, claims)
-        return SignedIn(await self._sessions.begin(person=person.id), target)
+        actor = Actor(ActorKind.PERSON, person.team, person=person.id)
+        return SignedIn(await self._sessions.begin(person=person.id), target, actor)
 
     async def with_key(self, scope: Scope, key: str, target: str) -> SignedIn:
         """Begin a session with an API key. Raises AuthenticationFailed, TooManyWrongKeys."""
         given = key.strip().encode()
-        self._auth.authenticate({**scope, "headers": [(b"authorization", b"Bearer " + given)]})
+        principal = self._auth.authenticate({**scope, "headers": [(b"authorization", b"Bearer " + given)]})
         secret = await self._sessions.begin(key=self._auth.fingerprint(given))
-        return SignedIn(secret, local_target(target))
+        return SignedIn(secret, local_target(target), actor_of(principal))
 
     def make_link(self, headers: Headers) -> tuple[str, int]:
         """Return the token of a link that begins one session with the request's API key, and when it ends, in Unix seconds.
@@ -121,8 +126,8 @@ class SignIn:
                 "This link is not valid: it was used, or is too old. Make another one with `nexus login`."
             )
         fingerprint = bytes.fromhex(sent[0])
-        self._auth.find_fingerprint(fingerprint)
-        return SignedIn(await self._sessions.begin(key=fingerprint), HOME)
+        principal = self._auth.find_fingerprint(fingerprint)
+        return SignedIn(await self._sessions.begin(key=fingerprint), HOME, actor_of(principal))
 
     def provider_sign_out_url(self, after: str) -> str | None:
         """Return the URL at which a person signs out at the provider too; None: there is none."""

@@ -7,14 +7,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from gateway.dependencies import AdminReader, Operator, PartsDep
+from gateway.audit.route import AuditedRoute
+from gateway.dependencies import AdminReader, AuditDep, Operator, Parts, PartsDep
 from gateway.http.request_body import check_name, read_json
 from gateway.model_catalog import ModelCatalog
 from gateway.operator_requests import AliasTargets
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import Alias
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=AuditedRoute)
 
 
 @router.get("/v1/aliases")
@@ -26,7 +27,7 @@ async def list_aliases(parts: PartsDep, _: AdminReader) -> dict[str, Any]:
 
 
 @router.put("/v1/aliases/{alias:path}")
-async def put_alias(alias: str, request: Request, parts: PartsDep, _: Operator) -> dict[str, Any]:
+async def put_alias(alias: str, request: Request, parts: PartsDep, _: Operator, audit: AuditDep) -> dict[str, Any]:
     """Create or replace an alias. `warnings` in the response lists targets that no model has as its name."""
     body = await read_json(request, AliasTargets)
     targets = tuple(dict.fromkeys(check_name(one, "a target", "targets") for one in body.targets))
@@ -37,18 +38,27 @@ async def put_alias(alias: str, request: Request, parts: PartsDep, _: Operator) 
     )
     catalog = parts.dispatcher.catalog
     _check_effective(new, catalog)
+    audit.compare(_audited(parts, new.name), new.model_dump(exclude={"name"}))
     await parts.dispatcher.registry.put_alias(new)
     return _alias_object(new, catalog) | {"warnings": list(_warnings(new, catalog))}
 
 
 @router.delete("/v1/aliases/{alias:path}")
-async def remove_alias(alias: str, parts: PartsDep, _: Operator) -> dict[str, Any]:
+async def remove_alias(alias: str, parts: PartsDep, _: Operator, audit: AuditDep) -> dict[str, Any]:
     """Delete an alias."""
+    audit.compare(_audited(parts, alias), None)
     if not await parts.dispatcher.registry.remove_alias(alias):
         raise NotFound(
             f"Alias '{alias[:100]}' does not exist. `GET /v1/aliases` lists all aliases.", code="alias_not_found"
         )
     return {"id": alias, "object": "alias", "deleted": True}
+
+
+def _audited(parts: Parts, name: str) -> dict[str, Any] | None:
+    """Return the present fields of an alias; None: there is none."""
+    snapshot = parts.dispatcher.registry.snapshot
+    alias = snapshot.aliases.get(name) if snapshot is not None else None
+    return alias.model_dump(exclude={"name"}) if alias is not None else None
 
 
 def _check_effective(alias: Alias, catalog: ModelCatalog) -> None:

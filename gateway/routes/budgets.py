@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from gateway.dependencies import Caller, Parts, PartsDep
+from gateway.audit.route import AuditedRoute
+from gateway.dependencies import Parts, PartsDep, UsageReader
 from gateway.limits.budget_state import budget_object
 from gateway.limits.effective import AssignedBudget
 from gateway.operator_requests import LimitFields
@@ -15,13 +16,13 @@ from schemas.budgets import BudgetUnit
 from schemas.errors import InvalidRequest, NexusError
 from schemas.keys import Scope
 
-router = APIRouter(tags=["usage"])
+router = APIRouter(tags=["usage"], route_class=AuditedRoute)
 
 
 @router.get("/v1/budgets")
 async def list_budgets(
     parts: PartsDep,
-    caller: Caller,
+    caller: UsageReader,
     after: Annotated[str, Query(max_length=600)] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> dict[str, Any]:

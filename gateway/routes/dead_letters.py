@@ -7,12 +7,13 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query
 
-from gateway.dependencies import AdminReader, Operator, PartsDep
+from gateway.audit.route import AuditedRoute
+from gateway.dependencies import AdminReader, AuditDep, Operator, PartsDep
 from gateway.jobs.api import StoredDeadLetter
 from gateway.jobs.records import job_object
 from schemas.jobs import Envelope
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=AuditedRoute)
 
 MAX_REQUEST_BYTES = 256 * 1024
 """The maximum size of a request in a response."""
@@ -35,16 +36,19 @@ async def list_dead_letters(
 
 
 @router.get("/v1/dlq/{job_id}")
-async def get_dead_letter(job_id: str, parts: PartsDep, _: AdminReader) -> dict[str, Any]:
+async def get_dead_letter(job_id: str, parts: PartsDep, _: AdminReader, audit: AuditDep) -> dict[str, Any]:
     """Return one dead letter, with its request if that is JSON of at most `MAX_REQUEST_BYTES`."""
     letter = await parts.jobs.dead_letter(job_id)
+    audit.target_team = letter.outcome.owner
     return _dead_letter_object(letter) | {"request": _request(letter)}
 
 
 @router.post("/v1/dlq/{job_id}/replay", status_code=202)
-async def replay(job_id: str, parts: PartsDep, _: Operator) -> dict[str, Any]:
+async def replay(job_id: str, parts: PartsDep, _: Operator, audit: AuditDep) -> dict[str, Any]:
     """Start a new run of a dead letter's job."""
-    return job_object(await parts.jobs.replay(job_id))
+    record = await parts.jobs.replay(job_id)
+    audit.target_team = record.owner
+    return job_object(record)
 
 
 @router.delete("/v1/dlq/{job_id}")

@@ -7,9 +7,11 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 
 from gateway import clock
+from gateway.audit.limits import audited_limits
+from gateway.audit.route import AuditedRoute
 from gateway.auth.authenticator import Principal
 from gateway.auth.key_store import IssuedKey, KeyNotFound
-from gateway.dependencies import KeyManager, Parts, PartsDep
+from gateway.dependencies import AuditDep, KeyManager, Parts, PartsDep
 from gateway.http.request_body import check_name, read_json
 from gateway.limits.effective import assigned_budgets
 from gateway.operator_requests import KeyUpdate, NewKey, Rotation
@@ -18,14 +20,14 @@ from schemas.errors import InvalidRequest, PermissionDenied
 from schemas.keys import LIMITS, ApiKey, Scope
 from schemas.people import MEMBER_SCOPES
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=AuditedRoute)
 
 MAX_TEAM_KEYS = 100
 """Keys that a team can have for its members to make another one."""
 
 
 @router.post("/v1/keys", status_code=201)
-async def create_key(request: Request, parts: PartsDep, caller: KeyManager) -> dict[str, Any]:
+async def create_key(request: Request, parts: PartsDep, caller: KeyManager, audit: AuditDep) -> dict[str, Any]:
     """Create a key. Only this response contains `key` and `webhook_secret`."""
     body = await read_json(request, NewKey)
     _require_power_over(caller, frozenset(body.scopes))
@@ -38,6 +40,8 @@ async def create_key(request: Request, parts: PartsDep, caller: KeyManager) -> d
         person=caller.person,
         **body.limits(),
     )
+    audit.target, audit.target_team = new.record.id, new.record.owner
+    audit.compare(None, audited_key(new.record))
     return _issued_object(new) | {"webhook_secret": new.record.webhook_secret}
 
 
@@ -58,7 +62,9 @@ async def get_key(key_id: str, parts: PartsDep, caller: KeyManager) -> dict[str,
 
 
 @router.patch("/v1/keys/{key_id}")
-async def change_key(key_id: str, request: Request, parts: PartsDep, caller: KeyManager) -> dict[str, Any]:
+async def change_key(
+    key_id: str, request: Request, parts: PartsDep, caller: KeyManager, audit: AuditDep
+) -> dict[str, Any]:
     """Change a key's name, scopes, end or limits. All gateways apply the change within milliseconds, in the worst case within seconds."""
     body = await read_json(request, KeyUpdate)
     check_budgets(parts, body)
@@ -70,27 +76,44 @@ async def change_key(key_id: str, request: Request, parts: PartsDep, caller: Key
         _require_power_over(caller, changes["scopes"])
     if body.sets_end():
         changes["expires_at"] = body.end(clock.now())
-    _require_power_over(caller, (await _get(parts, caller, key_id)).scopes)
-    return await _described(parts, await parts.keys.change(key_id, **changes))
+    old = await _get(parts, caller, key_id)
+    audit.target_team = old.owner
+    _require_power_over(caller, old.scopes)
+    new = await parts.keys.change(key_id, **changes)
+    audit.compare(audited_key(old), audited_key(new))
+    return await _described(parts, new)
 
 
 @router.post("/v1/keys/{key_id}/rotate")
-async def rotate_key(key_id: str, request: Request, parts: PartsDep, caller: KeyManager) -> dict[str, Any]:
+async def rotate_key(
+    key_id: str, request: Request, parts: PartsDep, caller: KeyManager, audit: AuditDep
+) -> dict[str, Any]:
     """Replace a key by a new one with the same id, limits and webhook secret. Only this response contains the new `key`."""
     body = await read_json(request, Rotation)
-    _require_power_over(caller, (await _get(parts, caller, key_id)).scopes)
-    return _issued_object(await parts.keys.rotate(key_id, body.overlap_s))
+    old = await _get(parts, caller, key_id)
+    audit.target_team = old.owner
+    _require_power_over(caller, old.scopes)
+    new = await parts.keys.rotate(key_id, body.overlap_s)
+    audit.details["replaced_until"] = new.record.old_hash_until
+    return _issued_object(new)
 
 
 @router.delete("/v1/keys/{key_id}")
 async def revoke_key(
-    key_id: str, parts: PartsDep, caller: KeyManager, jobs: Literal["keep", "cancel"] = "keep"
+    key_id: str, parts: PartsDep, caller: KeyManager, audit: AuditDep, jobs: Literal["keep", "cancel"] = "keep"
 ) -> dict[str, Any]:
     """Revoke a key permanently, and end its open calls and result URLs. `jobs` says what becomes of its unfinished jobs."""
-    _require_power_over(caller, (await _get(parts, caller, key_id)).scopes)
+    old = await _get(parts, caller, key_id)
+    audit.target_team = old.owner
+    _require_power_over(caller, old.scopes)
     key = await parts.keys.revoke(key_id)
+    audit.compare({"revoked_at": None}, {"revoked_at": key.revoked_at})
     answer = {"id": key.id, "object": "api_key", "deleted": True}
-    return answer | {"cancelled_jobs": await parts.key_work.cancel(key.owner, key.id)} if jobs == "cancel" else answer
+    if jobs == "keep":
+        return answer
+    audit.details["cancelled_jobs"] = None  # known if all of them could be cancelled
+    cancelled = audit.details["cancelled_jobs"] = await parts.key_work.cancel(key.owner, key.id)
+    return answer | {"cancelled_jobs": cancelled}
 
 
 def _manages_all(caller: Principal) -> bool:
@@ -136,6 +159,13 @@ async def _owner(parts: Parts, caller: Principal, body: NewKey) -> str | None:
 
 async def _described(parts: Parts, key: ApiKey) -> dict[str, Any]:
     return key_object(key, (await parts.keys.last_used([key])).get(key.id))
+
+
+def audited_key(key: ApiKey) -> dict[str, Any]:
+    """Return the fields of a key whose changes are recorded. None of them is a secret."""
+    return audited_limits(key) | {
+        name: getattr(key, name) for name in ("name", "owner", "person", "scopes", "expires_at")
+    }
 
 
 def _issued_object(new: IssuedKey) -> dict[str, Any]:

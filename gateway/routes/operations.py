@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from gateway.audit.route import AuditedRoute
 from gateway.dependencies import AdminReader, Operator, Parts, PartsDep
 from gateway.health import Readiness
 from schemas.control import Control, ControlOp
@@ -17,7 +18,7 @@ health_router = APIRouter(tags=["operation"])
 public_readiness = APIRouter(tags=["operation"])
 readiness = APIRouter(tags=["operation"])
 metrics_router = APIRouter(tags=["operation"])
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=AuditedRoute)
 
 
 @health_router.get("/health")

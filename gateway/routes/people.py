@@ -7,13 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from gateway import clock
+from gateway.audit.route import AuditedRoute
 from gateway.auth.authenticator import Principal
-from gateway.dependencies import KeyAdmin, Parts, PartsDep
+from gateway.dependencies import AuditDep, KeyAdmin, Parts, PartsDep
 from gateway.http.request_body import check_name, read_json
 from gateway.operator_requests import PersonUpdate
 from schemas.people import ROLE_SCOPES, Person, Role
 
-router = APIRouter(tags=["people"])
+router = APIRouter(tags=["people"], route_class=AuditedRoute)
 
 
 @router.get("/v1/people")
@@ -29,7 +30,9 @@ async def get_person(person_id: str, parts: PartsDep, _: KeyAdmin) -> dict[str, 
 
 
 @router.patch("/v1/people/{person_id}")
-async def change_person(person_id: str, request: Request, parts: PartsDep, caller: KeyAdmin) -> dict[str, Any]:
+async def change_person(
+    person_id: str, request: Request, parts: PartsDep, caller: KeyAdmin, audit: AuditDep
+) -> dict[str, Any]:
     """Change a person's role or team, or disable the person."""
     body = await read_json(request, PersonUpdate)
     changes: dict[str, Any] = {}
@@ -43,6 +46,8 @@ async def change_person(person_id: str, request: Request, parts: PartsDep, calle
     person = await parts.people.store.get(person_id)
     _require_power_over(caller, person.role, person.group_role)
     changed = await parts.people.store.change(person_id, **changes)
+    audit.target_team = changed.team
+    audit.compare(_audited_person(person), _audited_person(changed))
     if body.disabled:
         changed = await parts.people.store.end_sessions(person_id)
     return await _described(parts, changed)
@@ -54,6 +59,10 @@ async def end_sessions(person_id: str, parts: PartsDep, caller: KeyAdmin) -> dic
     person = await parts.people.store.get(person_id)
     _require_power_over(caller, person.role)
     return await _described(parts, await parts.people.store.end_sessions(person_id))
+
+
+def _audited_person(person: Person) -> dict[str, Any]:
+    return {"role": person.role, "team": person.team, "disabled_at": person.disabled_at}
 
 
 def _require_power_over(caller: Principal, *roles: Role | None) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import APIRouter, Request
 
-from gateway.dependencies import AdminReader, Operator, PartsDep
+from gateway.audit.route import AuditedRoute
+from gateway.dependencies import AdminReader, AuditDep, Operator, Parts, PartsDep
 from gateway.http.request_body import check_name, read_json
 from gateway.operator_requests import ServiceRegistration
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import RegistrySnapshot, ServiceRecord, WorkerState
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=AuditedRoute)
 
 BACKEND = "service"
 """The adapter that serves registered services."""
@@ -27,7 +29,7 @@ async def list_services(parts: PartsDep, _: AdminReader) -> dict[str, Any]:
 
 
 @router.put("/v1/services/{name:path}")
-async def put_service(name: str, request: Request, parts: PartsDep, _: Operator) -> dict[str, Any]:
+async def put_service(name: str, request: Request, parts: PartsDep, _: Operator, audit: AuditDep) -> dict[str, Any]:
     """Register a service, or replace its record, for example after it has moved."""
     body = await read_json(request, ServiceRegistration)
     if body.name not in {None, name}:
@@ -36,18 +38,37 @@ async def put_service(name: str, request: Request, parts: PartsDep, _: Operator)
             param="name",
         )
     record = ServiceRecord.model_validate(body.model_dump() | {"name": check_name(name, "a service's name", "name")})
+    audit.compare(_audited(parts, record.name), _address(record))
     await parts.dispatcher.registry.put_service(record)
     return _service_object(record, parts.dispatcher.registry.snapshot or RegistrySnapshot())
 
 
 @router.delete("/v1/services/{name:path}")
-async def remove_service(name: str, parts: PartsDep, _: Operator) -> dict[str, Any]:
+async def remove_service(name: str, parts: PartsDep, _: Operator, audit: AuditDep) -> dict[str, Any]:
     """Delete a service's record. The service itself keeps running."""
+    audit.compare(_audited(parts, name), None)
     if not await parts.dispatcher.registry.remove_service(name):
         raise NotFound(
             f"Service '{name[:100]}' does not exist. `GET /v1/services` lists all services.", code="service_not_found"
         )
     return {"id": name, "object": "service", "deleted": True}
+
+
+def _audited(parts: Parts, name: str) -> dict[str, Any] | None:
+    """Return the present addresses of a service; None: there is none."""
+    snapshot = parts.dispatcher.registry.snapshot or RegistrySnapshot()
+    record = snapshot.services.get(name)
+    return _address(record) if record is not None else None
+
+
+def _address(record: ServiceRecord) -> dict[str, str]:
+    """Return the fields of a record that are recorded, without passwords and queries in URLs: others may be secret."""
+    return {name: _without_secrets(getattr(record, name)) for name in ("base_url", "metadata_url")}
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _service_object(record: ServiceRecord, snapshot: RegistrySnapshot) -> dict[str, Any]:

@@ -7,6 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from gateway.audit.actions import SESSION_BEGIN, SESSION_END
+from gateway.audit.audit_log import AuditLog
+from gateway.audit.events import actor_of
+from gateway.audit.route import AuditedRoute
 from gateway.dependencies import KeyAdmin, Parts, PartsDep, require_key
 from gateway.http.asgi import SESSION, request_id_of
 from gateway.http.request_body import read_form
@@ -15,11 +19,13 @@ from gateway.people import pages
 from gateway.people.browser import HOME, local_target
 from gateway.people.sessions import csrf_token
 from gateway.people.sign_in import SignedIn
+from schemas.audit import REFUSED_STATUSES
 from schemas.errors import AuthenticationFailed, NexusError
 
 pages_router = APIRouter(include_in_schema=False)
 """The pages of the sign-in, for browsers."""
 router = APIRouter(tags=["people"])
+links_router = APIRouter(tags=["people"], route_class=AuditedRoute)
 
 NOT_SIGNED_IN = "Nobody is signed in. Open /auth/login to sign in."
 
@@ -74,6 +80,7 @@ async def callback(
         pending = sign_in.pending.read(request.scope["headers"], secure=secure)
         signed_in = await sign_in.finish(pending, state=state, code=code, issuer=iss)
     except NexusError as failure:
+        _record_refusal(request, failure)
         return _error(request, failure)
     answer = await _begin(request, parts, signed_in)
     answer.headers.append("set-cookie", sign_in.pending.set("", secure=secure))
@@ -93,6 +100,7 @@ async def use_link(request: Request, parts: PartsDep) -> Response:
         parts.people.origin.require_same(request.scope)
         signed_in = await parts.people.sign_in.with_link((await read_form(request)).get("token", ""))
     except NexusError as error:
+        _record_refusal(request, error)
         return _error(request, error)
     return await _begin(request, parts, signed_in)
 
@@ -126,10 +134,12 @@ async def logout(request: Request, parts: PartsDep) -> Response:
     there = people.sign_in.provider_sign_out_url(people.origin.base(request.scope) + HOME) if caller.role else None
     answer = JSONResponse({"object": "session", "deleted": True, "provider_url": there})
     answer.headers["set-cookie"] = people.gate.cookie.set("", secure=_is_secure(request, parts))
+    if (log := _audit_log(request)) is not None:
+        log.record(SESSION_END, request.scope, actor=actor_of(caller))
     return answer
 
 
-@router.post("/v1/login-links", status_code=201)
+@links_router.post("/v1/login-links", status_code=201)
 async def create_login_link(request: Request, parts: PartsDep, _: KeyAdmin) -> dict[str, Any]:
     """Make a link that signs in once, with the rights of the key that makes it."""
     token, expires_at = parts.people.sign_in.make_link(request.scope["headers"])
@@ -144,7 +154,21 @@ async def _begin(request: Request, parts: Parts, signed_in: SignedIn) -> Respons
         await parts.people.sessions.end(former)
     answer = RedirectResponse(signed_in.target, 303, {"cache-control": "no-store", "referrer-policy": "no-referrer"})
     answer.headers["set-cookie"] = gate.cookie.set(signed_in.secret, secure=_is_secure(request, parts))
+    if (log := _audit_log(request)) is not None:
+        log.record(SESSION_BEGIN, request.scope, actor=signed_in.actor, status=303, details={"route": request.url.path})
     return answer
+
+
+def _record_refusal(request: Request, error: NexusError) -> None:
+    """Record a sign-in that was refused. That of a wrong key is recorded where the key is."""
+    log = _audit_log(request)
+    if log is not None and error.info.status in REFUSED_STATUSES:
+        log.record_refusal(request.scope, error, action=SESSION_BEGIN)
+
+
+def _audit_log(request: Request) -> AuditLog | None:
+    log: AuditLog | None = request.app.state.audit
+    return log
 
 
 def _is_secure(request: Request, parts: Parts) -> bool:

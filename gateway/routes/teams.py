@@ -7,23 +7,26 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from gateway import clock
-from gateway.dependencies import KeyAdmin, Parts, PartsDep
+from gateway.audit.limits import audited_limits
+from gateway.audit.route import AuditedRoute
+from gateway.dependencies import AuditDep, KeyAdmin, Parts, PartsDep
 from gateway.http.request_body import check_name, read_json
 from gateway.limits.effective import assigned_budgets
 from gateway.operator_requests import NewTeam, TeamUpdate
 from gateway.routes.budgets import budget_objects, check_budgets
 from schemas.keys import LIMITS, Team
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=AuditedRoute)
 
 
 @router.post("/v1/teams", status_code=201)
-async def create_team(request: Request, parts: PartsDep, _: KeyAdmin) -> dict[str, Any]:
+async def create_team(request: Request, parts: PartsDep, _: KeyAdmin, audit: AuditDep) -> dict[str, Any]:
     """Create a team. Only the response to the request that sets `budget_webhook` contains `webhook_secret`."""
     body = await read_json(request, NewTeam)
-    team_id = check_name(body.id, "a team's id", "id")
+    team_id = audit.target = audit.target_team = check_name(body.id, "a team's id", "id")
     check_budgets(parts, body)
     team = await parts.teams.create(team_id, expires_at=body.end(clock.now()), **body.limits())
+    audit.compare(None, audited_team(team))
     return _changed_object(parts, team, "")
 
 
@@ -42,22 +45,33 @@ async def get_team(team_id: str, parts: PartsDep, _: KeyAdmin) -> dict[str, Any]
 
 
 @router.patch("/v1/teams/{team_id:path}")
-async def change_team(team_id: str, request: Request, parts: PartsDep, _: KeyAdmin) -> dict[str, Any]:
+async def change_team(team_id: str, request: Request, parts: PartsDep, _: KeyAdmin, audit: AuditDep) -> dict[str, Any]:
     """Change a team's end or limits. All gateways apply the change within milliseconds, in the worst case within seconds."""
     body = await read_json(request, TeamUpdate)
     check_budgets(parts, body)
     changes = body.limits()
     if body.sets_end():
         changes["expires_at"] = body.end(clock.now())
-    secret = (await parts.teams.get(team_id)).webhook_secret
-    return _changed_object(parts, await parts.teams.change(team_id, **changes), secret)
+    audit.target_team = team_id
+    old = await parts.teams.get(team_id)
+    new = await parts.teams.change(team_id, **changes)
+    audit.compare(audited_team(old), audited_team(new))
+    return _changed_object(parts, new, old.webhook_secret)
 
 
 @router.delete("/v1/teams/{team_id:path}")
-async def delete_team(team_id: str, parts: PartsDep, _: KeyAdmin) -> dict[str, Any]:
+async def delete_team(team_id: str, parts: PartsDep, _: KeyAdmin, audit: AuditDep) -> dict[str, Any]:
     """Delete a team that has no key. Its jobs and files stay until their retention ends."""
+    audit.target_team = team_id
+    old = await parts.teams.get(team_id)
     await parts.teams.delete(team_id)
+    audit.compare(audited_team(old), None)
     return {"id": team_id, "object": "team", "deleted": True}
+
+
+def audited_team(team: Team) -> dict[str, Any]:
+    """Return the fields of a team whose changes are recorded. None of them is a secret."""
+    return audited_limits(team) | {"expires_at": team.expires_at}
 
 
 def _changed_object(parts: Parts, team: Team, secret_before: str) -> dict[str, Any]:

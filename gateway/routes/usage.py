@@ -6,19 +6,20 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from gateway import clock
+from gateway.audit.route import AuditedRoute
 from gateway.auth.authenticator import Principal
-from gateway.dependencies import Caller, PartsDep
+from gateway.dependencies import PartsDep, UsageReader
 from gateway.usage.query import group_parameters, parse_usage_request
 from gateway.usage.report import usage_csv, usage_object
 from schemas.keys import Scope
 
-router = APIRouter(tags=["usage"])
+router = APIRouter(tags=["usage"], route_class=AuditedRoute)
 
 CSV = "text/csv"
 
 
 @router.get("/v1/usage")
-async def get_usage(request: Request, parts: PartsDep, caller: Caller) -> Response:
+async def get_usage(request: Request, parts: PartsDep, caller: UsageReader) -> Response:
     """Add usage up. A key without the scope `admin:read` sees its own team."""
     parts.usage.require_ledger()
     wanted = parse_usage_request(

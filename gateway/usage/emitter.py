@@ -1,4 +1,4 @@
-"""Carry usage events from the requests to NATS, without a request's waiting for it.
+"""Carry events from the requests to NATS, without a request's waiting for it.
 
 An event is written into the journal, which costs a few microseconds. Ten times a second, and at once for durable jobs, what is
 in the journal is stored on NATS as one message. The events of a message that NATS does not confirm stay in the journal.
@@ -17,7 +17,7 @@ import structlog
 from backbone.bus.job_log import WorkQueue, WorkQueueFull
 from backbone.retry import Backoff
 from gateway.usage.events import HEADER, Values, encode_event
-from gateway.usage.journal import EventBatch, Segment, UsageJournal, read_orphan
+from gateway.usage.journal import SUFFIX, EventBatch, Segment, UsageJournal, read_orphan
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -32,10 +32,15 @@ BACKOFF = Backoff(0.25, factor=2.0, max_s=5.0)
 class UsageEmitter:
     """Makes messages of events. Owned by one event loop."""
 
+    KIND = "usage"
+    """The kind of events, for the log."""
+    HEADER = HEADER
+    SUFFIX = SUFFIX
+
     def __init__(self, queue: WorkQueue, folder: Path | None, count_dropped: Callable[[int], None]) -> None:
         """`folder`: of the journal; `count_dropped` is called with the number of events that were lost. Raises OSError."""
         self._queue = queue
-        self._journal = UsageJournal(folder)
+        self._journal = UsageJournal(folder, self.SUFFIX)
         self._count_dropped = count_dropped
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -105,7 +110,7 @@ class UsageEmitter:
         self._count_dropped(1)
         if not self._is_dropping:
             self._is_dropping = True
-            log.error("usage.event_dropped", reason=reason)
+            log.error("journal.event_dropped", kind=self.KIND, reason=reason)
 
     async def _run(self) -> None:
         failures = 0
@@ -116,7 +121,7 @@ class UsageEmitter:
                 await self._flush()
             except Exception as error:
                 failures += 1
-                log.warning("usage.not_sent", error=str(error), segments=len(self._sealed))
+                log.warning("journal.not_sent", kind=self.KIND, error=str(error), segments=len(self._sealed))
                 if isinstance(error, WorkQueueFull):  # jobs go on; the journal holds the events
                     _settle(waiters)
                 else:
@@ -162,7 +167,7 @@ class UsageEmitter:
         return True
 
     async def _put(self, batch: EventBatch) -> None:
-        await self._queue.put(batch.id, HEADER + batch.lines)
+        await self._queue.put(batch.id, self.HEADER + batch.lines)
 
     async def _adopt(self) -> None:
         """Store the events that processes which were killed have left in the journal's folder."""
@@ -172,12 +177,12 @@ class UsageEmitter:
                     batch = read_orphan(path)
                     if batch is not None:
                         await self._put(batch)
-                        log.info("usage.journal_adopted", file=path.name, bytes=len(batch.lines))
+                        log.info("journal.adopted", kind=self.KIND, file=path.name, bytes=len(batch.lines))
                     path.unlink()
                 except Unavailable:
                     break  # the next round comes back to it
                 except OSError as error:
-                    log.warning("usage.journal_unreadable", file=path.name, error=str(error))
+                    log.warning("journal.unreadable", kind=self.KIND, file=path.name, error=str(error))
             await asyncio.sleep(ORPHAN_INTERVAL_S)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from schemas.jobs import Usage
 from schemas.outcome import Outcome
@@ -15,6 +15,7 @@ from schemas.usage import FIELDS, MAX_COUNT, MediaUsage, UsageEvent
 HEADER = orjson.dumps(FIELDS) + b"\n"
 MAX_TEXT = 512
 
+M = TypeVar("M", bound=BaseModel)
 Values = tuple[Any, ...]
 Details = tuple[int, int, int, int]
 
@@ -99,6 +100,11 @@ def encode_event(values: Values) -> bytes:
 
 
 def decode_events(data: bytes) -> Iterator[UsageEvent | ValueError]:
+    """Yield the usage events of a batch, and an error for each that is malformed."""
+    return decode_lines(data, UsageEvent)
+
+
+def decode_lines(data: bytes, model: type[M]) -> Iterator[M | ValueError]:
     """Yield the events of a batch, and an error for each that is malformed."""
     names, *lines = data.splitlines() or [b"[]"]
     try:
@@ -110,7 +116,7 @@ def decode_events(data: bytes) -> Iterator[UsageEvent | ValueError]:
         return
     for line in lines:
         try:
-            yield UsageEvent.model_validate(dict(zip(fields, orjson.loads(line), strict=True)))
+            yield model.model_validate(dict(zip(fields, orjson.loads(line), strict=True)))
         except ValidationError as error:
             yield ValueError(f"{error.error_count()} fields are invalid, first {error.errors()[0]['loc']}")
         except (ValueError, TypeError) as error:

@@ -97,9 +97,10 @@ class Segment:
 class UsageJournal:
     """The segments of one process. One is written to; the others wait until NATS has stored them, or are free."""
 
-    def __init__(self, folder: Path | None) -> None:
-        """`folder`: for the files; None: the journal does not outlive the process. Raises OSError."""
+    def __init__(self, folder: Path | None, suffix: str = SUFFIX) -> None:
+        """`folder`: for the files; None: the journal does not outlive the process. `suffix`: of the files. Raises OSError."""
         self._folder = folder
+        self._suffix = suffix
         if folder is not None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._count = 0
@@ -109,7 +110,7 @@ class UsageJournal:
         """Write an event down. False: the segment is full; call `rotate`. An attribute, since each request calls it."""
 
     def _make(self) -> Segment:
-        path = None if self._folder is None else self._folder / f"{new_token()}{SUFFIX}"
+        path = None if self._folder is None else self._folder / f"{new_token()}{self._suffix}"
         segment = Segment(path)
         self._count += 1
         segment.open()
@@ -147,7 +148,7 @@ class UsageJournal:
         """Yield the files that dead processes have left, each locked by this process until the next one is asked for."""
         if self._folder is None:
             return
-        for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+        for path in sorted(self._folder.glob(f"*{self._suffix}")):
             try:
                 fd = os.open(path, os.O_RDONLY)
             except OSError:

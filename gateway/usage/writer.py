@@ -1,4 +1,4 @@
-"""Move usage events from NATS into the ledger's database.
+"""Move events from NATS into the ledger's database.
 
 All gateways share one queue; each message is delivered to one of them at a time, until it is acknowledged after the commit.
 A message that was committed but not acknowledged is delivered again, and its rows fold.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import aclosing
 
@@ -37,21 +38,28 @@ PRUNE_COUNT = 10_000
 PRUNE_PAUSE_S = 1.0
 
 
-class LedgerWriter:
-    """Writes the events that arrive, and deletes old runs. It retries for as long as the database is away."""
+class LedgerEventWriter(ABC):
+    """Writes the events that arrive, and deletes old ones. It retries for as long as the database is away."""
 
-    def __init__(
-        self, queue: WorkQueue, ledger: UsageLedger, prices: PriceFile, metrics: GatewayMetrics, *, keep_s: float
-    ) -> None:
+    def __init__(self, queue: WorkQueue, metrics: GatewayMetrics, *, keep_s: float) -> None:
         self._queue = queue
-        self._ledger = ledger
-        self._prices = prices
         self._metrics = metrics
         self._keep_s = keep_s
         self._arrived: asyncio.Queue[WorkItem] = asyncio.Queue(MAX_UNACKED)
         self._tasks: list[asyncio.Task[None]] = []
         self._oldest: int | None = None
-        metrics.ledger_lag.set_function(self._lag_s)
+
+    @abstractmethod
+    async def write(self, items: list[WorkItem]) -> int:
+        """Write the events of messages, those that are written already excepted, and return their number. Raises Unavailable."""
+
+    @abstractmethod
+    def count_written(self, written: int) -> None:
+        """Count events that were written."""
+
+    @abstractmethod
+    async def delete_old(self, before_ms: int, limit: int) -> int:
+        """Delete at most `limit` events before `before_ms`, and return their number. Raises Unavailable."""
 
     async def start(self) -> None:
         """Start to write. The queue can be used; the database need not."""
@@ -64,9 +72,8 @@ class LedgerWriter:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await self._ledger.close()
 
-    def _lag_s(self) -> float:
+    def lag_s(self) -> float:
         """Return the age of the oldest message that could not be written; 0: there is none."""
         return 0.0 if self._oldest is None else max(0.0, clock.now() - self._oldest)
 
@@ -94,12 +101,12 @@ class LedgerWriter:
                 log.info("ledger.available")
             failures, self._oldest = 0, None
             self._metrics.ledger_up.set(1)
-            self._metrics.ledger_rows.inc(written)
+            self.count_written(written)
             await asyncio.gather(*(_acknowledge(item) for item in items))
 
     async def _store(self, items: list[WorkItem]) -> int:
         """Write the events of messages, and keep the messages meanwhile. Return the number of new rows."""
-        storing = asyncio.create_task(self._ledger.store(self._decode(items)))
+        storing = asyncio.create_task(self.write(items))
         try:
             while not (await asyncio.wait({storing}, timeout=RENEW_INTERVAL_S))[0]:
                 for item in items:
@@ -119,6 +126,40 @@ class LedgerWriter:
         for item in items:
             item.nak(delay_s)
 
+    async def _prune(self) -> None:
+        """Delete the events that have become too old, a few at a time."""
+        while True:
+            await asyncio.sleep(PRUNE_INTERVAL_S)
+            with contextlib.suppress(Unavailable):
+                before_ms = int(1000 * (clock.now() - self._keep_s))
+                while await self.delete_old(before_ms, PRUNE_COUNT) == PRUNE_COUNT:
+                    await asyncio.sleep(PRUNE_PAUSE_S)
+
+
+class LedgerWriter(LedgerEventWriter):
+    """Writes the usage events into the ledger, with their costs."""
+
+    def __init__(
+        self, queue: WorkQueue, ledger: UsageLedger, prices: PriceFile, metrics: GatewayMetrics, *, keep_s: float
+    ) -> None:
+        super().__init__(queue, metrics, keep_s=keep_s)
+        self._ledger = ledger
+        self._prices = prices
+
+    async def close(self) -> None:
+        """Stop, and close the database."""
+        await super().close()
+        await self._ledger.close()
+
+    async def write(self, items: list[WorkItem]) -> int:
+        return await self._ledger.store(self._decode(items))
+
+    def count_written(self, written: int) -> None:
+        self._metrics.ledger_rows.inc(written)
+
+    async def delete_old(self, before_ms: int, limit: int) -> int:
+        return await self._ledger.delete_runs(before_ms, limit)
+
     def _decode(self, items: list[WorkItem]) -> Iterator[PricedEvent]:
         """Yield the events of messages, in the database's thread: the event loop has no time for thousands of them."""
         self._prices.refresh()
@@ -129,15 +170,6 @@ class LedgerWriter:
                     self._metrics.usage_dropped.inc()
                 else:
                     yield PricedEvent(event, *self._prices.price(event))
-
-    async def _prune(self) -> None:
-        """Delete the runs that have become too old, a few at a time."""
-        while True:
-            await asyncio.sleep(PRUNE_INTERVAL_S)
-            with contextlib.suppress(Unavailable):
-                before_ms = int(1000 * (clock.now() - self._keep_s))
-                while await self._ledger.delete_runs(before_ms, PRUNE_COUNT) == PRUNE_COUNT:
-                    await asyncio.sleep(PRUNE_PAUSE_S)
 
 
 async def _acknowledge(item: WorkItem) -> None:

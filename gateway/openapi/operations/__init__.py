@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from gateway.openapi.operation import Operation
-from gateway.openapi.operations import batches, inference, jobs, media, models, operators, people, responses, usage
+from gateway.openapi.operations import (
+    audit,
+    batches,
+    inference,
+    jobs,
+    media,
+    models,
+    operators,
+    people,
+    responses,
+    usage,
+)
 
 DESCRIPTION = """\
 Nexus is one OpenAI-compatible gateway in front of many AI servers, with a durable queue behind it.
@@ -28,7 +39,7 @@ TAGS = {
     "results": "Generated images and audio by signed URL.",
     "usage": "What teams, keys and models have used, from the ledger.",
     "people": "People who sign in with a browser, and their sessions.",
-    "operation": "For operators: health, workers, queues, aliases, services, keys, dead letters.",
+    "operation": "For operators: health, workers, queues, aliases, services, keys, dead letters, audit log.",
 }
 OPERATIONS: dict[str, Operation] = (
     inference.OPERATIONS
@@ -40,4 +51,5 @@ OPERATIONS: dict[str, Operation] = (
     | operators.OPERATIONS
     | people.OPERATIONS
     | usage.OPERATIONS
+    | audit.OPERATIONS
 )
