@@ -299,7 +299,8 @@ class SyncRequest:
             return self._apply(frame)
         except ValueError as error:
             # An unreadable event ends this request alone: raising here would end the connection to NATS.
-            log.error("request.event_unreadable", job=self.envelope.job, error=str(error))
+            message = "" if self.content_key else str(error)  # it may repeat the answer
+            log.error("request.event_unreadable", job=self.envelope.job, error=message)
             self.fail(
                 BackendFailed("An event of this answer is malformed. Send the request again.", code="events_lost")
             )
