@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from backbone.ids import new_token
-from backbone.store.budgets import LEASE_S, BudgetKey, BudgetReport, BudgetStanding, BudgetStore, RememberedSpend
+from backbone.store.budgets import LEASE_S, BudgetReport, BudgetStanding, BudgetStore, RememberedSpend
 from gateway import clock
-from gateway.limits.budget_meter import LEAST, NOTHING, Amounts, BudgetMeter
-from gateway.limits.budget_periods import Window, window_at
+from gateway.limits.budget_meter import LEAST, Amounts, BudgetMeter
+from gateway.limits.budget_periods import window_at
+from gateway.limits.budget_reconciler import BudgetReconciler, SpendSource
+from gateway.limits.budget_share import IDLE_S, RECHECK_S, BudgetShare
 from gateway.limits.budget_state import BudgetState, describe_amount, describe_budget, describe_time
 from gateway.limits.effective import AssignedBudget, EffectiveLimits
-from schemas.budgets import BudgetUnit
 from schemas.errors import InsufficientQuota, NexusError, RateLimited, Unavailable
 from schemas.jobs import Capability
 from schemas.usage import FIELDS
@@ -38,12 +39,6 @@ log = structlog.get_logger(__name__)
 
 TICK_S = 0.5
 """Between two reports of what was spent."""
-IDLE_S = 10.0
-"""Time after its last use at which a share is given back."""
-SPARE_REQUESTS = 10
-"""Requests that must still fit in a gateway's part of the rest, for a gateway to keep a share of one ahead of need."""
-RECHECK_S = 1.0
-"""Time after which a refused gateway asks again."""
 FORGET_S = 120.0
 """Time after its last use at which a budget's state is dropped here."""
 KEEP_S = 2 * 86_400.0
@@ -51,87 +46,22 @@ KEEP_S = 2 * 86_400.0
 RECONCILE_S = 300.0
 """Age of the ledger's sum from which on it is read again."""
 RECONCILE_RETRY_S = 10.0
-MARGIN_S = 60.0
-"""Time in which an event reaches the ledger, if nothing is away."""
-MERGE_S = 3600.0
-"""Age of the ledger's sum from which on reports are added to it without the ledger, as it is away."""
-FIRST_READ_S = 2.0
-"""Longest wait of a request for the ledger, when the store does not know a budget."""
 UNKNOWN_GATEWAYS = 10
 """Number of gateways that is assumed where the store has never answered."""
 MAX_REMEMBERED = 20_000
 """Keys whose budgets are remembered."""
 
-_INDEX = {BudgetUnit.TOKENS: 0, BudgetUnit.SLOT_SECONDS: 1, BudgetUnit.COST: 2}
 _FINISHED_MS = FIELDS.index("finished_ms")
-
-
-class SpendSource(Protocol):
-    """Says what was spent, by the ledger."""
-
-    async def read(self, holder: str, ids: Iterable[str], start: int, end: int) -> Mapping[str, Amounts]:
-        """Return what the keys or teams have used between two times (Unix seconds). Raises Unavailable."""
-
-    async def is_complete(self, before: int) -> bool:
-        """Return whether no event from before a time (Unix seconds) waits for the ledger. Raises Unavailable."""
 
 
 Announce = Callable[[BudgetState, int], Awaitable[None]]
 """Receives a budget and a level: 1 for its warning, 2 for its end. Raises NexusError to be called again."""
 
 
-class _Budget:
-    """One period of a budget, as this gateway knows it."""
-
-    __slots__ = (
-        "alone", "assigned", "available", "check_at", "cut", "exchanged_at", "holders", "index", "jobs", "jobs_estimate", "lease", "leased",
-        "need", "noticed", "recent", "remembered", "reported_level", "reserved", "spends", "spent", "used", "used_at", "wanting", "window",
-    )  # fmt: skip
-
-    def __init__(self, assigned: AssignedBudget, window: Window, holders: int) -> None:
-        self.assigned = assigned
-        self.window = window
-        self.index = _INDEX[assigned.budget.unit]
-        self.available = self.reserved = 0.0
-        """What is left of the share, and what open requests have reserved of it. `available` is negative if they used more."""
-        self.spends: dict[int, float] = {}
-        """What was spent and is not reported, by minute."""
-        self.jobs, self.jobs_estimate = 0, 0.0
-        self.spent = self.leased = 0.0
-        """By the last answer of the store."""
-        self.remembered = False
-        """Whether the store has answered."""
-        self.cut = 0
-        self.noticed = self.reported_level = 0
-        """The level that was announced, and that which the store knows to be."""
-        self.holders = holders
-        self.alone = assigned.budget.amount / holders
-        """What may be granted here while the store is away."""
-        self.used = self.recent = self.need = 0.0
-        """What was reserved since the last tick, that in half a second on average, and by the last request."""
-        self.wanting = 0.0
-        self.check_at = 0.0
-        self.used_at = self.exchanged_at = monotonic()
-        self.lease: asyncio.Task[None] | None = None
-
-    @property
-    def key(self) -> BudgetKey:
-        return BudgetKey(self.assigned.name, self.window.start, self.assigned.holder, self.assigned.holder_id)
-
-    def target(self, now: float) -> float:
-        """Return the share to keep: for the next second, or one request; near the end no more than is in use."""
-        is_idle = now - self.used_at >= IDLE_S or self.alone < SPARE_REQUESTS * self.need
-        return self.recent if is_idle else max(self.recent, self.need)
-
-    def spend(self, minute: int, amount: float) -> None:
-        if amount:
-            self.spends[minute] = self.spends.get(minute, 0.0) + amount
-
-
 @dataclass(slots=True)
 class _BudgetsOfKey:
     limits: EffectiveLimits
-    budgets: tuple[_Budget, ...]
+    budgets: tuple[BudgetShare, ...]
     start: int
     """The time in which all of them hold."""
     end: int
@@ -162,7 +92,7 @@ class Reservation:
                 spends = budget.spends
                 spends[minute] = spends.get(minute, 0.0) + amount
             else:
-                budget.available += estimate
+                budget.available += estimate - amount if budget.holds(at) else estimate
                 self._limiter.spend(budget.assigned, at, amount)
 
     def release(self) -> None:
@@ -195,13 +125,13 @@ class BudgetLimiter:
         """`source`: None without a ledger. `clock`: Unix seconds."""
         self._store = store
         self.meter = meter
-        self._source = source
+        self.reconciler = BudgetReconciler(store, source, clock)
         self._announce = announce
         self._count_refused = count_refused
         self._clock = clock
         self._gateway = new_token()
-        self._budgets: dict[str, _Budget] = {}
-        self._ended: list[_Budget] = []
+        self._budgets: dict[str, BudgetShare] = {}
+        self._ended: list[BudgetShare] = []
         """Budgets of periods that have ended, until all of it is reported."""
         self._by_limits: dict[int, _BudgetsOfKey] = {}
         self._reconcile_at = 0.0
@@ -266,10 +196,10 @@ class BudgetLimiter:
     def spend(self, assigned: AssignedBudget, at: int, amount: float) -> None:
         """Count what was spent of a budget at a time, in the period that holds it."""
         budget = self._current(assigned)
-        if not budget.window.start <= at < budget.window.end:
+        if not budget.holds(at):
             window = window_at(assigned.budget.period, at)
             ended = (one for one in self._ended if one.assigned.name == assigned.name and one.window == window)
-            budget = next(ended, None) or _Budget(assigned, window, budget.holders)
+            budget = next(ended, None) or BudgetShare(assigned, window, budget.holders)
             if budget not in self._ended:
                 self._ended.append(budget)
         budget.spend(at // 60, amount)
@@ -314,15 +244,17 @@ class BudgetLimiter:
             found = self._by_limits[id(limits)] = _BudgetsOfKey(limits, budgets, start, end, tokens_only)
         return found
 
-    def _current(self, assigned: AssignedBudget) -> _Budget:
+    def _current(self, assigned: AssignedBudget) -> BudgetShare:
         """Return a budget in its present period."""
         now, budget = self._clock(), self._budgets.get(assigned.name)
-        if budget is None or not _holds(budget.window, now):
+        if budget is None or not budget.holds(now):
             holders = UNKNOWN_GATEWAYS
             if budget is not None:
                 holders = budget.holders
                 self._ended.append(budget)
-            budget = self._budgets[assigned.name] = _Budget(assigned, window_at(assigned.budget.period, now), holders)
+            budget = self._budgets[assigned.name] = BudgetShare(
+                assigned, window_at(assigned.budget.period, now), holders
+            )
         elif budget.assigned is not assigned:
             if budget.assigned.budget.amount != assigned.budget.amount:  # the share is of the old amount
                 budget.available = min(0.0, budget.available)
@@ -332,7 +264,7 @@ class BudgetLimiter:
 
     # Shares
 
-    async def _fill(self, budget: _Budget, need: float) -> None:
+    async def _fill(self, budget: BudgetShare, need: float) -> None:
         """Get a share of at least `need`. Raises InsufficientQuota, RateLimited."""
         if budget.lease is None and monotonic() < budget.check_at:
             raise self._refusal(budget, need)
@@ -348,19 +280,19 @@ class BudgetLimiter:
         if budget.available < need and monotonic() < budget.check_at:
             raise self._refusal(budget, need)
 
-    def _lease(self, budget: _Budget, need: float) -> asyncio.Task[None]:
+    def _lease(self, budget: BudgetShare, need: float) -> asyncio.Task[None]:
         budget.lease = task = asyncio.create_task(self._leased(budget, need))
         return task
 
-    async def _leased(self, budget: _Budget, need: float) -> None:
+    async def _leased(self, budget: BudgetShare, need: float) -> None:
         try:
             await self._exchange(budget, need)
         except Unavailable:
-            _go_on_alone(budget, max(need, budget.wanting))
+            budget.go_on_alone(max(need, budget.wanting))
         finally:
             budget.lease = None
 
-    async def _exchange(self, budget: _Budget, need: float) -> None:
+    async def _exchange(self, budget: BudgetShare, need: float) -> None:
         """Report what was spent, give back what is not needed, or take what is. Raises Unavailable."""
         now = monotonic()
         target = max(need, budget.wanting, budget.target(now))
@@ -387,7 +319,7 @@ class BudgetLimiter:
         try:
             standing = await self._store.exchange(budget.key, self._gateway, report)
             if standing is None:
-                report.remembered = await self._spent_before(budget, sum(spends.values()))
+                report.remembered = await self.reconciler.spent_before(budget, sum(spends.values()))
                 standing = await self._store.exchange(budget.key, self._gateway, report)
             if standing is None:
                 raise Unavailable("Redis forgot a budget while it was counted. Retry shortly.")
@@ -401,7 +333,7 @@ class BudgetLimiter:
         if standing.level:
             await self._notice(budget, standing)
 
-    def _apply(self, budget: _Budget, standing: BudgetStanding, report: BudgetReport, now: float) -> None:
+    def _apply(self, budget: BudgetShare, standing: BudgetStanding, report: BudgetReport, now: float) -> None:
         budget.available += standing.granted
         budget.spent, budget.leased = standing.spent, standing.leased + standing.jobs_reserved
         budget.cut, budget.holders, budget.remembered = standing.cut, max(1, standing.holders), True
@@ -411,22 +343,7 @@ class BudgetLimiter:
         is_short = standing.granted < report.need or standing.spent >= report.limit
         budget.check_at = now + RECHECK_S if is_short else 0.0
 
-    async def _spent_before(self, budget: _Budget, own: float) -> RememberedSpend:
-        """Return what was spent of a budget that the store does not know. `own`: what is about to be reported."""
-        start, now = budget.window.start, int(self._clock())
-        if self._source is not None:
-            assigned = budget.assigned
-            try:
-                async with asyncio.timeout(FIRST_READ_S):
-                    end = min(now + 1, budget.window.end)
-                    found = await self._source.read(assigned.holder, (assigned.holder_id,), start, end)
-                spent = found.get(assigned.holder_id, NOTHING)[budget.index]
-                return RememberedSpend(max(0.0, spent - own), now // 60)
-            except (Unavailable, TimeoutError) as error:
-                log.warning("budgets.spend_unknown", budget=assigned.name, error=str(error) or "no answer in time")
-        return RememberedSpend(0.0, start // 60)
-
-    async def _notice(self, budget: _Budget, standing: BudgetStanding) -> None:
+    async def _notice(self, budget: BudgetShare, standing: BudgetStanding) -> None:
         """Announce that a budget has reached its warning or its end, once in a period."""
         if self._announce is not None:
             try:
@@ -444,7 +361,7 @@ class BudgetLimiter:
         )
         budget.noticed = standing.level
 
-    def _refusal(self, budget: _Budget, need: float) -> NexusError:
+    def _refusal(self, budget: BudgetShare, need: float) -> NexusError:
         self._count_refused(budget.assigned)
         assigned, currency, left = budget.assigned, self.meter.currency(), budget.assigned.budget.amount - budget.spent
         name = describe_budget(assigned, currency)
@@ -479,7 +396,7 @@ class BudgetLimiter:
         self._ended = [one for one in self._ended if one.spends or one.jobs or one.reserved > 1e-9]
         self._forget(now)
 
-    def _is_due(self, budget: _Budget, now: float) -> bool:
+    def _is_due(self, budget: BudgetShare, now: float) -> bool:
         if budget.spends or budget.jobs or budget.noticed != budget.reported_level:
             return True
         share = budget.available + budget.reserved
@@ -497,60 +414,14 @@ class BudgetLimiter:
                 del self._budgets[name]
                 self._by_limits.clear()
 
-    # The ledger
-
     async def reconcile_stale(self) -> None:
         """Replace what gateways reported by the ledger's sums, where these are old."""
         now = self._clock()
         if monotonic() < self._reconcile_at:
             return
         stale = [one for one in self._budgets.values() if one.remembered and now - 60 * one.cut > RECONCILE_S]
-        if stale and not await self.reconcile(stale):
+        if stale and not await self.reconciler.reconcile(stale):
             self._reconcile_at = monotonic() + RECONCILE_RETRY_S
-
-    async def reconcile(self, budgets: Iterable[_Budget] | None = None) -> bool:
-        """Compare budgets (None: all that are known here) with the ledger. False: it is away."""
-        cut = int(self._clock() - MARGIN_S) // 60
-        groups: dict[tuple[str, int], list[_Budget]] = {}
-        for budget in self._budgets.values() if budgets is None else budgets:
-            groups.setdefault((budget.assigned.holder, budget.window.start), []).append(budget)
-        try:
-            complete = self._source is not None and await self._source.is_complete(60 * cut)
-            for (holder, start), group in groups.items():
-                if self._source is None:
-                    await self._settle(group, cut, {}, complete=False)
-                else:
-                    ids = {one.assigned.holder_id for one in group}
-                    spent = await self._source.read(holder, ids, start, max(start, 60 * cut))
-                    await self._settle(group, cut, spent, complete=complete)
-        except Unavailable as error:
-            log.info("budgets.not_reconciled", error=str(error))
-            old = [one for group in groups.values() for one in group if 60 * (cut - one.cut) > MERGE_S]
-            with contextlib.suppress(Unavailable):
-                await self._settle(old, cut, {}, complete=False)
-            return False
-        return True
-
-    async def _settle(
-        self, budgets: Iterable[_Budget], cut: int, spent: Mapping[str, Amounts], *, complete: bool
-    ) -> None:
-        for budget in budgets:
-            amount = spent.get(budget.assigned.holder_id, NOTHING)[budget.index]
-            await self._store.settle(budget.key, cut, amount, complete=complete)
-            budget.cut = max(budget.cut, cut)
-
-
-def _holds(window: Window, at: float) -> bool:
-    return window.start <= at < window.end
-
-
-def _go_on_alone(budget: _Budget, need: float) -> None:
-    """Grant a part of what was left, as the store is away."""
-    now = monotonic()
-    granted = min(budget.alone, max(need - max(0.0, budget.available), budget.recent))
-    budget.alone -= granted
-    budget.available += granted
-    budget.check_at = now + RECHECK_S if budget.available < need else 0.0
 
 
 async def _repeat(interval_s: float, work: Callable[[], Awaitable[None]]) -> None:

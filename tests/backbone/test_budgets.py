@@ -21,7 +21,7 @@ from backbone.store import redis_keys
 from backbone.store.budgets import BudgetKey, BudgetReport, BudgetStanding
 from backbone.store.redis import RedisStore
 from backbone.store.redis_budgets import RedisBudgetStore
-from gateway.limits import budget_limiter
+from gateway.limits import budget_limiter, budget_reconciler
 from gateway.limits.budget_ledger import LedgerSpend
 from gateway.limits.budget_limiter import BudgetLimiter, Reservation
 from gateway.limits.budget_meter import BudgetMeter, UnitPrices
@@ -146,6 +146,10 @@ async def reserve(limiter: BudgetLimiter, limits: EffectiveLimits, tokens: int) 
     return await limiter.reserve(limits, Capability.CHAT, chat(tokens), 0)
 
 
+async def reconcile(limiter: BudgetLimiter) -> bool:
+    return await limiter.reconciler.reconcile(limiter._budgets.values())
+
+
 async def test_three_gateways_keep_one_budget(fleet: Fleet) -> None:
     """Together they admit all of it, with unequal load, and nothing above; then the refusal says all that a caller needs."""
     limits = fleet.limits()
@@ -241,7 +245,7 @@ async def test_a_gateway_killed_between_reserve_and_settle(fleet: Fleet) -> None
     (await reserve(other, limits, 5000)).release()
     await fleet.state(other)
     fleet.time += 120
-    assert await other.reconcile()
+    assert await reconcile(other)
     assert (await fleet.state(other)).spent == await fleet.ledger_tokens(MIDNIGHT, NOON + DAY_S) == 1500
 
 
@@ -260,7 +264,7 @@ async def test_redis_flushed(fleet: Fleet, all_forgot: bool) -> None:
     with pytest.raises(InsufficientQuota):
         await reserve(survivor, limits, 4000)
     fleet.time += 120
-    await survivor.reconcile()
+    await reconcile(survivor)
     assert (await fleet.state(survivor)).spent == await fleet.ledger_tokens(MIDNIGHT, NOON + DAY_S) == 7000
 
 
@@ -275,16 +279,16 @@ async def test_the_ledger_is_away(fleet: Fleet, tmp_path: Path) -> None:
     blind = fleet.limiter(ledger=away)
     await fleet.ask(blind, limits, 100)
     assert (await fleet.state(blind)).spent == 100
-    assert not await blind.reconcile()
-    fleet.time += 2 * budget_limiter.MERGE_S
+    assert not await reconcile(blind)
+    fleet.time += 2 * budget_reconciler.MERGE_S
     await fleet.ask(blind, limits, 100)
-    assert not await blind.reconcile()
+    assert not await reconcile(blind)
     assert (await fleet.state(blind)).spent == 200
     assert await fleet.redis.hlen(fleet.key()) <= 6  # reports are not piled up
     fleet.time += 120
     sighted = fleet.limiters[1]
     await fleet.state(sighted)
-    await sighted.reconcile()
+    await reconcile(sighted)
     assert (await fleet.state(blind)).spent == await fleet.ledger_tokens(MIDNIGHT, MIDNIGHT + DAY_S) == 6200
 
 
@@ -295,10 +299,10 @@ async def test_a_ledger_that_is_behind_lowers_nothing(fleet: Fleet) -> None:
     await fleet.state(limiter)
     fleet.waiting = int(fleet.time)
     fleet.time += 120
-    await limiter.reconcile()
+    await reconcile(limiter)
     assert (await fleet.state(limiter)).spent == 800
     fleet.waiting, fleet.time = None, fleet.time + 120
-    await limiter.reconcile()
+    await reconcile(limiter)
     assert (await fleet.state(limiter)).spent == 0
 
 
@@ -352,6 +356,21 @@ async def test_a_budget_renews_at_midnight(fleet: Fleet) -> None:
     await fleet.state(limiter)
     fleet.time = MIDNIGHT + DAY_S - 1
     assert (await fleet.state(limiter)).spent == 10_005
+
+
+async def test_a_request_across_midnight(fleet: Fleet) -> None:
+    """It counts where it ends, and in the budget of the month that goes on, once."""
+    limiter, month = fleet.limiters[0], fleet.assigned(period="month")
+    fleet.time = MIDNIGHT + DAY_S - 1
+    opened = await reserve(limiter, fleet.limits(fleet.assigned(), month), 500)
+    share = limiter._budgets[month.name]
+    share_before = share.available + share.reserved
+    fleet.time += 1
+    opened.settle(values(**fleet.event(700)))
+    assert share.available + share.reserved == share_before - 700
+    assert [(await fleet.state(limiter, one)).spent for one in (fleet.assigned(), month)] == [700, 700]
+    fleet.time -= 1
+    assert (await fleet.state(limiter)).spent == 0
 
 
 async def test_redis_is_away(fleet: Fleet) -> None:

@@ -40,6 +40,12 @@ def cluster_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
     }
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def opened_ledger(cluster: Cluster) -> None:
+    """The gateway imports SQLAlchemy for its first event, which may take it longer than a webhook has."""
+    assert (await cluster.get("/v1/usage")).status_code == 200
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """What came."""
