@@ -182,11 +182,11 @@ class GatewaySettings(CommonSettings):
     queue_comment_after_s: float = Field(default=10.0, gt=0)
     """Seconds after which a waiting stream gets comments with its queue position."""
     max_queued_jobs: int = Field(default=100_000, ge=1)
-    """Jobs in all queues, running jobs included. Above it, requests are 429."""
+    """Jobs in all queues, running jobs included; and as many in all backlogs. Above it, requests are 429."""
     max_queued_per_model: int = Field(default=10_000, ge=1)
-    """Jobs per capability, lane and model, running jobs included. Above it, requests are 429."""
+    """Waiting jobs of one team per capability, lane and model. Above it, requests are 429."""
     max_queue_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
-    """Bytes of waiting jobs on NATS's disk. Keep it below the disk's free space."""
+    """Bytes of waiting jobs on NATS's disk, half of them in queues, half in backlogs. Keep it below the disk's free space."""
     max_queues: int = Field(default=12_000, ge=10)
     """Queues in NATS at the same time. One is made per capability, lane and model at its first use, and takes about
     50 KB of NATS's memory.

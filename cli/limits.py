@@ -91,6 +91,12 @@ Budgets = Annotated[
 BudgetWebhook = Annotated[
     str | None, typer.Option("--budget-webhook", metavar="URL", help="URL that receives warnings of the budgets.")
 ]
+Weight = Annotated[
+    int | None,
+    typer.Option(
+        "--weight", min=1, max=100, help="Share of a queue, beside the weights of other teams that wait. Default: 1."
+    ),
+]
 Expires = Annotated[str | None, typer.Option("--expires", help="Lifetime: 90s, 45m, 12h, 30d or 2w. Default: forever.")]
 Unset = Annotated[
     list[str] | None,

@@ -23,11 +23,11 @@ def render_teams(answer: dict[str, Any]) -> RenderableType:
     """Return a table with a line for each team."""
     from cli.tables import Text, new_table
 
-    lines = new_table("team", "limits of its own", "expires", ids=True)
+    lines = new_table("team", "weight", "limits of its own", "expires", ids=True)
     for row in answer["data"]:
         end = row["expires_at"]
         expires = "never" if end is None else f"{datetime.fromtimestamp(end, UTC):%Y-%m-%d %H:%MZ}"
-        lines.add_row(Text(row["id"]), Text(limits.describe(row)), Text(expires))
+        lines.add_row(Text(row["id"]), Text(str(row["weight"])), Text(limits.describe(row)), Text(expires))
     return lines
 
 
@@ -46,11 +46,12 @@ def create_team(
     api: ApiClient,
     team: TeamArgument,
     *,
+    weight: limits.Weight = None,
     limit_fields: dict[str, Any],
     as_json: options.Json = False,
 ) -> None:
     """Create a team. Limits that are left out are those of the gateway's settings."""
-    _print(api.post(PATH, {"id": team} | limit_fields), as_json=as_json)
+    _print(api.post(PATH, {"id": team} | limit_fields | _weight(weight)), as_json=as_json)
 
 
 @app.command("set")
@@ -60,15 +61,20 @@ def change_team(
     api: ApiClient,
     team: TeamArgument,
     *,
+    weight: limits.Weight = None,
     limit_fields: dict[str, Any],
     unset: limits.Unset = None,
     as_json: options.Json = False,
 ) -> None:
-    """Change a team's lifetime or limits, for all its keys at once. Options that are left out stay as they are."""
-    body = limits.unset_fields(unset) | limit_fields
+    """Change a team's lifetime, weight or limits, for all its keys at once. Options that are left out stay as they are."""
+    body = limits.unset_fields(unset) | limit_fields | _weight(weight)
     if not body:
         raise ConsoleError("Nothing to change. Name at least one option; `nexus teams set --help` lists them.")
     _print(api.patch(record_path(PATH, team), body), as_json=as_json)
+
+
+def _weight(weight: int | None) -> dict[str, int]:
+    return {} if weight is None else {"weight": weight}
 
 
 def _print(answer: dict[str, Any], *, as_json: bool) -> None:

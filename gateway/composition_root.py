@@ -12,7 +12,9 @@ from typing import Protocol
 
 import structlog
 
+from backbone.bus.fair_share import FairShare
 from backbone.bus.nats.auth import read_nats_access
+from backbone.bus.nats.backlogs import Backlogs
 from backbone.bus.nats.broadcast import NatsBroadcast
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
 from backbone.bus.nats.jetstream import BlobBucketConfig, JobsStreamConfig
@@ -70,6 +72,7 @@ from gateway.http.error_handlers import AllowedMethods
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.unread_budget import UnreadBudget
+from gateway.jobs.estimator import count_slots
 from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler
 from gateway.jobs.http_response import JobResponder
 from gateway.jobs.idempotency import Idempotency
@@ -171,21 +174,26 @@ class _Clients:
     def __init__(self, settings: GatewaySettings, name: str, metrics: GatewayMetrics) -> None:
         nats = read_nats_access(settings)
         self.storage_health = StorageHealth()
+        self.registry = EtcdRegistry(read_etcd_access(settings), settings.etcd_prefix)
+        self.store = RedisStore(read_redis_access(settings))
+        self.team_keys = TeamKeys.read(settings.team_keys_file)
+        self.documents = SealedDocumentStore(RedisDocumentStore(self.store), self.team_keys, SEALED_KINDS)
+        self.broadcast = NatsBroadcast(nats, name)
+        self.keys = KeyStore(self.documents, self.broadcast, defaults=_team_defaults(settings))
+        backlogs = Backlogs(FairShare(self.keys.weight, lambda queue: count_slots(self.registry.snapshot, queue)))
         self.bus = NatsGatewayBus(
             nats,
             gateway=name,
             ack_wait_s=settings.ack_wait_s,
             stream=_jobs_stream(settings),
             storage_health=self.storage_health,
+            backlogs=backlogs,
         )
-        self.broadcast = NatsBroadcast(nats, name)
         self.blobs = NatsBlobStore(nats, f"{name}-blobs", create=_bucket(settings), storage_health=self.storage_health)
-        log = NatsJobLog(nats, name, retention=retention(settings), storage_health=self.storage_health)
-        self.team_keys = TeamKeys.read(settings.team_keys_file)
+        log = NatsJobLog(
+            nats, name, retention=retention(settings), storage_health=self.storage_health, backlogs=backlogs
+        )
         self.job_log = PrivateJobLog(log, SealRefusalCounter(metrics).count, self.team_keys)
-        self.registry = EtcdRegistry(read_etcd_access(settings), settings.etcd_prefix)
-        self.store = RedisStore(read_redis_access(settings))
-        self.documents = SealedDocumentStore(RedisDocumentStore(self.store), self.team_keys, SEALED_KINDS)
         self.clock = ClockSync(self.bus.server_time_s)
         metrics.bus_refusals.counts = lambda: nats.refusals.counts
         self.bus.on_queue_change(metrics.count_queue)
@@ -203,7 +211,7 @@ class _Services:
         self.submitter = SyncSubmitter(
             self.dispatcher, settings.ack_wait_s, keep_s=settings.result_url_ttl_s, unread=self.unread
         )
-        self.keys = KeyStore(clients.documents, clients.broadcast, defaults=_team_defaults(settings))
+        self.keys = clients.keys
         self.rate_limiter = RateLimiter(RedisRateStore(clients.store))
         token = load_bootstrap_key(settings)
         self.auth, self.url_signer = _auth(settings, token, self.keys, self.rate_limiter)
@@ -497,7 +505,7 @@ def _jobs_stream(settings: GatewaySettings) -> JobsStreamConfig:
     return JobsStreamConfig(
         settings.max_queued_jobs,
         settings.max_queued_per_model,
-        settings.max_queue_bytes,
+        settings.max_queue_bytes // 2,
         settings.stream_replicas,
         settings.max_queues,
     )

@@ -14,7 +14,7 @@ from gateway.http.client_addresses import PREFIX_V6
 from gateway.http.request_body import Name
 from schemas.budgets import Budget, BudgetPeriod, BudgetUnit
 from schemas.errors import InvalidRequest
-from schemas.keys import LIMITS, LaneName, Retain, Scope
+from schemas.keys import LIMITS, MAX_WEIGHT, LaneName, Retain, Scope
 from schemas.people import Role
 from schemas.submission import PUBLIC_URL
 
@@ -201,14 +201,25 @@ class PersonUpdate(BaseModel):
     """`true` ends the person's sessions and open calls, and keeps the person out; `false` lets the person in again."""
 
 
-class NewTeam(ExpiringFields):
+class TeamFields(ExpiringFields):
+    """Fields of a team."""
+
+    weight: Annotated[int, Field(strict=True, ge=1, le=MAX_WEIGHT)] | None = None
+    """The team's share of a queue, beside the weights of the other teams whose jobs wait there; null: 1."""
+
+    def changes(self) -> dict[str, Any]:
+        """Return the limits and the weight that the body sets."""
+        return self.limits() | ({"weight": self.weight or 1} if "weight" in self.model_fields_set else {})
+
+
+class NewTeam(TeamFields):
     """The body of `POST /v1/teams`."""
 
     id: Name
     """The `owner` of the team's keys."""
 
 
-class TeamUpdate(ExpiringFields):
+class TeamUpdate(TeamFields):
     """The body of `PATCH /v1/teams/{team_id}`. Fields that are left out stay; null restores a default."""
 
 

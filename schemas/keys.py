@@ -81,6 +81,9 @@ class AccessLimits(BaseModel):
     """The URL that receives warnings of these budgets."""
 
 
+MAX_WEIGHT = 100
+
+
 class Team(AccessLimits):
     """The record of a team: the owner of jobs, files, batches and responses, and of the keys that share them."""
 
@@ -90,6 +93,8 @@ class Team(AccessLimits):
     """Unix seconds."""
     expires_at: int | None = None
     """The time at which all its keys end, in Unix seconds; None: never."""
+    weight: int = 1
+    """Its share of a queue, beside the weights of the other teams whose jobs wait there."""
     deleted_at: int | None = None
     """Unix seconds. None: the team exists. The record is kept for a while, so that no cache restores the team."""
     webhook_secret: str = ""

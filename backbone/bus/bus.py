@@ -10,7 +10,8 @@ Guarantees of every implementation:
 - A pulled job belongs to the worker for `ack_wait` seconds, which `extend` renews. After that time the job goes to another
   worker with a higher `delivery` number, and `ack`, `nak` and `extend` of the first worker do nothing, since they would hit the
   other worker's run.
-- Jobs of one subject are delivered in the order in which they were stored.
+- Jobs of one queue and owner are delivered in the order in which they were stored. Owners whose jobs wait get shares of the
+  slots' time by their weights (`backbone.bus.fair_share`); one that waits alone gets all of it.
 - `pull` yields at most `batch` jobs. `on_end` reports the jobs that a pull did not bring, once the pull is over. While a pull
   with `wait_s` is open on a queue, no pull without `wait_s` may be made there.
 """
@@ -88,8 +89,12 @@ class ReplyListener(Protocol):
     def is_waiting(self) -> bool:
         """Whether no attempt is known to live: the job is in its queue, on its way to the next worker, or lost."""
 
+    @property
+    def started_at(self) -> float | None:
+        """When the job's first attempt started, in monotonic seconds; None: no attempt is known."""
+
     def on_stored(self, seq: int) -> None:
-        """Learn that the job is durable, under this sequence."""
+        """Learn that the job is durable, under this sequence; again, when it waits under another one."""
 
     def on_refused(self, error: NexusError) -> None:
         """Learn that the job could not be stored, or was lost. No event of the job follows."""
@@ -153,6 +158,20 @@ class GatewayBus(Protocol):
 
     def delete_job(self, seq: int) -> None:
         """Delete a stored job if no worker has it yet. Best effort."""
+
+    async def queue_position(self, queue: Queue, seq: int) -> int | None:
+        """Return how many waiting jobs of `queue` start before the job under `seq`. None: the job does not wait. Raises
+        Unavailable.
+        """
+
+    def record_start(self, queue: Queue) -> None:
+        """Note that a durable job of the queue has started: the next one may come."""
+
+    def record_use(self, queue: Queue, owner: str, seconds: float) -> None:
+        """Note that a durable job of the owner has held a slot for so many seconds, which count against its share."""
+
+    def on_job_moved(self, moved: Callable[[str, int, str, int], None]) -> None:
+        """Call `moved(job, run, owner, seq)` when a durable job gets another sequence."""
 
     def send_control(self, worker: str, message: bytes) -> None:
         """Send a message to a worker (see schemas.control). Best effort; an invalid worker name is refused and counted."""

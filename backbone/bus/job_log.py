@@ -137,8 +137,8 @@ class JobQueue(Protocol):
         """
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
-        """Return how many jobs of `queue` wait before the job under `seq`; running jobs do not count. None: the job is not in
-        the queue any more. Raises Unavailable.
+        """Return how many waiting jobs of `queue` start before the job under `seq`; running jobs do not count. None: the job is
+        not in the queue any more. Raises Unavailable.
         """
 
     async def delete_job(self, seq: int, job: str, run: int) -> None:

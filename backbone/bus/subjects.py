@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from functools import lru_cache
 
@@ -11,6 +12,15 @@ from schemas.jobs import Capability, Lane
 
 JOBS_STREAM = "NEXUS_JOBS"
 JOBS = "nexus.jobs"
+BACKLOG_STREAM = "NEXUS_BACKLOG"
+BACKLOG = "nexus.backlog"
+"""The prefix of the subjects on which jobs wait until their owner's turn. The rest is that of the queue's subject, and the owner."""
+BACKLOG_NOTICES = "nexus.backlogged"
+"""NATS publishes here, without the payload, when a job is stored in a backlog."""
+FIRST_BACKLOG_SEQ = 1 << 52
+"""Sequences tell in which stream a job waits: those of the jobs stream stay below. They are exact in JSON's numbers."""
+BACKLOG_TOKENS = 6
+"""Tokens of a backlog's subject."""
 WAKEUPS = "nexus.bell"
 QUEUE_HOLDS_JOBS = b"again"
 """The message on a wake-up subject of a queue that holds jobs: NATS itself sends none when a job is delivered again."""
@@ -65,7 +75,9 @@ _PATTERN = re.compile(rf"(?:(?:\*|{_WORD})\.)*(?:\*|>|{_WORD})".encode())
 _RESERVED_PREFIXES = (b"nexus.", b"$")
 """The prefixes of all subjects to which Nexus or NATS itself gives a meaning."""
 _MAX_REPLY_SUBJECT_LENGTH = 512
-_RESERVED_NAMES = frozenset({"jobs", "bell", "reply", "control", "events", "told", "done", "ended", "dlq", "ask"})
+_RESERVED_NAMES = frozenset(
+    {"jobs", "bell", "reply", "control", "events", "told", "backlog", "backlogged", "done", "ended", "dlq", "ask"}
+)
 
 
 class InvalidSubject(ValueError):
@@ -113,6 +125,15 @@ def encode_model(model: str) -> str:
     return token
 
 
+@lru_cache(maxsize=4096)
+def encode_owner(owner: str) -> str:
+    """Encode an owner as one token, as `encode_model` does. An owner whose token would be too long gets a digest instead."""
+    try:
+        return encode_model(owner)
+    except InvalidRequest:
+        return hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def decode_model(token: str) -> str:
     """Decode a token of `encode_model`."""
     raw = _ESCAPE.sub(lambda m: chr(int(m[1], 16)), token).encode("latin-1")
@@ -129,6 +150,33 @@ def job_subject(capability: Capability, lane: Lane, model: str) -> str:
 def consumer_name(capability: Capability, lane: Lane, model: str) -> str:
     """Return the name of the durable consumer of one job subject."""
     return f"{capability}_{lane}_{encode_model(model)}"
+
+
+def backlog_subject(capability: Capability, lane: Lane, model: str, owner: str) -> str:
+    """Return the subject of the jobs of one owner that wait until the owner's turn; no consumer takes them from there."""
+    return f"{backlog_prefix(capability, lane, model)}.{encode_owner(owner)}"
+
+
+def backlog_prefix(capability: Capability, lane: Lane, model: str) -> str:
+    """Return the part of a backlog's subjects before the owner."""
+    return f"{BACKLOG}.{capability}.{lane}.{encode_model(model)}"
+
+
+def stream_of_job(seq: int) -> str:
+    """Return the stream in which a job with this sequence waits."""
+    return BACKLOG_STREAM if seq >= FIRST_BACKLOG_SEQ else JOBS_STREAM
+
+
+@lru_cache(maxsize=8192)
+def parse_backlog_subject(subject: str) -> tuple[Capability, Lane, str, str] | None:
+    """Return the parts of a backlog's subject, or of the subject of its notifications; None for any other subject."""
+    tokens = subject.split(".")
+    if len(tokens) != BACKLOG_TOKENS:
+        return None
+    try:
+        return Capability(tokens[2]), Lane(tokens[3]), decode_model(tokens[4]), decode_model(tokens[5])
+    except ValueError:
+        return None
 
 
 def parse_job_subject(subject: str) -> tuple[Capability, Lane, str]:
@@ -214,6 +262,7 @@ USAGE_QUEUE = "usage"
 AUDIT_QUEUE = "audit"
 WORK_QUEUES = ("hooks", "batches", USAGE_QUEUE, AUDIT_QUEUE)
 STREAMS = (
+    BACKLOG_STREAM,
     JOBS_STREAM,
     EVENTS_STREAM,
     OUTCOMES_STREAM,

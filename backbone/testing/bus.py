@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from backbone.bus.bus import MAX_FRESH_AGE_S, JobDelivery, Queue, QueueDepth, ReplyListener, StorageUsage, StreamUsage
+from backbone.bus.fair_order import FairOrder
 from backbone.bus.subjects import JOBS_STREAM, encode_model
 from backbone.clock import now
 from backbone.testing.job_log_state import JobLogState
@@ -25,6 +27,7 @@ class _Job:
 
     seq: int
     queue: Queue
+    owner: str
     message: bytes
     stored_at: float
     """In seconds of the loop's clock."""
@@ -44,6 +47,53 @@ class _Pull:
     timer: asyncio.TimerHandle | None = None
 
 
+class _Line:
+    """The waiting jobs of one queue: those that were returned, then each owner's in turn."""
+
+    def __init__(self, weight_of: Callable[[str], float]) -> None:
+        self._returned: deque[_Job] = deque()
+        self._by_owner: dict[str, deque[_Job]] = {}
+        self.order = FairOrder(weight_of)
+
+    def __len__(self) -> int:
+        return len(self._returned) + self.order.total
+
+    def __iter__(self) -> Iterator[_Job]:
+        return itertools.chain(self._returned, *self._by_owner.values())
+
+    def append(self, job: _Job) -> None:
+        self._by_owner.setdefault(job.owner, deque()).append(job)
+        self.order.add_waiting(job.owner)
+
+    def appendleft(self, job: _Job) -> None:
+        self._returned.appendleft(job)
+
+    def popleft(self) -> _Job:
+        if self._returned:
+            return self._returned.popleft()
+        owner = self.order.take()
+        assert owner is not None
+        return self._by_owner[owner].popleft()
+
+    def remove(self, job: _Job) -> None:
+        """Remove a job, if it waits."""
+        waiting = self._by_owner.get(job.owner, deque())
+        if job in self._returned:
+            self._returned.remove(job)
+        elif job in waiting:
+            waiting.remove(job)
+            self.order.set_waiting(job.owner, len(waiting))
+
+    def position(self, job: _Job) -> int:
+        """Return how many jobs start before this one."""
+        if job in self._returned:
+            return self._returned.index(job)
+        waiting = self._by_owner.get(job.owner, deque())
+        if job not in waiting:  # a worker has it
+            return 0
+        return len(self._returned) + self.order.position(job.owner, waiting.index(job))
+
+
 @dataclass(slots=True)
 class MemoryBroker:
     """The server that the memory implementations share. `available = False` makes every call fail as without NATS."""
@@ -52,7 +102,9 @@ class MemoryBroker:
     max_per_queue: int = 10_000
     away: bool = False
     jobs: dict[int, _Job] = field(default_factory=dict)
-    waiting: dict[Queue, deque[_Job]] = field(default_factory=dict)
+    waiting: dict[Queue, _Line] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    """The weights of owners; 1 for others."""
     pulls: dict[Queue, deque[_Pull]] = field(default_factory=dict)
     max_queues: int = 12_000
     open_queues: set[Queue] = field(default_factory=set)
@@ -79,21 +131,33 @@ class MemoryBroker:
         if not self.available:
             raise Unavailable("The memory broker is away.")
 
-    def store(self, queue: Queue, message: bytes, message_id: str) -> int:
+    def store(self, queue: Queue, message: bytes, message_id: str, owner: str) -> int:
         """Store a job, once per `message_id`, and return its sequence. Raises QueueFull."""
         if message_id in self.seq_by_message_id:
             return self.seq_by_message_id[message_id]
         if sum(job.queue == queue for job in self.jobs.values()) >= self.max_per_queue:
             raise QueueFull
         self.last_seq += 1
-        job = _Job(self.last_seq, queue, message, asyncio.get_running_loop().time())
+        job = _Job(self.last_seq, queue, owner, message, asyncio.get_running_loop().time())
         self.jobs[job.seq] = job
         self.seq_by_message_id[message_id] = job.seq
-        self.waiting.setdefault(queue, deque()).append(job)
+        self._line(queue).append(job)
         for worker in list(self.workers):
             worker.wake(queue)
         self.serve_pulls(queue)
         return job.seq
+
+    def _line(self, queue: Queue) -> _Line:
+        if queue not in self.waiting:
+            self.waiting[queue] = _Line(lambda owner: self.weights.get(owner, 1.0))
+        return self.waiting[queue]
+
+    def position(self, queue: Queue, seq: int) -> int | None:
+        """Return how many waiting jobs start before this one; None: the queue does not hold it."""
+        job = self.jobs.get(seq)
+        if job is None or job.queue != queue:
+            return None
+        return self._line(queue).position(job)
 
     def open_queue(self, queue: Queue) -> None:
         """Create the queue if it is missing. Raises Unavailable when there are `max_queues` already."""
@@ -112,7 +176,7 @@ class MemoryBroker:
 
     def serve_pulls(self, queue: Queue) -> None:
         """Deliver waiting jobs to the open pulls, each pull in turn."""
-        waiting, pulls = self.waiting.get(queue, deque()), self.pulls.get(queue, deque())
+        waiting, pulls = self._line(queue), self.pulls.get(queue, deque())
         while waiting and pulls and queue in self.open_queues:
             job, pull = waiting.popleft(), pulls.popleft()
             if job.seq not in self.jobs:
@@ -143,7 +207,7 @@ class MemoryBroker:
             job.ack_timer.cancel()
             job.ack_timer = None
         if job.seq in self.jobs:
-            self.waiting.setdefault(job.queue, deque()).appendleft(job)
+            self._line(job.queue).appendleft(job)
             self.serve_pulls(job.queue)
 
     def delete_job(self, seq: int) -> None:
@@ -153,9 +217,7 @@ class MemoryBroker:
             return
         if job.ack_timer:
             job.ack_timer.cancel()
-        waiting = self.waiting.get(job.queue)
-        if waiting and job in waiting:
-            waiting.remove(job)
+        self._line(job.queue).remove(job)
 
 
 class MemoryDelivery:
@@ -264,7 +326,7 @@ class MemoryGatewayBus:
         try:
             self._broker.open_queue(queue)
             message = b"%b\n%b" % (line, body) if line else envelope.encode(body)
-            seq = self._broker.store(queue, message, f"{envelope.job}.{envelope.run}")
+            seq = self._broker.store(queue, message, f"{envelope.job}.{envelope.run}", envelope.owner)
         except (QueueFull, Unavailable) as error:
             listener.on_refused(error)
             return
@@ -276,6 +338,21 @@ class MemoryGatewayBus:
 
     def delete_job(self, seq: int) -> None:
         self._broker.delete_job(seq)
+
+    async def queue_position(self, queue: Queue, seq: int) -> int | None:
+        self._broker.require()
+        return self._broker.position(queue, seq)
+
+    def record_start(self, queue: Queue) -> None:
+        """Do nothing: every job is delivered as soon as a worker pulls."""
+
+    def record_use(self, queue: Queue, owner: str, seconds: float) -> None:
+        line = self._broker.waiting.get(queue)
+        if line is not None:
+            line.order.record_use(owner, seconds)
+
+    def on_job_moved(self, moved: Callable[[str, int, str, int], None]) -> None:
+        """Do nothing: no job moves."""
 
     def send_control(self, worker: str, message: bytes) -> None:
         listener = self._broker.listeners.get(f"control.{worker}")

@@ -94,14 +94,12 @@ class MemoryJobLog(_BrokerClient):
             raise RequestTooLarge
         encode_model(envelope.model)
         queue = Queue(envelope.capability, envelope.lane, envelope.model)
-        return self.broker.store(queue, envelope.encode(body), f"{require_token(envelope.job)}.{envelope.run}")
+        message_id = f"{require_token(envelope.job)}.{envelope.run}"
+        return self.broker.store(queue, envelope.encode(body), message_id, envelope.owner)
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
         self.require()
-        job = self.broker.jobs.get(seq)
-        if job is None or job.queue != queue:
-            return None
-        return sum(one.seq < seq for one in self.broker.waiting.get(queue, ()))
+        return self.broker.position(queue, seq)
 
     async def delete_job(self, seq: int, job: str, run: int) -> None:
         self.require()

@@ -3,7 +3,7 @@
 The parts are read one after another. Data that moves meanwhile is not lost: the place that it leaves is read before the
 place where it ends (docs/adr/0028):
 
-    blobs, batches, Redis, later batches, jobs, outcomes, dead letters, webhooks, claims, events, later blobs
+    blobs, batches, Redis, later batches, backlogs, jobs, outcomes, dead letters, webhooks, claims, events, later blobs
 
 Each job is in the queue or has its outcome, each outcome has its blob, each ended record has its outcome, and each job
 of an idempotent request has its claim.
@@ -17,7 +17,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from backbone.bus.nats.backup import BATCHES_STREAM, STREAMS, SavedMessage
-from backbone.bus.subjects import BLOBS_STREAM, EVENTS_STREAM, JOBS_STREAM
+from backbone.bus.subjects import BACKLOG_STREAM, BLOBS_STREAM, EVENTS_STREAM, JOBS_STREAM
 from backbone.version import VERSION
 from cli.backup.archive import BackupFolder, BackupManifest, Notify, PartWriter, create_folder, now, write_manifest
 from cli.backup.connections import BackupServers
@@ -51,7 +51,8 @@ class BackupCreator:
         with create_folder(target, self._notify) as folder:
             if "etcd" in self._kinds:
                 await self._etcd(folder)
-            early, late = STREAMS[: STREAMS.index(JOBS_STREAM)], STREAMS[STREAMS.index(JOBS_STREAM) :]
+            late_from = STREAMS.index(BACKLOG_STREAM)
+            early, late = STREAMS[:late_from], STREAMS[late_from:]
             await self._streams(folder, early)
             if "redis" in self._kinds:
                 await self._redis(folder)
@@ -83,7 +84,7 @@ class BackupCreator:
                 await self._stream(folder, name)
 
     async def _stream(self, folder: BackupFolder, name: str) -> None:
-        about = {"events_seq": await self._events_seq()} if name == JOBS_STREAM else {}
+        about = {"events_seq": await self._events_seq()} if name in {BACKLOG_STREAM, JOBS_STREAM} else {}
         with folder.file(snapshot_file(name)) as writer:
             # Gateways recreate the queues' consumers; without saved ones, each job is delivered again and none is lost.
             snapshot = await self._servers.streams.save(name, writer.write, consumers=name != JOBS_STREAM)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbone.bus.nats.backup import STREAMS, SavedMessage, StreamSnapshot
-from backbone.bus.subjects import EVENTS_STREAM, JOBS_STREAM, SEALS_STREAM
+from backbone.bus.subjects import BACKLOG_STREAM, EVENTS_STREAM, JOBS_STREAM, SEALS_STREAM
 from cli.backup.archive import BackupManifest, BackupPart, Notify, read_chunks, read_exactly, read_lines
 from cli.backup.connections import BackupServers
 from cli.errors import ConsoleError
@@ -101,10 +101,11 @@ class BackupRestorer:
         return self.restored
 
     async def _forget_lost_jobs(self) -> None:
-        jobs = next((part for part in self._parts if part.name == JOBS_STREAM), None)
-        if jobs is None or EVENTS_STREAM not in self.restored.items:
+        queues = [part for part in self._parts if part.name in {BACKLOG_STREAM, JOBS_STREAM}]
+        if not queues or EVENTS_STREAM not in self.restored.items:
             return
-        after, last = int(jobs.about["events_seq"]), int(jobs.about["state"]["last_seq"])
+        after = min(int(part.about["events_seq"]) for part in queues)
+        last = {part.name: int(part.about["state"]["last_seq"]) for part in queues}
         if lost := await self._servers.streams.delete_lost_jobs(after=after, last=last):
             self._notify(f"{lost:,} jobs are missing: they were submitted while the backup was written")
 

@@ -329,6 +329,11 @@ class KeyStore:
         self.publish()
         return new
 
+    def weight(self, owner: str) -> int:
+        """Return the weight of a team; 1 for one without a record."""
+        team = self.teams.get(owner)
+        return team.weight if team is not None else 1
+
     async def _claim(self, owner: str) -> None:
         """Reserve an owner's name for a new key, so that two tenants never share data by accident. Raises InvalidRequest."""
         team = self.teams.get(owner)

@@ -31,14 +31,14 @@ class TeamStore:
         self._keys = keys
         self._clock = clock
 
-    async def create(self, team_id: str, *, expires_at: int | None = None, **limits: Any) -> Team:
-        """Create a team, with a webhook secret if it has a webhook. `limits`: of `AccessLimits`. Raises InvalidRequest if there is one of that id."""
+    async def create(self, team_id: str, *, expires_at: int | None = None, **fields: Any) -> Team:
+        """Create a team, with a webhook secret if it has a webhook. `fields`: its weight, and those of `AccessLimits`. Raises InvalidRequest if there is one of that id."""
         teams = await self._all()
         if team_id in teams:
             raise InvalidRequest(f"There is a team '{team_id}' already. Change it with PATCH /v1/teams/….", param="id")
         if len(teams) >= MAX_TEAMS:
             raise InvalidRequest(f"There are {MAX_TEAMS} teams, the most that are possible. Delete some first.")
-        team = await self._put(Team(id=team_id, created_at=int(self._clock()), expires_at=expires_at, **limits))
+        team = await self._put(Team(id=team_id, created_at=int(self._clock()), expires_at=expires_at, **fields))
         log.info("teams.created", team=team_id)
         return team
 
@@ -54,7 +54,7 @@ class TeamStore:
         return team
 
     async def change(self, team_id: str, **changes: Any) -> Team:
-        """Change a team's end or limits. A webhook where it had none brings a new webhook secret. Raises TeamNotFound."""
+        """Change a team's end, weight or limits. A webhook where it had none brings a new webhook secret. Raises TeamNotFound."""
         team = await self._put((await self.get(team_id)).model_copy(update=changes))
         log.info("teams.changed", team=team_id, fields=sorted(changes))
         return team

@@ -25,6 +25,7 @@ from typing import Any
 
 import structlog
 
+from backbone.bus.bus import Queue
 from backbone.bus.content_keys import ContentKeys
 from backbone.bus.job_log import JobHistory
 from backbone.store.store import IllegalMove, JobLimit, LimitReached, Store
@@ -61,6 +62,7 @@ class AttemptGate:
         keep_s: float,
         max_running: Callable[[str], JobLimit | None],
         content_keys: ContentKeys | None = None,
+        on_start: Callable[[Queue], None] = lambda _: None,
     ) -> None:
         """Create a gate.
 
@@ -71,6 +73,7 @@ class AttemptGate:
             keep_s: The retention time of recovered records.
             content_keys: The keys of sealed jobs. None: no job is sealed.
             max_running: Returns the limit of running jobs of an API key and its owner, by the key's id.
+            on_start: Called with the queue of each job that starts.
         """
         self._log = jobs
         self._store = store
@@ -79,6 +82,7 @@ class AttemptGate:
         self._keep_s = keep_s
         self._max_running = max_running
         self._content_keys = content_keys
+        self._on_start = on_start
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -192,7 +196,10 @@ class AttemptGate:
             started_at=now(),
             progress=None,
         )
-        return record is not None
+        if record is None:
+            return False
+        self._on_start(Queue(record.capability, record.lane, record.model))
+        return True
 
     def _running_due(self, record: JobRecord) -> float:
         return seconds_until_due(record, JobStatus.IN_PROGRESS, self._silence_s)

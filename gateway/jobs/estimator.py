@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from backbone.bus.bus import Queue
 from backbone.store.store import Store
 from gateway.jobs.records import now
 from schemas.jobs import JobRecord, JobStatus
@@ -26,7 +27,7 @@ class EtaEstimator:
         """
         if record.status is JobStatus.IN_PROGRESS:
             return await self._remaining_s(record)
-        slots = self._slots(record)
+        slots = count_slots(self._snapshot(), Queue(record.capability, record.lane, record.model))
         if position is None or not slots:
             return None
         service_s = await self._store.mean_service_time_s(record.capability, record.model)
@@ -41,13 +42,13 @@ class EtaEstimator:
         service_s = await self._store.mean_service_time_s(record.capability, record.model)
         return None if service_s is None else round(max(0.0, service_s - spent), 1)
 
-    def _slots(self, record: JobRecord) -> int:
-        """Return how many jobs of this model the ready workers run concurrently."""
-        snapshot = self._snapshot()
-        workers = snapshot.workers.values() if snapshot is not None else ()
-        return sum(
-            worker.slots
-            for worker in workers
-            if worker.state is WorkerState.READY
-            and any(m.name == record.model and record.capability in m.capabilities for m in worker.models)
-        )
+
+def count_slots(snapshot: RegistrySnapshot | None, queue: Queue) -> int:
+    """Return how many jobs of the queue the ready workers run at once."""
+    workers = snapshot.workers.values() if snapshot is not None else ()
+    return sum(
+        worker.slots
+        for worker in workers
+        if worker.state is WorkerState.READY
+        and any(m.name == queue.model and queue.capability in m.capabilities for m in worker.models)
+    )

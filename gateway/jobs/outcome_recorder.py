@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from backbone.bus.blobs import BlobStore
+from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobHistory, WorkItem
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.attempts import with_attempt_count
@@ -32,6 +33,7 @@ DEFECT_RETRY_DELAY_S = 30.0
 Enqueue = Callable[[Outcome], Awaitable[None]]
 Settle = Callable[[Outcome, int, int], None]
 """(outcome, tokens that the job had reserved, when the outcome was stored)"""
+RecordUse = Callable[[Queue, str, float], None]
 
 
 class OutcomeRecorder:
@@ -51,12 +53,13 @@ class OutcomeRecorder:
         settle: Settle = lambda _outcome, _reserved, _at: None,
         storage: JobStorageQuotas | None = None,
         content: ContentRetention | None = None,
+        record_use: RecordUse = lambda _queue, _owner, _seconds: None,
     ) -> None:
         """Create a recorder. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot. `usage`: None
         without a ledger.
 
         `storage`: None where the bytes of owners are not bounded. `content`: None where no job is sealed. `settle` receives each
-        outcome of a key's job once, when its record is written.
+        outcome of a key's job once, when its record is written; `record_use` the seconds for which each attempt had a slot.
         """
         self._log = jobs
         self._store = store
@@ -69,6 +72,7 @@ class OutcomeRecorder:
         self._settle = settle
         self._storage = storage
         self._content = content
+        self._record_use = record_use
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -137,6 +141,8 @@ class OutcomeRecorder:
             return  # already recorded, or an outcome of an older run
         if outcome.key and record is not None:
             self._settle(outcome, record.reserved_tokens or 0, at)
+        if outcome.seconds is not None:
+            self._record_use(Queue(outcome.capability, outcome.lane, outcome.model), outcome.owner, outcome.seconds)
         after: list[Awaitable[object]] = []
         if outcome.token and outcome.status is not JobStatus.COMPLETED:  # after COMPLETED no attempt follows
             after.append(self._store.release_lease(outcome.job, outcome.token))

@@ -16,7 +16,7 @@ from backbone.bus.private_job_log import PrivateJobLog
 from backbone.registry.registry import Registry
 from backbone.settings import GatewaySettings
 from backbone.store.documents import DocumentStore
-from backbone.store.store import Store
+from backbone.store.store import IllegalMove, Store
 from gateway.auth.key_store import KeyStore
 from gateway.dispatcher import Dispatcher
 from gateway.jobs.attempt_gate import AttemptGate
@@ -35,6 +35,7 @@ from gateway.limits.rate_limiter import RateLimiter
 from gateway.metrics import GatewayMetrics
 from gateway.usage.emitter import UsageEmitter
 from gateway.usage.events import event_of_outcome
+from schemas.errors import NexusError
 from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
@@ -123,7 +124,11 @@ class JobRuntime:
             settle=self._settle_limits,
             storage=dependencies.storage,
             content=content,
+            record_use=dependencies.bus.record_use,
         )
+        self._store = dependencies.store
+        self._updates: set[asyncio.Task[None]] = set()
+        dependencies.bus.on_job_moved(self._note_moved)
         self._expiry_watcher = ExpiryWatcher(
             dependencies.log, dependencies.store, terminator, ack_wait_s=settings.ack_wait_s, content=content
         )
@@ -134,6 +139,7 @@ class JobRuntime:
             keep_s=keep_s,
             max_running=lambda key: dependencies.keys.limits(key).running,
             content_keys=content_keys,
+            on_start=dependencies.bus.record_start,
         )
         self._recovery = RecordRecovery(dependencies.log, dependencies.store, dependencies.documents, keep_s=keep_s)
         self._tasks: list[asyncio.Task[None]] = []
@@ -148,6 +154,16 @@ class JobRuntime:
         if limits.budgets:
             self._budgets.charge(limits, event_of_outcome(outcome, 1000 * at, None))
 
+    def _note_moved(self, job: str, run: int, owner: str, seq: int) -> None:
+        task = asyncio.create_task(self._update_sequence(job, run, owner, seq))
+        self._updates.add(task)
+        task.add_done_callback(self._updates.discard)
+
+    async def _update_sequence(self, job: str, run: int, owner: str, seq: int) -> None:
+        """Write into a record where its job waits now. Without it, the job has no known position for the moment."""
+        with contextlib.suppress(NexusError, IllegalMove):
+            await self._store.update(owner, job, run=run, seq=seq)
+
     async def start(self) -> None:
         """Start the background tasks. The job log must be started. Raises Unavailable."""
         await self._log.serve_gate_requests(self._gate)
@@ -158,6 +174,7 @@ class JobRuntime:
 
     async def close(self) -> None:
         """Stop the background tasks. The other gateways take over their work."""
+        await asyncio.gather(*self._updates)
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:

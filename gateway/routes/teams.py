@@ -25,7 +25,7 @@ async def create_team(request: Request, parts: PartsDep, _: KeyAdmin, audit: Aud
     body = await read_json(request, NewTeam)
     team_id = audit.target = audit.target_team = check_name(body.id, "a team's id", "id")
     check_budgets(parts, body)
-    team = await parts.teams.create(team_id, expires_at=body.end(clock.now()), **body.limits())
+    team = await parts.teams.create(team_id, expires_at=body.end(clock.now()), **body.changes())
     audit.compare(None, audited_team(team))
     return _changed_object(parts, team, "")
 
@@ -46,10 +46,10 @@ async def get_team(team_id: str, parts: PartsDep, _: KeyAdmin) -> dict[str, Any]
 
 @router.patch("/v1/teams/{team_id:path}")
 async def change_team(team_id: str, request: Request, parts: PartsDep, _: KeyAdmin, audit: AuditDep) -> dict[str, Any]:
-    """Change a team's end or limits. All gateways apply the change within milliseconds, in the worst case within seconds."""
+    """Change a team's end, weight or limits. All gateways apply the change within milliseconds, in the worst case within seconds."""
     body = await read_json(request, TeamUpdate)
     check_budgets(parts, body)
-    changes = body.limits()
+    changes = body.changes()
     if body.sets_end():
         changes["expires_at"] = body.end(clock.now())
     audit.target_team = team_id
@@ -71,7 +71,7 @@ async def delete_team(team_id: str, parts: PartsDep, _: KeyAdmin, audit: AuditDe
 
 def audited_team(team: Team) -> dict[str, Any]:
     """Return the fields of a team whose changes are recorded. None of them is a secret."""
-    return audited_limits(team) | {"expires_at": team.expires_at}
+    return audited_limits(team) | {"weight": team.weight, "expires_at": team.expires_at}
 
 
 def _changed_object(parts: Parts, team: Team, secret_before: str) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def _team_object(parts: Parts, team: Team) -> dict[str, Any]:
         "object": "team",
         **limits,
         "effective_limits": {name: getattr(effective, name) for name in LIMITS},
+        "weight": team.weight,
         "created_at": team.created_at,
         "expires_at": team.expires_at,
     }

@@ -133,19 +133,10 @@ class SyncSubmitter:
         self._requests.discard(request)
 
     async def position(self, request: SyncRequest) -> int:
-        """Estimate how many jobs are before this one in its queue: those waiting, less this gateway's own behind it."""
-        waiting = 0
-        for depth in await self._bus.queue_depths():
-            if depth.queue == request.queue:
-                waiting = depth.waiting
-        behind = sum(
-            1
-            for other in self._requests
-            if other.queue == request.queue
-            and other.state is RequestState.QUEUED
-            and (other.seq or 0) > (request.seq or 0)
-        )
-        return max(0, waiting - 1 - behind)
+        """Return how many waiting jobs start before this one. Raises Unavailable."""
+        if request.seq is None:
+            return 0
+        return await self._bus.queue_position(request.queue, request.seq) or 0
 
     async def _enforce_deadlines(self) -> None:
         is_live = self._dispatcher.is_live

@@ -35,6 +35,7 @@ class Ear:
     frames: list[bytes] = field(default_factory=list)
     answer: bytes | None = PROCEED
     is_waiting: bool = True
+    started_at: float | None = None
 
     def on_stored(self, seq: int) -> None:
         self.seq = seq

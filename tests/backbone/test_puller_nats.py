@@ -25,6 +25,7 @@ USED = [Queue(Capability.CHAT, lane, f"m{number}") for number in range(4) for la
 
 class Ear:
     is_waiting = True
+    started_at: float | None = None
 
     def on_stored(self, seq: int) -> None: ...
 

@@ -37,6 +37,7 @@ class Ear:
         self.seq: int | None = None
         self.error: NexusError | None = None
         self.is_waiting = True
+        self.started_at: float | None = None
 
     def on_stored(self, seq: int) -> None:
         self.seq = seq

@@ -162,7 +162,7 @@ async def test_events_of_jobs_that_are_not_there(own_nats: Server) -> None:
         await log.append_event(lost, encode_frame("s", 1, 1, 0, "token", b"{}"))
         await log.store_outcome(outcome_of(ended))
         async with snapshots(own_nats.url) as there:
-            assert await there.delete_lost_jobs(after=0, last=10) == 2
+            assert await there.delete_lost_jobs(after=0, last={"NEXUS_JOBS": 10}) == 2
         assert [len(await log.first_events(job, 10)) for job in (kept, lost, ended, again)] == [1, 0, 1, 1]
 
 

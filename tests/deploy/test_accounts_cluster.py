@@ -41,6 +41,7 @@ class Ear:
     frames: list[bytes] = field(default_factory=list)
     seq: int | None = None
     is_waiting: bool = True
+    started_at: float | None = None
     error: NexusError | None = None
 
     def on_stored(self, seq: int) -> None:

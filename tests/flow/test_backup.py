@@ -434,6 +434,15 @@ def half_a_manifest(saved: Path, folder: Path) -> Path:
 async def test_names_and_times(saved: Path) -> None:
     """The manifest says what was taken in which order."""
     names = [part.name for part in read_manifest(saved).parts]
-    order = ["OBJ_nexus-blobs", "NEXUS_BATCHES", "redis", "NEXUS_JOBS", "NEXUS_DONE", "NEXUS_HOOKS", "NEXUS_EVENTS"]
+    order = [
+        "OBJ_nexus-blobs",
+        "NEXUS_BATCHES",
+        "redis",
+        "NEXUS_BACKLOG",
+        "NEXUS_JOBS",
+        "NEXUS_DONE",
+        "NEXUS_HOOKS",
+        "NEXUS_EVENTS",
+    ]
     assert [name for name in names if name in order] == order
     assert names[-1] == "OBJ_nexus-blobs+"

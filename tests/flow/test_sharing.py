@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from tests.backends.doubles.openai import OpenAIDouble
-from tests.cluster import Cluster, Crew, Recorded
+from tests.cluster import Cluster, Crew, Recorded, chat
 from tests.conftest import Eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -153,5 +154,107 @@ async def test_lanes(crew: Crew, eventually: Eventually) -> None:
     await asyncio.gather(*(note(answer) for group in answers.values() for answer in group))
     lanes = lane_of(answers, sorted(ended, key=lambda answer: answer.began + answer.seconds))
     assert {answer.status for answer in ended} == {200}
-    assert lanes.index("default") >= 3, lanes
+    # A queue that a gateway has named meanwhile gets one turn.
+    assert lanes[:6].count("priority") >= 3, lanes
     assert lanes.index("flex") <= 9, lanes
+
+
+class Team:
+    """A caller with a team of its own."""
+
+    def __init__(self, crew: Crew, name: str, key: str) -> None:
+        self.name = name
+        self._crew = crew
+        self._headers = {"authorization": f"Bearer {key}"}
+
+    @classmethod
+    async def make(cls, crew: Crew, name: str, **fields: Any) -> Team:
+        """Make the team and a key of it. `name`: unique in the cluster."""
+        made = await crew.cluster.post("/v1/teams", {"id": name} | fields)
+        assert made.status_code == 201, made.text
+        key = await crew.cluster.post("/v1/keys", {"name": name, "owner": name})
+        assert key.status_code == 201, key.text
+        return cls(crew, name, key.json()["key"])
+
+    async def submit(self, count: int, *, url: str = "") -> list[str]:
+        """Submit jobs one after another; return their ids."""
+        found = []
+        for number in range(count):
+            body = {"endpoint": "/v1/chat/completions", "body": chat(str(number), model=self._crew.model)}
+            answer = await self._crew.cluster.http.post(
+                (url or self._crew.cluster.url) + "/v1/jobs", json=body, headers=self._headers
+            )
+            assert answer.status_code == 202, answer.text
+            found.append(answer.json()["id"])
+        return found
+
+    async def job(self, job: str) -> dict[str, Any]:
+        """The job as its owner sees it, asked of the newest gateway."""
+        answer = await self._crew.cluster.http.get(
+            f"{self._crew.cluster.urls[-1]}/v1/jobs/{job}", headers=self._headers
+        )
+        return dict(answer.json())
+
+    async def ask(self) -> str:
+        """Answer a synchronous request; return its job's id."""
+        answer = await self._crew.cluster.http.post(
+            f"{self._crew.cluster.url}/v1/chat/completions",
+            json=chat("now", model=self._crew.model),
+            headers=self._headers,
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.headers["x-nexus-job-id"]
+
+
+async def test_one_request_beside_two_hundred_jobs(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """Two hundred jobs of one team wait for one slot; a single request of another team is the second or third to start, and each job
+    of the first team knows its place.
+    """
+    worker = await crew.start(options="first_delay_ms=50,tokens=1", WORKER_CONCURRENCY="1")
+    many, one = await Team.make(crew, f"many-{crew.model}"), await Team.make(crew, f"one-{crew.model}")
+    holding = crew.ask(echo={"first_delay_ms": 60000})
+    await eventually(lambda: crew.runs(1))
+    jobs = await many.submit(200)
+    assert [(await many.job(jobs[number]))["queue_position"] for number in (0, 1, 60, 199)] == [0, 1, 60, 199]
+    asked = asyncio.create_task(one.ask())
+    await eventually(lambda: crew.waits(201))
+    assert (await many.job(jobs[60]))["queue_position"] == 61
+    await holding.hang_up()
+    job = await asked
+    await eventually(lambda: len(cluster.attempts(worker)) >= 6)
+    started = [attempt["job"] for attempt in cluster.attempts(worker) if attempt["job"] in {*jobs, job}]
+    assert job in started[:3]
+    assert [one for one in started if one != job] == jobs[: len(started) - 1]
+
+
+async def test_a_gateway_and_a_worker_killed_while_teams_wait(
+    crew: Crew, cluster: Cluster, eventually: Eventually
+) -> None:
+    """Jobs of three teams wait for one slot when a gateway and the worker are killed: each job completes, and none runs twice but the
+    one that the worker had.
+    """
+    first = await crew.start(options="first_delay_ms=30,tokens=1", WORKER_CONCURRENCY="1")
+    await cluster.start_gateway()
+    teams = [
+        await Team.make(crew, f"{name}-{crew.model}", weight=weight) for name, weight in (("a", 1), ("b", 2), ("c", 1))
+    ]
+    url = cluster.urls[-1]
+    jobs = {team: await team.submit(15, url=url) for team in teams}
+    await eventually(lambda: len(cluster.attempts(first)) >= 3)
+    cluster.gateways[-1].kill()
+    cluster.urls.pop()
+    crew.kill(first)
+    second = await crew.start(options="first_delay_ms=30,tokens=1", WORKER_CONCURRENCY="1")
+
+    async def records() -> list[dict[str, Any]]:
+        return [await team.job(job) for team in teams for job in jobs[team]]
+
+    async def are_complete() -> bool:
+        return all(record["status"] == "completed" for record in await records())
+
+    await eventually(are_complete, timeout_s=60)
+    attempts = [record["attempts"] for record in await records()]
+    assert sum(attempts) <= 45 + 1, attempts
+    # The killed worker may have lost the end of its log, never a job.
+    ended = Counter(attempt["job"] for name in (first, second) for attempt in cluster.attempts(name))
+    assert sum(ended.values()) <= len(ended) + 1, ended

@@ -30,6 +30,7 @@ from backbone.bus.nats.requests import (
 from backbone.bus.nats.stream_reader import StoredMessage, StreamReader
 from backbone.bus.subjects import (
     AUDIT_QUEUE,
+    BACKLOG_STREAM,
     BLOBS_STREAM,
     BROADCAST,
     CLAIMS_STREAM,
@@ -42,6 +43,7 @@ from backbone.bus.subjects import (
     OUTCOMES_STREAM,
     SEALS_STREAM,
     USAGE_QUEUE,
+    stream_of_job,
     work_queue_stream,
 )
 from schemas.errors import Unavailable
@@ -57,6 +59,7 @@ STREAMS = (
     SEALS_STREAM,
     BLOBS_STREAM,
     BATCHES_STREAM,
+    BACKLOG_STREAM,
     JOBS_STREAM,
     OUTCOMES_STREAM,
     DEAD_LETTERS_STREAM,
@@ -268,7 +271,7 @@ class StreamBackup:
             await self._call(f"CONSUMER.DELETE.{stream}.{name}")
         return ahead
 
-    async def delete_lost_jobs(self, *, after: int, last: int) -> int:
+    async def delete_lost_jobs(self, *, after: int, last: dict[str, int]) -> int:
         """Delete the traces of lost jobs; see LostJobCleaner."""
         return await LostJobCleaner(self._inbox).delete_lost(after=after, last=last)
 
@@ -342,9 +345,9 @@ class LostJobCleaner:
         self._events = StreamReader(inbox, EVENTS_STREAM, replicated=True)
         self._outcomes = StreamReader(inbox, OUTCOMES_STREAM, replicated=True)
 
-    async def delete_lost(self, *, after: int, last: int) -> int:
-        """Delete the events of jobs that were queued after the queue's sequence `last` and have no outcome, and return the
-        number of jobs. Their events are stored after the events' sequence `after`.
+    async def delete_lost(self, *, after: int, last: dict[str, int]) -> int:
+        """Delete the events of jobs that were queued after the sequence in `last` of their stream and have no outcome, and return
+        the number of jobs. Their events are stored after the events' sequence `after`.
         """
         count, left = 0, None
         while left != 0:
@@ -356,7 +359,7 @@ class LostJobCleaner:
             after = found[-1].seq
         return count
 
-    async def _delete_if_lost(self, message: StoredMessage, last: int) -> bool:
+    async def _delete_if_lost(self, message: StoredMessage, last: dict[str, int]) -> bool:
         job = message.subject.removeprefix(f"{EVENTS}.")
         run = _run_queued_after(message, last)
         if not run or await self._outcomes.last(f"{OUTCOMES}.{job}") is not None:
@@ -368,8 +371,8 @@ class LostJobCleaner:
         return True
 
 
-def _run_queued_after(message: StoredMessage, last: int) -> int:
-    """Return the run that, by this event, was queued after sequence `last`; 0: the event says no such thing."""
+def _run_queued_after(message: StoredMessage, last: dict[str, int]) -> int:
+    """Return the run that, by this event, was queued after the last sequence of its stream; 0: the event says no such thing."""
     try:
         frame = decode_frame(message.data)
         if frame.kind != QUEUED:
@@ -377,4 +380,4 @@ def _run_queued_after(message: StoredMessage, last: int) -> int:
         seq = JobRecord.decode(frame.payload).seq
     except ValueError:
         return 0
-    return frame.run if seq is not None and seq > last else 0
+    return frame.run if seq is not None and seq > last.get(stream_of_job(seq), 0) else 0

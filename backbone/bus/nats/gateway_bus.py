@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 from typing import Any, NamedTuple
 
 import orjson
@@ -18,6 +19,8 @@ import structlog
 
 from backbone.bus.bus import Queue, QueueChange, QueueDepth, ReplyListener, StorageUsage
 from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.backlog_releaser import BacklogReleaser, OnMoved, backlog_headers
+from backbone.bus.nats.backlogs import Backlog, Backlogs, StartMark
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.headers import parse_status
 from backbone.bus.nats.jetstream import (
@@ -29,17 +32,22 @@ from backbone.bus.nats.jetstream import (
     read_storage,
 )
 from backbone.bus.nats.queue_consumers import QueueConsumers
+from backbone.bus.nats.queue_positions import QueuePositions
 from backbone.bus.nats.requests import LIMIT_REACHED, OUTAGE_TIMEOUT_S, JetStreamError, RequestInbox, call_api
+from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.outage import nats_unavailable
 from backbone.bus.subjects import (
+    BACKLOG_NOTICES,
     JOBS_STREAM,
     REPLIES,
     WORKER_CONTROL,
+    encode_owner,
     is_reply_subject,
     is_token,
     job_subject,
     parse_job_subject,
+    stream_of_job,
 )
 from backbone.ids import new_token
 from backbone.retry import retry
@@ -61,7 +69,7 @@ LOST_JOB_CHECK_INTERVAL_S = 5.0
 LOST_JOB_CHECKS_PER_QUEUE = 4
 """Jobs at the head of a queue that are checked: workers take the oldest, so that a lost job soon is among them."""
 MAX_ENVELOPE_BYTES = 8192
-DELETE_SUBJECT = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
+DELETE_SUBJECT = "$JS.API.STREAM.MSG.DELETE."
 
 
 @dataclass(slots=True)
@@ -72,9 +80,12 @@ class _Unacked:
     message: bytes
     reply: bytes
     message_id: bytes
+    owner: str
     listener: ReplyListener
     since: float
     sent: float
+    backlog: Backlog | None = None
+    """The backlog into which the job goes; None: it goes into its queue."""
 
 
 class _Stored(NamedTuple):
@@ -83,6 +94,7 @@ class _Stored(NamedTuple):
     seq: int
     message_id: bytes
     subject: bytes
+    """Of its queue."""
 
 
 class NatsGatewayBus:
@@ -96,7 +108,9 @@ class NatsGatewayBus:
         ack_wait_s: float,
         stream: JobsStreamConfig,
         storage_health: StorageHealth | None = None,
+        backlogs: Backlogs | None = None,
     ) -> None:
+        """`backlogs` are shared by this gateway's connections; None: jobs of all owners wait in one line."""
         self._storage_health = storage_health or StorageHealth()
         self._connection = NatsConnection(
             server, f"{gateway}-jobs", on_reconnect=self._reconnected, monitor_liveness=True
@@ -112,6 +126,20 @@ class NatsGatewayBus:
         self._stream = stream
         self._inbox = RequestInbox(self._connection)
         self._consumers = QueueConsumers(self._connection, self._inbox, stream, ack_wait_s)
+        replicated = stream.replicas > 1
+        self._backlogs = backlogs or Backlogs()
+        self._releaser = BacklogReleaser(
+            self._connection, self._inbox, self._consumers, self._backlogs, replicated=replicated
+        )
+        self._consumers.on_checked = lambda stored: self._backlogs.update(
+            stored, may_lower=not self._releaser.is_elected
+        )
+        self._positions = QueuePositions(self._inbox, self._backlogs, replicated=replicated)
+        self._jobs = StreamReader(self._inbox, JOBS_STREAM, replicated=replicated)
+        self._unstarted: dict[bytes, StartMark] = {}
+        """Jobs of which no event has come, by token."""
+        self._running: dict[bytes, StartMark] = {}
+        """Jobs that started while others waited in a backlog."""
         self._listeners: dict[bytes, ReplyListener] = {}
         self._unacked: dict[bytes, _Unacked] = {}
         self._stored: dict[bytes, _Stored] = {}
@@ -130,10 +158,13 @@ class NatsGatewayBus:
         await ensure_stream(self._inbox, self._stream)
         await self._consumers.start()
         await self._connection.subscribe(f"{self._prefix}*", self._on_reply)
+        await self._connection.subscribe(f"{BACKLOG_NOTICES}.*.*.*.*", self._backlogs.on_notification)
+        await self._releaser.start()
         self._sweep_task = asyncio.create_task(self._sweep())
         self._watch_task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
+        await self._releaser.close()
         await self._consumers.close()
         for task in (self._sweep_task, self._watch_task, self._reopen_task, self._lost_job_task, *self._openings):
             if task is not None:
@@ -180,7 +211,7 @@ class NatsGatewayBus:
         """Fail the jobs that are not stored any more: their last event was sent during the outage."""
         await asyncio.sleep(SETTLE_DELAY_S)
         for token, one in list(self._stored.items()):
-            if token in self._stored and not await self._is_stored(one.seq, one.message_id):
+            if token in self._stored and not await self._is_stored(token, one):
                 self._fail_lost_job(token)
 
     def _fail_lost_job(self, token: bytes) -> None:
@@ -210,7 +241,7 @@ class NatsGatewayBus:
             one = self._stored.get(token)
             if one is None or not self._is_waiting(token):
                 continue
-            if await self._is_stored(one.seq, one.message_id):
+            if await self._is_stored(token, one):
                 there += 1
                 if there == LOST_JOB_CHECKS_PER_QUEUE:
                     return
@@ -223,15 +254,32 @@ class NatsGatewayBus:
         listener = self._listeners.get(token)
         return listener is not None and listener.is_waiting
 
-    async def _is_stored(self, seq: int, message_id: bytes) -> bool:
+    async def _is_stored(self, token: bytes, one: _Stored) -> bool:
         async def check() -> bool:
-            if await holds_job(self._inbox, seq, message_id):
+            if await holds_job(self._inbox, one.seq, one.message_id):
                 return True
             # Events that were sent before the job was deleted have arrived when this returns.
             await self._connection.ping(5.0)
-            return False
+            return self._stored.get(token) is not one or await self._was_moved(token, one)
 
         return await retry(check, on=Unavailable, backoff=SETUP_BACKOFF)
+
+    async def _was_moved(self, token: bytes, one: _Stored) -> bool:
+        """Look in the queue for a job of the backlog; the notice that it was moved may be lost."""
+        if stream_of_job(one.seq) == JOBS_STREAM:
+            return False
+        messages, _ = await self._jobs.batch(1, one.subject.decode())
+        for message in messages:
+            if message.header(b"Nats-Msg-Id") == one.message_id and self._stored.get(token) is one:
+                self._note_moved(token, one, message.seq)
+                return True
+        return False
+
+    def _note_moved(self, token: bytes, one: _Stored, seq: int) -> None:
+        self._stored[token] = one._replace(seq=seq)
+        listener = self._listeners.get(token)
+        if listener is not None:
+            listener.on_stored(seq)
 
     async def open_queue(self, queue: Queue) -> None:
         await self._consumers.ensure_consumer(queue)
@@ -272,7 +320,7 @@ class NatsGatewayBus:
         subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
         message_id = f"{envelope.job}.{envelope.run}".encode()
         now = self._loop.time()
-        one = _Unacked(subject, message, reply, message_id, listener, now, now)
+        one = _Unacked(subject, message, reply, message_id, envelope.owner, listener, now, now)
         if subject in self._consumers.existing:
             self._send(token, one)
         else:
@@ -281,9 +329,25 @@ class NatsGatewayBus:
             self._spawn(self._open_and_send(queue, token, one))
 
     def _send(self, token: bytes, one: _Unacked) -> None:
-        self._connection.publish_with_id(one.subject, one.message, self._puback_subject_prefix + token, one.message_id)
+        backlog = self._backlogs.find(one.subject) or self._backlogs.of(Queue(*parse_job_subject(one.subject.decode())))
+        if backlog.is_closed:
+            one.backlog = backlog
+        self._publish_job(token, one)
         self._listeners[token] = one.listener
         self._unacked[token] = one
+        self._unstarted[token] = StartMark(backlog, one.owner, one.backlog is None)
+        if one.backlog is None:
+            backlog.unstarted += 1
+        else:
+            backlog.unconfirmed += 1
+
+    def _publish_job(self, token: bytes, one: _Unacked) -> None:
+        address = self._puback_subject_prefix + token
+        if one.backlog is None:
+            self._connection.publish_with_id(one.subject, one.message, address, one.message_id)
+        else:
+            headers = backlog_headers(one.message_id, address)
+            self._connection.publish(one.backlog.subject_of(one.owner), one.message, address, headers)
 
     async def _open_and_send(self, queue: Queue, token: bytes, one: _Unacked) -> None:
         """Create the queue for its first job, then send the job."""
@@ -308,9 +372,49 @@ class NatsGatewayBus:
 
     def release(self, reply: str) -> None:
         token = reply[self._prefix_length :].encode()
-        self._listeners.pop(token, None)
-        self._unacked.pop(token, None)
+        listener = self._listeners.pop(token, None)
+        self._forget_unacked(token)
         self._stored.pop(token, None)
+        if token in self._unstarted:  # it was given up, or its attempts sent nothing
+            self._take_mark(token)
+        elif token in self._running:
+            mark = self._running.pop(token)
+            started_at = listener.started_at if listener is not None else None
+            if started_at is not None:
+                self._releaser.record_use(mark.backlog.queue, encode_owner(mark.owner), monotonic() - started_at)
+
+    def _forget_unacked(self, token: bytes) -> _Unacked | None:
+        one = self._unacked.pop(token, None)
+        if one is not None and one.backlog is not None:
+            one.backlog.unconfirmed -= 1
+        return one
+
+    def _note_start(self, token: bytes) -> None:
+        """Note that a job does not wait any more."""
+        mark = self._take_mark(token)
+        if mark.backlog.order.total:
+            self._running[token] = mark
+            mark.backlog.note_start()
+
+    def _take_mark(self, token: bytes) -> StartMark:
+        mark = self._unstarted.pop(token)
+        if mark.direct:
+            mark.backlog.unstarted -= 1
+        return mark
+
+    def record_start(self, queue: Queue) -> None:
+        if (backlog := self._backlogs.find(job_subject(*queue).encode())) is not None:
+            backlog.note_start()
+
+    def record_use(self, queue: Queue, owner: str, seconds: float) -> None:
+        self._releaser.record_use(queue, encode_owner(owner), seconds)
+
+    def on_job_moved(self, moved: OnMoved) -> None:
+        """Call `moved` for each durable job that this gateway moves from a backlog into its queue."""
+        self._releaser.on_moved = moved
+
+    async def queue_position(self, queue: Queue, seq: int) -> int | None:
+        return await self._positions.before(queue, seq)
 
     def _on_reply(self, subject: bytes, answer_to: bytes, headers: bytes, data: bytes) -> None:
         token = subject[self._prefix_length :]
@@ -326,6 +430,8 @@ class NatsGatewayBus:
             if answer_to:
                 self._answer(answer_to, STOP)
             return
+        if token in self._unstarted:
+            self._note_start(token)
         answer = listener.on_event(data)
         if answer is not None and answer_to:
             self._answer(answer_to, answer)
@@ -338,13 +444,18 @@ class NatsGatewayBus:
             self._connection.publish(subject, answer)
 
     def _on_puback(self, token: bytes, data: bytes) -> None:
-        unacked = self._unacked.pop(token, None)
-        if unacked is None:
-            return
         ack = orjson.loads(data)
         error = ack.get("error")
+        unacked = self._forget_unacked(token)
+        if unacked is None:
+            stored = self._stored.get(token)
+            if stored is not None and error is None and stream_of_job(ack["seq"]) != stream_of_job(stored.seq):
+                self._note_moved(token, stored, ack["seq"])
+            return
         if error is None:
             self._stored[token] = _Stored(ack["seq"], unacked.message_id, unacked.subject)
+            if unacked.backlog is not None:
+                self._backlogs.note_backlogged(unacked.backlog, encode_owner(unacked.owner))
             unacked.listener.on_stored(ack["seq"])
             if unacked.subject not in self._consumers.existing:
                 self._spawn(self._reopen_queue(unacked.subject))
@@ -366,22 +477,22 @@ class NatsGatewayBus:
             for token, one in list(self._unacked.items()):
                 waited = now - one.since
                 if waited > OUTAGE_TIMEOUT_S and self._connection.unavailable:
-                    self._unacked.pop(token, None)
+                    self._forget_unacked(token)
                     one.listener.on_refused(nats_unavailable())
                 elif waited > SUBMIT_TIMEOUT_S:
-                    self._unacked.pop(token, None)
+                    self._forget_unacked(token)
                     self._storage_health.report_doubt()
                     one.listener.on_refused(Unavailable("NATS did not confirm the job in time; retry shortly"))
                 elif now - one.sent > RESEND_INTERVAL_S and self.connected:
                     one.sent = now
                     with contextlib.suppress(Unavailable):
-                        address = self._puback_subject_prefix + token
-                        self._connection.publish_with_id(one.subject, one.message, address, one.message_id)
+                        self._publish_job(token, one)
 
     def delete_job(self, seq: int) -> None:
         """Delete by sequence, without reading the reply."""
         with contextlib.suppress(Unavailable):
-            self._connection.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._discard_subject)
+            subject = f"{DELETE_SUBJECT}{stream_of_job(seq)}".encode()
+            self._connection.publish(subject, b'{"seq":%d,"no_erase":true}' % seq, self._discard_subject)
 
     def send_control(self, worker: str, message: bytes) -> None:
         """Publish on core NATS. An invalid worker name is refused and counted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,12 @@ from backbone.bus.nats.requests import (
     call_api,
 )
 from backbone.bus.subjects import (
+    BACKLOG,
+    BACKLOG_NOTICES,
+    BACKLOG_STREAM,
     BLOBS_BUCKET,
     BLOBS_STREAM,
+    FIRST_BACKLOG_SEQ,
     JOBS,
     JOBS_STREAM,
     OUTCOME_CONSUMER,
@@ -29,7 +34,9 @@ from backbone.bus.subjects import (
     STREAMS,
     WAKEUPS,
     consumer_name,
+    parse_backlog_subject,
     parse_job_subject,
+    stream_of_job,
 )
 from backbone.retry import Backoff
 from schemas.errors import Unavailable
@@ -74,6 +81,28 @@ class JobsStreamConfig:
             "allow_direct": True,
         }
 
+    def backlog_config(self) -> dict[str, Any]:
+        """Return the configuration of the stream of backlogs, in which no consumer takes jobs."""
+        return {
+            "name": BACKLOG_STREAM,
+            "subjects": [f"{BACKLOG}.>"],
+            "description": "Nexus: jobs that wait for their owner's turn",
+            "retention": "limits",
+            "storage": "file",
+            "discard": "new",
+            "discard_new_per_subject": True,
+            "max_msgs": self.max_jobs,
+            "max_msgs_per_subject": self.max_per_queue,
+            "max_bytes": self.max_bytes,
+            "max_age": 0,
+            "max_msg_size": -1,
+            "num_replicas": self.replicas,
+            "duplicate_window": DUPLICATE_WINDOW_S * NANO,
+            "republish": {"src": f"{BACKLOG}.>", "dest": f"{BACKLOG_NOTICES}.>", "headers_only": True},
+            "allow_direct": True,
+            "first_seq": FIRST_BACKLOG_SEQ,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class BlobBucketConfig:
@@ -105,8 +134,9 @@ class BlobBucketConfig:
 
 
 async def ensure_stream(inbox: RequestInbox, stream: JobsStreamConfig) -> None:
-    """Create the jobs stream, or update its configuration. Raises Unavailable, also for a server that is too old."""
+    """Create the jobs stream and the stream of backlogs, or update their configuration. Raises Unavailable, also for a server that is too old."""
     await ensure(inbox, stream.config(), ("republish", "discard_new_per_subject", "max_msgs_per_subject"), "2.10")
+    await ensure(inbox, stream.backlog_config(), ("republish", "discard_new_per_subject", "first_seq"), "2.10")
 
 
 async def ensure_bucket(inbox: RequestInbox, bucket: BlobBucketConfig) -> None:
@@ -153,11 +183,11 @@ async def _update(inbox: RequestInbox, config: dict[str, Any], refused: JetStrea
 
 
 async def holds_job(inbox: RequestInbox, seq: int, message_id: bytes) -> bool:
-    """Return whether the jobs stream holds this very job: after a loss of data its sequence belongs to another one. Raises
+    """Return whether NATS holds this very job under its sequence: after a loss of data its sequence belongs to another one. Raises
     Unavailable.
     """
     try:
-        answer = await call_api(inbox, f"STREAM.MSG.GET.{JOBS_STREAM}", {"seq": seq})
+        answer = await call_api(inbox, f"STREAM.MSG.GET.{stream_of_job(seq)}", {"seq": seq})
     except JetStreamError as error:
         if error.code in {NO_MESSAGE, STREAM_NOT_FOUND}:
             return False
@@ -168,20 +198,31 @@ async def holds_job(inbox: RequestInbox, seq: int, message_id: bytes) -> bool:
 
 async def read_depths(inbox: RequestInbox, on_missing: Callable[[Queue], None]) -> list[QueueDepth]:
     """Return the depth of every queue that holds a job; `on_missing` gets the queues without a consumer. Raises Unavailable."""
-    subjects: dict[str, int] = {}
     try:
-        while True:
-            body = {"subjects_filter": f"{JOBS}.>", "offset": len(subjects)}
-            info = await call_api(inbox, f"STREAM.INFO.{JOBS_STREAM}", body)
-            page = info["state"].get("subjects") or {}
-            subjects |= page
-            if not page or len(subjects) >= info.get("total", 0):
-                break
-        queues = {subject: queue for subject in subjects if (queue := _queue_of(subject)) is not None}
-        depths = (_depth(inbox, queue, subjects[s], on_missing) for s, queue in queues.items())
+        queued, backlogged = await asyncio.gather(
+            read_subjects(inbox, JOBS_STREAM), read_subjects(inbox, BACKLOG_STREAM)
+        )
+        backlogs: Counter[Queue] = Counter()
+        for subject, count in backlogged.items():
+            if (parts := parse_backlog_subject(subject)) is not None:
+                backlogs[Queue(*parts[:3])] += count
+        stored = {queue: count for subject, count in queued.items() if (queue := _queue_of(subject)) is not None}
+        queues = dict.fromkeys((*stored, *backlogs))
+        depths = (_depth(inbox, queue, stored.get(queue, 0), backlogs[queue], on_missing) for queue in queues)
         return list(await asyncio.gather(*depths))
     except JetStreamError as error:
         raise Unavailable(f"NATS: {error}") from error
+
+
+async def read_subjects(inbox: RequestInbox, stream: str, subject: str = ">") -> dict[str, int]:
+    """Return how many messages each subject of a stream holds. Raises Unavailable, JetStreamError."""
+    found: dict[str, int] = {}
+    while True:
+        info = await call_api(inbox, f"STREAM.INFO.{stream}", {"subjects_filter": subject, "offset": len(found)})
+        page = info["state"].get("subjects") or {}
+        found |= page
+        if not page or len(found) >= info.get("total", 0):
+            return found
 
 
 def _queue_of(subject: str) -> Queue | None:
@@ -192,7 +233,9 @@ def _queue_of(subject: str) -> Queue | None:
         return None
 
 
-async def _depth(inbox: RequestInbox, queue: Queue, stored: int, on_missing: Callable[[Queue], None]) -> QueueDepth:
+async def _depth(
+    inbox: RequestInbox, queue: Queue, stored: int, backlogged: int, on_missing: Callable[[Queue], None]
+) -> QueueDepth:
     running = 0
     try:
         info = await call_api(inbox, f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}")
@@ -200,7 +243,7 @@ async def _depth(inbox: RequestInbox, queue: Queue, stored: int, on_missing: Cal
     except JetStreamError as error:
         if error.code == CONSUMER_NOT_FOUND:
             on_missing(queue)
-    return QueueDepth(queue, stored - running, running)
+    return QueueDepth(queue, stored - running + backlogged, running)
 
 
 async def read_storage(inbox: RequestInbox) -> StorageUsage:

@@ -16,6 +16,7 @@ from backbone.bus.bus import Queue
 from backbone.bus.job_log import Retention, StoredDeadLetter, StoredEvent, StoredOutcome, WorkItem
 from backbone.bus.nats import outcomes
 from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.backlogs import Backlogs
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.dead_letters import DeadLetterStream
 from backbone.bus.nats.event_reader import EventReader
@@ -43,7 +44,6 @@ from backbone.bus.subjects import (
     CONTENT_KEYS_STREAM,
     EVENTS,
     EVENTS_STREAM,
-    JOBS_STREAM,
     OUTCOME_CONSUMER,
     OUTCOMES,
     OUTCOMES_STREAM,
@@ -53,8 +53,8 @@ from backbone.bus.subjects import (
     STORED_OUTCOMES,
     claim_subject,
     is_token,
-    job_subject,
     require_token,
+    stream_of_job,
 )
 from backbone.retry import retry
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
@@ -66,7 +66,7 @@ log = structlog.get_logger(__name__)
 MAX_ENVELOPE_BYTES = 8192
 """The part of NATS's limit for a message that a job's envelope may take beside the request's body."""
 CREATE_ONLY = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
-DELETE_JOB = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
+DELETE_JOB = "$JS.API.STREAM.MSG.DELETE."
 CLAIM_RETRY_DELAY_S = 0.01
 
 
@@ -90,8 +90,11 @@ class NatsJobLog:
         retention: Retention,
         max_envelope_bytes: int = MAX_ENVELOPE_BYTES,
         storage_health: StorageHealth | None = None,
+        backlogs: Backlogs | None = None,
     ) -> None:
-        """Configure the log. `storage_health` is shared by this gateway's connections; this one keeps it current."""
+        """Configure the log. `storage_health` and `backlogs` are shared by this gateway's connections; this one keeps the first
+        current.
+        """
         self._connection = NatsConnection(
             server, f"{name}-log", on_reconnect=self._reconnected, resend_on_reconnect=False, monitor_liveness=True
         )
@@ -110,7 +113,8 @@ class NatsJobLog:
         self._content_keys = StreamReader(self._inbox, CONTENT_KEYS_STREAM, replicated=replicated)
         self._has_content_keys = False
         self._dead_letters = DeadLetterStream(self._inbox, replicated=replicated)
-        self._queue_positions = QueuePositions(self._inbox, replicated=replicated)
+        self._backlogs = backlogs or Backlogs()
+        self._queue_positions = QueuePositions(self._inbox, self._backlogs, replicated=replicated)
         self._retention_limit = OutcomeRetention(self._inbox, retention.max_outcome_bytes, replicated=replicated)
         self._retention_task: asyncio.Task[None] | None = None
         self._work_queues: dict[str, NatsWorkQueue] = {}
@@ -215,17 +219,18 @@ class NatsJobLog:
     # The queue
 
     async def enqueue(self, envelope: Envelope, body: bytes) -> int:
-        """Publish to the jobs stream, which `NatsGatewayBus` creates."""
+        """Publish to the jobs stream or the stream of backlogs, which `NatsGatewayBus` creates."""
         if len(body) > self._max_payload - self._max_envelope_bytes:
             raise RequestTooLarge(
                 f"the request is larger than {self._max_payload - self._max_envelope_bytes} bytes, the limit of NATS"
             )
-        subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
+        queue = Queue(envelope.capability, envelope.lane, envelope.model)
         headers = message_id_headers(f"{require_token(envelope.job)}.{envelope.run}")
         try:
-            stored = await store_message(
-                self._inbox, subject, envelope.encode(body), headers, max_payload=self._max_payload
-            )
+            async with self._backlogs.durable_subject(queue, envelope.owner) as subject:
+                stored = await store_message(
+                    self._inbox, subject, envelope.encode(body), headers, max_payload=self._max_payload
+                )
         except JetStreamError as error:
             if error.limit_reached:
                 raise QueueFull from error
@@ -248,7 +253,8 @@ class NatsJobLog:
         stored = f"{job}.{run}".encode()
         if not await holds_job(self._inbox, seq, stored):
             return
-        reply = (await request_until_answered(self._inbox, DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq))[0]
+        subject = f"{DELETE_JOB}{stream_of_job(seq)}".encode()
+        reply = (await request_until_answered(self._inbox, subject, b'{"seq":%d,"no_erase":true}' % seq))[0]
         error = orjson.loads(reply.data).get("error")
         if error is not None and await holds_job(self._inbox, seq, stored):
             raise Unavailable(f"NATS cannot delete the job from the queue: {error}; retry shortly")

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from backbone.bus.bus import Queue
 from backbone.bus.nats.auth import INBOX
 from backbone.bus.subjects import (
+    BACKLOG,
+    BACKLOG_NOTICES,
     BLOBS_BUCKET,
     BLOBS_STREAM,
     BROADCAST,
@@ -152,6 +154,7 @@ def gateway_permissions(inbox: str) -> NatsPermissions:
     return NatsPermissions(
         publish=(
             f"{JOBS}.*.*.*",
+            f"{BACKLOG}.*.*.*.*",
             f"{EVENTS}.*",
             f"{OUTCOMES}.*",
             f"{DEAD_LETTERS}.*.*",
@@ -162,6 +165,7 @@ def gateway_permissions(inbox: str) -> NatsPermissions:
             SEAL_SECRET_SUBJECT,
             f"$KV.{CONTENT_KEYS_BUCKET}.*",
             *BLOBS_BY_GATEWAYS,
+            f"{REPLIES}.*.*",  # to the gateway of a job that moves from a backlog into its queue
             f"{INBOX}.>",  # replies to workers in this account
             f"{MAPPED_REPLIES}.>",  # and in accounts of their own
             f"{WAKEUPS}.*.*.*",  # a job is delivered again
@@ -180,6 +184,7 @@ def gateway_permissions(inbox: str) -> NatsPermissions:
             f"{STORED_OUTCOMES}.*",
             f"{BROADCAST}.*",
             f"{QUEUE_FREED}.*",
+            f"{BACKLOG_NOTICES}.*.*.*.*",
         ),
     )
 

@@ -23,9 +23,10 @@ import structlog
 
 from backbone.bus.bus import Queue, QueueChange
 from backbone.bus.nats.connection import NatsConnection
-from backbone.bus.nats.jetstream import NANO, JobsStreamConfig
+from backbone.bus.nats.jetstream import NANO, JobsStreamConfig, read_subjects
 from backbone.bus.nats.requests import CONSUMER_NOT_FOUND, MAX_CONSUMERS_REACHED, JetStreamError, RequestInbox, call_api
 from backbone.bus.subjects import (
+    BACKLOG_STREAM,
     JOBS,
     JOBS_STREAM,
     QUEUE_FREED,
@@ -67,6 +68,8 @@ class QueueConsumers:
         nothing.
         """
         self.on_change: Callable[[QueueChange], None] = lambda _: None
+        self.on_checked: Callable[[dict[str, int]], None] = lambda _: None
+        """Called every second with the number of jobs on each subject of the backlogs that holds some."""
         self._create_tasks: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unserved_since: dict[Queue, float] = {}
@@ -261,6 +264,7 @@ class QueueConsumers:
             if subject in before or subject.encode() not in self.existing:
                 with contextlib.suppress(ValueError, NexusError):  # the other queues must be checked too
                     await self.serve(Queue(*parse_job_subject(subject)))
+        self.on_checked(await read_subjects(self._inbox, BACKLOG_STREAM))
 
     async def _retry_refused(self) -> None:
         """Try to create the refused queue, which also deletes idle ones. Raises Unavailable where NATS still refuses it."""

@@ -60,6 +60,11 @@ class StreamReader:
         _require_not_found(answer)
         return await self.from_leader({"last_by_subj": subject}) if self._replicated else None
 
+    async def find(self, seq: int) -> StoredMessage | None:
+        """Return the message with this sequence; None: it does not exist. Raises Unavailable."""
+        found, _ = await self.batch(seq, count=1)
+        return found[0] if found and found[0].seq == seq else None
+
     async def batch(
         self, seq: int, subject: str | None = None, count: int = BATCH_SIZE
     ) -> tuple[list[StoredMessage], int | None]:

@@ -251,6 +251,8 @@ class TeamObject(LimitValues):
     object: Literal["team"]
     effective_limits: LimitValues
     """The limits that hold: the team's own, and the defaults for the others. Null: no limit."""
+    weight: int
+    """The team's share of a queue, beside the weights of the other teams whose jobs wait there."""
     created_at: int
     """Unix seconds."""
     expires_at: int | None

@@ -22,6 +22,7 @@ QUEUES = [Queue(Capability.CHAT, lane, model) for model in ("a", "b") for lane i
 
 class Ear:
     is_waiting = True
+    started_at: float | None = None
 
     def on_stored(self, seq: int) -> None: ...
 

@@ -107,7 +107,7 @@ async def play(slots: int, queues: list[Queue], arrivals: list[Arrival], seed: i
         for _ in range(arrival.count):
             name = next(names)
             work[name] = arrival.work_s
-            broker.store(queue, name.encode(), name)
+            broker.store(queue, name.encode(), name, "default")
     end = asyncio.get_running_loop().time() + WATCHED_S
     while desk.done < len(work) and not watcher.done() and asyncio.get_running_loop().time() < end:
         await asyncio.sleep(0.05)
