@@ -211,6 +211,14 @@ def read_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b""
 
 
+def caller_fields(principal: Principal | None, caller: Caller | None) -> dict[str, str]:
+    """Return who sent a request, for its line in the log. None: nobody whose key is valid; a connection that is not known."""
+    fields = {} if caller is None else {"client": caller.address}
+    if principal is not None:
+        fields["team"], fields["key"] = principal.owner, principal.key_id
+    return fields
+
+
 def is_created(key: bytes) -> bool:
     """Return whether `key` has the form of a created key: `nexus-` and 256 bits in base64url."""
     return len(key) == LENGTH and key.startswith(PREFIX.encode())

@@ -12,10 +12,10 @@ import structlog
 from gateway.audit.actions import ENDPOINT_ACTIONS
 from gateway.audit.audit_log import AuditLog
 from gateway.audit.entry import AUDIT_ENTRY, entry_of
-from gateway.auth.authenticator import Authenticator, Principal
+from gateway.auth.authenticator import Authenticator, Principal, caller_fields
 from gateway.durable_request import DurableRequest
 from gateway.files import FileReferences
-from gateway.http.asgi import Receive, Reply, Scope, Send, body_is_complete, to_error_info
+from gateway.http.asgi import CALLER_INFO, Receive, Reply, Scope, Send, body_is_complete, to_error_info
 from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.preferences import MAX_WAIT_S, read_preferences
@@ -140,8 +140,10 @@ class DurableRequestHandler:
         reply = Reply.to(scope, send)
         info: ErrorInfo | None = None
         job = ""
+        principal: Principal | None = None
         try:
-            job = await self._submit(scope, receive, reply)
+            principal = self._auth.authenticate(scope)
+            job = await self._submit(principal, scope, receive, reply)
         except (CallerDisconnected, OSError):
             entry_of(scope).end(CLIENT_CLOSED)
             return
@@ -156,13 +158,13 @@ class DurableRequestHandler:
             request_id=reply.request_id,
             endpoint=PATH,
             status=reply.status,
+            **caller_fields(principal, scope.get(CALLER_INFO)),
             **({"error": info.code or info.type} if info is not None else {"job": job}),
         )
 
-    async def _submit(self, scope: Scope, receive: Receive, reply: Reply) -> str:
+    async def _submit(self, principal: Principal, scope: Scope, receive: Receive, reply: Reply) -> str:
         """Submit the job and return its id."""
         headers = scope["headers"]
-        principal = self._auth.authenticate(scope)
         principal.require(KeyScope.JOBS)
         principal.require(KeyScope.INFERENCE)
         preferences = read_preferences(headers)

@@ -47,7 +47,9 @@ class StreamStart(Enum):
 class RequestReport:
     """Logs and counts one request."""
 
-    def __init__(self, metrics: GatewayMetrics, request_id: str) -> None:
+    def __init__(self, metrics: GatewayMetrics, request_id: str, caller: dict[str, str]) -> None:
+        """`caller`: who sent the request, as `caller_fields` returns it."""
+        self._caller = caller
         self._metrics = metrics
         self._request_id = request_id
         self._began = monotonic()
@@ -68,6 +70,7 @@ class RequestReport:
             endpoint=PATH,
             status=status,
             seconds=round(monotonic() - self._began, 4),
+            **self._caller,
             **fields,
         )
 

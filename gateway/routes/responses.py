@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from gateway.auth.authenticator import caller_fields
 from gateway.dependencies import InferenceCaller, PartsDep
-from gateway.http.asgi import adapted_header, body_is_complete, request_id_of
+from gateway.http.asgi import CALLER_INFO, adapted_header, body_is_complete, request_id_of
 from gateway.http.body_memory import BodyShare
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.http.preferences import read_preferences
@@ -30,7 +31,9 @@ JSON = dict[str, Any]
 async def create_response(request: Request, parts: PartsDep, caller: InferenceCaller) -> Response:
     """Create a response. Return it, with `stream` its events, or with `background` its initial state immediately."""
     responses = parts.responses
-    report = RequestReport(responses.metrics, request_id_of(request.scope))
+    report = RequestReport(
+        responses.metrics, request_id_of(request.scope), caller_fields(caller, request.scope.get(CALLER_INFO))
+    )
     try:
         with parts.reader.memory.share(caller.owner) as share:
             body = await _read_request(request, parts.reader, share)

@@ -16,14 +16,16 @@ import structlog
 
 from backbone.bus.blobs import BlobStore
 from backbone.logging import log_info
-from gateway.auth.authenticator import Authenticator, Principal
+from gateway.auth.authenticator import Authenticator, Principal, caller_fields
 from gateway.durable_request import DurableAnswerer, DurableRequest
 from gateway.http.asgi import (
     BEGUN,
+    CALLER_INFO,
     EXCHANGE,
     HOPS,
     NO_STORE,
     RATE_HEADERS,
+    Caller,
     HttpExchange,
     Receive,
     Reply,
@@ -137,7 +139,7 @@ class _InferenceExchange:
     """Answers one inference request, and reports how it ended."""
 
     __slots__ = (
-        "_admission", "_began_at", "_bytes_in", "_counted", "_endpoint", "_error", "_exchange", "_failure", "_handler", "_principal", "_received", "_reply",
+        "_admission", "_began_at", "_bytes_in", "_caller", "_counted", "_endpoint", "_error", "_exchange", "_failure", "_handler", "_principal", "_received", "_reply",
         "_request", "_reservation", "_result_base_url", "_status", "_stream_type", "_usage",
     )  # fmt: skip
 
@@ -150,6 +152,7 @@ class _InferenceExchange:
         self._exchange = exchange
         self._began_at = monotonic()
         self._principal: Principal | None = None
+        self._caller: Caller | None = None
         self._failure: Exception | None = None
         """Error of `begin` or of a callback, which `answer` sends."""
         self._request: SyncRequest | None = None
@@ -270,6 +273,7 @@ class _InferenceExchange:
 
     def _authenticate(self, scope: Scope) -> Principal:
         handler = self._handler
+        self._caller = scope.get(CALLER_INFO)
         principal = self._principal = handler._auth.authenticate(scope)
         principal.require(self._endpoint.scope)
         if principal.limits.open:
@@ -570,6 +574,7 @@ class _InferenceExchange:
             "endpoint": path,
             "status": self._status,
             "seconds": round(seconds, 4),
+            **caller_fields(self._principal, self._caller),
         }
         if error is not None:
             fields["error"] = error.code or error.type

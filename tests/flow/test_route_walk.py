@@ -389,3 +389,36 @@ async def test_idempotency_keys_are_an_owners_own(walked: Cluster, keys: Keys) -
         made = await walked.http.post(walked.url + "/v1/jobs", json=body, headers=headers)
         jobs.append(made.json()["id"])
     assert jobs[0] == jobs[2] != jobs[1]
+
+
+async def test_the_log_names_callers_and_tells_no_secret(walked: Cluster, keys: Keys, eventually: Eventually) -> None:
+    """Each line of a request has its team, key and address; no line of the gateway's log holds a key, a prompt or an answer."""
+    caller = await keys.get("logged")
+    text = "the prompt nobody may read"  # which the worker repeats
+    body = chat(text, model=MODEL)
+    asked = [
+        await caller.ask("POST", "/v1/chat/completions", json=body),
+        await caller.ask("POST", "/v1/chat/completions", json=body | {"stream": True}),
+        await caller.ask("POST", "/v1/chat/completions", json=body, headers={"prefer": "respond-async"}),
+        await caller.ask("POST", "/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": body}),
+        await caller.ask("POST", "/v1/responses", json={"model": MODEL, "input": text}),
+    ]
+    assert all(one.is_success for one in asked), [one.text for one in asked]
+    wrong = "nexus-" + "Q" * 43
+    refused = await Caller(walked, wrong).ask("POST", "/v1/chat/completions", json=body)
+    wanted = {one.headers["x-request-id"] for one in (*asked, refused)}
+
+    def lines() -> dict[str, dict[str, Any]] | None:
+        found = {line["request_id"]: line for line in walked.requests()}
+        return found if wanted <= found.keys() else None
+
+    found = await eventually(lines, what="a line for each request")
+    assert {found[one]["client"] for one in wanted} == {"127.0.0.1"}
+    for one in asked:
+        line = found[one.headers["x-request-id"]]
+        assert (line["team"], line["key"][:4]) == ("logged", "key_")
+    assert found[refused.headers["x-request-id"]].keys().isdisjoint({"team", "key"})
+    log = json.dumps(walked.log_events(walked.gateways[0]))
+    for secret in (text, wrong, KEY, caller.key):
+        assert secret is not None
+        assert secret not in log
