@@ -60,9 +60,10 @@ async def rows(cluster: Cluster, group_by: str) -> dict[tuple[Any, ...], dict[st
 
 async def test_an_outage_of_the_database(counted: Cluster, database: PostgreSQL, eventually: Eventually) -> None:
     """It is away from the start, comes, is killed, becomes read-only: every request succeeds, and in the end the ledger's sums are those of
-    the job records and of the Prometheus counters.
+    the job records and of the Prometheus counters, and each administrative call is in the audit log.
     """
     jobs: list[str] = []
+    audited: set[str] = set()
     direct = 0
 
     async def requests() -> None:
@@ -78,6 +79,13 @@ async def test_an_outage_of_the_database(counted: Cluster, database: PostgreSQL,
             made = await counted.post("/v1/jobs", {"endpoint": "/v1/chat/completions", "body": body})
             assert made.status_code == 202
             jobs.append(made.json()["id"])
+        team = f"team-{direct}"
+        changes = (
+            await counted.post("/v1/teams", {"id": team}),
+            await counted.http.delete(f"{counted.urls[0]}/v1/teams/{team}"),
+        )
+        assert all(one.is_success for one in changes)
+        audited.update(one.headers["x-request-id"] for one in changes)
 
     async def is_down() -> bool:
         return await metric(counted, "nexus_ledger_up") == 0
@@ -101,6 +109,14 @@ async def test_an_outage_of_the_database(counted: Cluster, database: PostgreSQL,
         return answer.status_code == 200 and sum(row["requests"] for row in answer.json()["data"]) == direct + len(jobs)
 
     await eventually(all_there, timeout_s=60, what="all requests in the ledger")
+
+    async def all_audited() -> bool:
+        events = (await counted.http.get(f"{counted.urls[0]}/v1/audit?limit=1000&action=team.*")).json()["data"]
+        assert len({event["id"] for event in events}) == len(events)
+        return audited == {event["request_id"] for event in events if event["result"] == "success"}
+
+    await eventually(all_audited, timeout_s=60, what="all changes in the audit log")
+    assert await metric(counted, "nexus_audit_dropped_total") == 0
     by_kind = await rows(counted, "durable,status")
     records = [(await counted.http.get(f"{counted.urls[0]}/v1/jobs/{job}")).json() for job in jobs]
     for status in ("completed", "failed"):
@@ -118,10 +134,13 @@ async def test_an_outage_of_the_database(counted: Cluster, database: PostgreSQL,
 
 
 async def test_gateways_that_are_killed(tmp_path: Path, eventually: Eventually) -> None:
-    """Each answer that a caller has received completely is one row, although the gateway is killed again and again among them."""
+    """Each answer that a caller has received completely is one row, although the gateway is killed again and again among them; each
+    change is in the audit log, with its result if its caller has got one.
+    """
     file = tmp_path / "ledger.db"
     settings = SETTINGS | {"LEDGER_URL": f"sqlite:///{file}", "USAGE_JOURNAL_DIR": str(tmp_path / "usage")}
     answered: set[str] = set()
+    changed: set[str] = set()
     stop = asyncio.Event()
 
     async def caller(cluster: Cluster, *, stream: bool) -> None:
@@ -134,6 +153,23 @@ async def test_gateways_that_are_killed(tmp_path: Path, eventually: Eventually) 
             if answer.status_code == 200 and (not stream or answer.text.endswith("[DONE]\n\n")):
                 answered.add(answer.headers["x-nexus-job-id"])
 
+    async def operator(cluster: Cluster) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            try:
+                answer = await cluster.post("/v1/teams", {"id": f"team-{number}"})
+            except httpx.HTTPError:
+                await asyncio.sleep(0.05)
+                continue
+            if answer.status_code == 201:
+                changed.add(f"team-{number}")
+
+    def recorded() -> set[str]:
+        with closing(sqlite3.connect(file)) as ledger, suppress(sqlite3.OperationalError):
+            return {team for (team,) in ledger.execute("SELECT target FROM audit_events WHERE status = 201")}
+        return set()
+
     def stored() -> set[str]:
         with closing(sqlite3.connect(file)) as ledger, suppress(sqlite3.OperationalError):  # there is no table yet
             return {job for (job,) in ledger.execute("SELECT job FROM usage_runs WHERE status = 'completed'")}
@@ -143,6 +179,7 @@ async def test_gateways_that_are_killed(tmp_path: Path, eventually: Eventually) 
         gateway = await cluster.start_gateway()
         await cluster.start_worker("echo")
         callers = [asyncio.create_task(caller(cluster, stream=number % 2 == 0)) for number in range(6)]
+        callers.append(asyncio.create_task(operator(cluster)))
         for kill in range(1, 3):
             count = len(answered)
             await eventually(lambda count=count: len(answered) > count + 20)
@@ -155,3 +192,4 @@ async def test_gateways_that_are_killed(tmp_path: Path, eventually: Eventually) 
         assert answered - stored(), "the kill left nothing to recover"
         await gateway.start()
         await eventually(lambda: answered <= stored(), timeout_s=60, what="every answer in the ledger")
+        await eventually(lambda: changed <= recorded(), timeout_s=60, what="every change in the audit log")
