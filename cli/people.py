@@ -59,6 +59,9 @@ def change_person(
     disabled: Annotated[
         bool | None, typer.Option("--disable/--enable", help="Keep the person out, or let the person in again.")
     ] = None,
+    keys: Annotated[
+        bool, typer.Option("--revoke-keys", help="With --disable: also revoke the keys that the person made.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Change a person's role, team or access, at once at every gateway."""
@@ -68,6 +71,7 @@ def change_person(
         if value is not None
     }
     body |= {} if disabled is None else {"disabled": disabled}
+    body |= {"keys": "revoke"} if keys else {}
     if not body:
         raise ConsoleError("Nothing to change. Name at least one option; `nexus people set --help` lists them.")
     answer = api.patch(record_path(PATH, _find(api, person)), body)

@@ -199,6 +199,8 @@ class PersonUpdate(BaseModel):
     """The team in place of the one that the person's groups give."""
     disabled: bool | None = Field(default=None, strict=True)
     """`true` ends the person's sessions and open calls, and keeps the person out; `false` lets the person in again."""
+    keys: Literal["keep", "revoke"] = "keep"
+    """What becomes of the API keys that a person made who is disabled: they belong to the team."""
 
 
 class TeamFields(ExpiringFields):

@@ -339,6 +339,7 @@ class KeyStore:
         team = self.teams.get(owner)
         taken = owner == BOOTSTRAP_OWNER or (team is not None and team.deleted_at is None)
         taken = taken or any(key.owner == owner for key in self._replica.all())
+        taken = taken or any(person.team == owner for person in self.people.all())
         if taken or not await self._documents.add("key-owner", "", owner, b"{}", ttl_s=CLAIM_S):
             raise InvalidRequest(
                 f"'{owner}' owns jobs and files already. Choose another name, or set 'owner' to '{owner}' to share them.",

@@ -60,12 +60,14 @@ class TeamStore:
         return team
 
     async def delete(self, team_id: str) -> None:
-        """Delete a team that has no key. Raises TeamNotFound, InvalidRequest."""
+        """Delete a team that has neither keys nor people. Raises TeamNotFound, InvalidRequest."""
         team = await self.get(team_id)
         keys = await self.keys_of(team_id)
         if keys or team_id == BOOTSTRAP_OWNER:
             held_by = f"{len(keys)} keys" if keys else "the bootstrap key"
             raise InvalidRequest(f"The team has {held_by}. Revoke its keys first.", code="team_has_keys")
+        if people := sum(person.team == team_id for person in self._keys.people.all()):
+            raise InvalidRequest(f"The team has {people} people. Give them another team first.", code="team_has_people")
         await self._put(team.model_copy(update={"deleted_at": int(self._clock())}))
         log.info("teams.deleted", team=team_id)
 
@@ -74,10 +76,12 @@ class TeamStore:
         return [key for key in await self._keys.list_active() if key.owner == team_id]
 
     async def _all(self) -> dict[str, Team]:
-        """Return all teams: those with a record, and those that exist because a key names them."""
+        """Return all teams: those with a record, and those that exist because of a key or a person."""
         found = {BOOTSTRAP_OWNER: Team(id=BOOTSTRAP_OWNER, created_at=0)}
         for key in reversed(await self._keys.list_active()):
             found.setdefault(key.owner, Team(id=key.owner, created_at=key.created_at))
+        for person in self._keys.people.all():
+            found.setdefault(person.team, Team(id=person.team, created_at=person.created_at))
         return found | {team.id: team for team in self._keys.teams.all() if team.deleted_at is None}
 
     async def _put(self, team: Team) -> Team:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from backbone.ids import new_id
 from backbone.store.documents import DocumentStore
 from gateway import clock
 
@@ -37,7 +36,7 @@ class Session(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    """`session_…`; not secret."""
+    """`session_…`; not secret. Ids sort by the time at which sessions began."""
     person: str = ""
     """Id of the person; empty: the session belongs to a key."""
     key: str = ""
@@ -67,7 +66,8 @@ class SessionStore:
     async def begin(self, *, person: str = "", key: bytes = b"") -> str:
         """Begin a session of a person, or of the key with this fingerprint. Returns the secret for the cookie."""
         secret, now = secrets.token_urlsafe(32), self._clock()
-        session = Session(id=new_id("session_"), person=person, key=key.hex(), began_at=now, seen_at=now)
+        session_id = f"session_{int(1e6 * now):014x}{secrets.token_hex(8)}"
+        session = Session(id=session_id, person=person, key=key.hex(), began_at=now, seen_at=now)
         digest = _digest(secret)
         # The index comes first: a session that is not in it would not be bounded.
         await self._documents.put(INDEX_KIND, session.holder, session.id, digest.encode(), ttl_s=self.longest_s)

@@ -12,6 +12,7 @@ from gateway.auth.authenticator import Principal
 from gateway.dependencies import AuditDep, KeyAdmin, Parts, PartsDep
 from gateway.http.request_body import check_name, read_json
 from gateway.operator_requests import PersonUpdate
+from schemas.errors import InvalidRequest
 from schemas.people import ROLE_SCOPES, Person, Role
 
 router = APIRouter(tags=["people"], route_class=AuditedRoute)
@@ -41,6 +42,8 @@ async def change_person(
         _require_power_over(caller, body.role)
     if "team" in body.model_fields_set:
         changes["set_team"] = None if body.team is None else check_name(body.team, "a team's id", "team")
+    if body.keys == "revoke" and not body.disabled:
+        raise InvalidRequest("Keys are revoked only of a person who is disabled: set 'disabled' to true.", param="keys")
     if body.disabled is not None:
         changes["disabled_at"] = int(clock.now()) if body.disabled else None
     person = await parts.people.store.get(person_id)
@@ -50,6 +53,8 @@ async def change_person(
     audit.compare(_audited_person(person), _audited_person(changed))
     if body.disabled:
         changed = await parts.people.store.end_sessions(person_id)
+    if body.keys == "revoke":
+        await _revoke_keys(parts, person_id)
     return await _described(parts, changed)
 
 
@@ -63,6 +68,13 @@ async def end_sessions(person_id: str, parts: PartsDep, caller: KeyAdmin) -> dic
 
 def _audited_person(person: Person) -> dict[str, Any]:
     return {"role": person.role, "team": person.team, "disabled_at": person.disabled_at}
+
+
+async def _revoke_keys(parts: Parts, person_id: str) -> None:
+    """Revoke the keys that a person made."""
+    for key in await parts.keys.list_active():
+        if key.person == person_id:
+            await parts.keys.revoke(key.id)
 
 
 def _require_power_over(caller: Principal, *roles: Role | None) -> None:

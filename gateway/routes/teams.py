@@ -61,7 +61,7 @@ async def change_team(team_id: str, request: Request, parts: PartsDep, _: KeyAdm
 
 @router.delete("/v1/teams/{team_id:path}")
 async def delete_team(team_id: str, parts: PartsDep, _: KeyAdmin, audit: AuditDep) -> dict[str, Any]:
-    """Delete a team that has no key. Its jobs and files stay until their retention ends."""
+    """Delete a team that has neither keys nor people. Its jobs and files stay until their retention ends."""
     audit.target_team = team_id
     old = await parts.teams.get(team_id)
     await parts.teams.delete(team_id)

@@ -115,12 +115,18 @@ async def test_a_disabled_person_is_out_at_all_gateways(
     stream = asyncio.create_task(person.ask("POST", "/v1/chat/completions", json=body))
     await eventually(lambda: _stored(cluster, crew, 1))
     path = f"/v1/people/{session['person']}"
-    changed = await cluster.http.patch(cluster.url + path, json={"disabled": True})  # at the other gateway
+    key = (await person.ask("POST", "/v1/keys", json={"name": "olga's key"})).json()
+    refused = await cluster.http.patch(cluster.url + path, json={"keys": "revoke"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "keys")
+    # At the other gateway.
+    changed = await cluster.http.patch(cluster.url + path, json={"disabled": True, "keys": "revoke"})
     assert (changed.status_code, changed.json()["status"], changed.json()["sessions"]) == (200, "disabled", 0)
     async with asyncio.timeout(10):
         ended = await stream
     assert ended.status_code == 401
     assert (await person.ask("GET", "/v1/models")).status_code == 401
+    bearer = {"authorization": f"Bearer {key['key']}"}
+    assert (await cluster.http.get(cluster.url + "/v1/models", headers=bearer)).status_code == 401
     refused = await person.sign_in("olga")
     assert (refused.status_code, "disabled" in refused.text) == (403, True)
     changed = await cluster.http.patch(cluster.url + path, json={"disabled": False, "role": "viewer", "team": "art"})

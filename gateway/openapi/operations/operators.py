@@ -262,7 +262,7 @@ OPERATIONS = {
         tag="operation",
         scope="admin:keys",
         summary="List teams",
-        description="Return all teams, sorted by id: those with limits of their own, and those that exist because a key belongs to them.",
+        description="Return all teams, sorted by id: those with limits of their own, and those that exist because a key or a person belongs to them.",
         responses=json_response(TeamList, "The teams."),
     ),
     "GET /v1/teams/{team_id}": Operation(
@@ -293,9 +293,9 @@ OPERATIONS = {
         tag="operation",
         scope="admin:keys",
         summary="Delete a team",
-        description="Delete a team that has no key. Its jobs and files stay until their retention ends.",
+        description="Delete a team that has neither keys nor people. Its jobs and files stay until their retention ends.",
         responses=json_response(TeamDeleted, "The team is deleted."),
-        errors=NO_TEAM | {400: "The team has keys (`team_has_keys`)."},
+        errors=NO_TEAM | {400: "The team has keys (`team_has_keys`) or people (`team_has_people`)."},
         parameters=TEAM,
     ),
     "GET /v1/admin/jobs": Operation(

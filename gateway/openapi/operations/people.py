@@ -68,9 +68,9 @@ OPERATIONS = {
         summary="Change a person",
         description="Set a person's role or team in place of what the groups give, or disable the person. Fields that are left out stay; null "
         "restores what the groups gave at the last sign-in. All gateways apply the change within milliseconds, in the worst case within seconds, "
-        "and end the person's open calls. Keys that the person has made stay valid.",
+        "and end the person's open calls. Keys that the person has made stay valid, unless `keys` says otherwise.",
         body=PersonUpdate,
-        examples={"A role": {"role": "operator"}, "Disable": {"disabled": True}},
+        examples={"A role": {"role": "operator"}, "Disable": {"disabled": True, "keys": "revoke"}},
         responses=json_response(PersonObject, "The person."),
         errors=NO_PERSON,
         parameters=PERSON,

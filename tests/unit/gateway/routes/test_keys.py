@@ -13,12 +13,15 @@ import pytest
 from backbone.testing.broadcast import MemoryBroadcast
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.app import make_app
-from gateway.auth.authenticator import Authenticator
+from gateway.auth.authenticator import Authenticator, Principal
 from gateway.auth.key_store import KeyStore
 from gateway.auth.team_store import TeamStore
 from gateway.dependencies import Parts
+from gateway.http.asgi import SESSION
+from gateway.routes.keys import MAX_TEAM_KEYS
 from gateway.usage.report import UsageReports
-from schemas.keys import LIMITS
+from schemas.keys import LIMITS, Scope
+from schemas.people import ROLE_SCOPES, Role
 
 TOKEN = "sk-test"
 BUDGET = {"unit": "tokens", "amount": 5, "period": "day"}
@@ -28,13 +31,20 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 class Gateway:
     """The routes, on a store without a server."""
 
-    def __init__(self) -> None:
+    def __init__(self, signed_in: Principal | None = None) -> None:
+        """`signed_in`: whose session the requests without a key have."""
         self.documents = MemoryDocumentStore()
         self.ring = KeyStore(self.documents, MemoryBroadcast())
         auth, teams = Authenticator(TOKEN, self.ring), TeamStore(self.ring)
         parts = SimpleNamespace(auth=auth, keys=self.ring, teams=teams, usage=UsageReports(None))
         app = make_app(cast("Parts", parts))
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=BEARER)
+
+        async def with_session(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, SESSION: signed_in}, receive, send)
+
+        self.http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(with_session), base_url="http://test", headers=BEARER
+        )
 
     async def ask(self, method: str, path: str = "/v1/keys", **options: Any) -> tuple[int, Any]:
         answer = await self.http.request(method, path, **options)
@@ -278,3 +288,44 @@ async def test_teams(gateway: Gateway) -> None:
     assert (await gateway.ask("DELETE", "/v1/teams/a%2Fb"))[0] == 200
     assert (await gateway.ask("GET", "/v1/teams/a%2Fb"))[1]["error"]["code"] == "team_not_found"
     assert (await gateway.ask("POST", "/v1/teams", json={"id": "a/b"}))[0] == 201
+
+
+@pytest.mark.parametrize("role", [Role.MEMBER, Role.OPERATOR])
+async def test_a_member_manages_the_keys_of_the_team_alone(role: Role) -> None:
+    """Those of other teams are not there, those with power are not theirs, and a team has a bounded number."""
+    gateway = Gateway(Principal("vision", "person_1", scopes=ROLE_SCOPES[role], person="person_1", role=role))
+    async with gateway.http:
+        other = await gateway.create("other")
+        strong = await gateway.create("strong", owner="vision", scopes=["admin:read", "jobs"])
+        del gateway.http.headers["authorization"]
+        own = await gateway.create("own", max_open=3)
+        assert (own["owner"], own["person"]) == ("vision", "person_1")
+        listed = (await gateway.ask("GET"))[1]["data"]
+        assert {key["id"] for key in listed} == {own["id"], strong["id"]}
+        for path in (f"/v1/keys/{other['id']}", f"/v1/keys/{other['id']}/rotate"):
+            status, _ = await gateway.ask("POST" if path.endswith("rotate") else "GET", path, json={})
+            assert status == 404
+        for method, path, body in (
+            ("POST", f"/v1/keys/{strong['id']}/rotate", {}),
+            ("PATCH", f"/v1/keys/{strong['id']}", {"name": "mine"}),
+            ("DELETE", f"/v1/keys/{strong['id']}", None),
+            ("PATCH", f"/v1/keys/{own['id']}", {"scopes": ["admin:read"]}),
+            ("POST", "/v1/keys", {"name": "x", "scopes": ["admin:operate"]}),
+            ("POST", "/v1/keys", {"name": "x", "owner": "other"}),
+        ):
+            status, answer = await gateway.ask(method, path, json=body)
+            assert (status, answer["error"]["type"]) == (403, "permission_error"), path
+        for number in range(MAX_TEAM_KEYS - 2):
+            await gateway.ring.create(f"k{number}", owner="vision", scopes=[Scope.JOBS])
+        status, answer = await gateway.ask("POST", json={"name": "one more"})
+        assert (status, str(MAX_TEAM_KEYS) in answer["error"]["message"]) == (400, True)
+        assert (await gateway.ask("DELETE", f"/v1/keys/{own['id']}"))[0] == 200
+        assert (await gateway.ask("POST", json={"name": "one more"}))[0] == 201
+
+
+async def test_a_viewer_has_no_keys() -> None:
+    gateway = Gateway(Principal("vision", "person_1", scopes=ROLE_SCOPES[Role.VIEWER], role=Role.VIEWER))
+    async with gateway.http:
+        del gateway.http.headers["authorization"]
+        status, answer = await gateway.ask("GET")
+        assert (status, "viewer" in answer["error"]["message"]) == (403, True)
