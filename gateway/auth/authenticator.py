@@ -178,6 +178,12 @@ class Authenticator:
         if self._token is None and (self._keys is None or self._keys.is_empty):
             raise AuthenticationFailed(NO_KEYS)
 
+    def record_wrong_secret(self, scope: HttpScope, secret: bytes) -> None:
+        """Count a wrong secret of a sign-in as a wrong key. Raises TooManyWrongKeys."""
+        caller: Caller | None = scope.get(CALLER_INFO)
+        if caller is not None and self._guess_limiter is not None:
+            self._guess_limiter.record_wrong_key(caller.address, secret)
+
     def fingerprint(self, key: bytes) -> bytes:
         """Return what a session stores of the key that it began with."""
         if self._token is not None and hmac.compare_digest(key, self._token):

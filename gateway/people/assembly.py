@@ -56,7 +56,7 @@ def build_people(
         sessions=sessions,
         store=store,
         gate=SessionGate(sessions, keys, auth, origin),
-        sign_in=SignIn(sessions, store, auth, documents, provider, secret=signing),
+        sign_in=SignIn(sessions, store, auth, origin, documents, provider, secret=signing),
         provider_name=settings.oidc_name or urlsplit(settings.oidc_issuer).hostname or "",
     )
 

@@ -16,7 +16,7 @@ from gateway import clock
 from gateway.audit.events import Actor, actor_of
 from gateway.auth.authenticator import Authenticator, read_key
 from gateway.http.asgi import Headers, Scope
-from gateway.people.browser import HOME, Cookie, local_target
+from gateway.people.browser import HOME, Cookie, Origin, local_target
 from gateway.people.openid_connect import OpenIdConnect, SignInFailed
 from gateway.people.people_store import PeopleStore
 from gateway.people.sessions import SessionStore
@@ -56,6 +56,7 @@ class SignIn:
         sessions: SessionStore,
         people: PeopleStore,
         auth: Authenticator,
+        origin: Origin,
         documents: DocumentStore,
         provider: OpenIdConnect | None = None,
         *,
@@ -66,6 +67,7 @@ class SignIn:
         self._sessions = sessions
         self._people = people
         self._auth = auth
+        self._origin = origin
         self._documents = documents
         self._provider = provider
         self._signing = hashlib.sha256(b"nexus sign-in\n" + secret.encode()).digest()
@@ -83,19 +85,24 @@ class SignIn:
         url = await self._require_provider().authorization_url(state=state, nonce=nonce, verifier=verifier)
         return url, self._seal("pending", PENDING_S, [state, nonce, verifier, local_target(target)])
 
-    async def finish(self, pending: str, *, state: str, code: str, issuer: str = "") -> SignedIn:
+    async def finish(self, scope: Scope, *, state: str, code: str, issuer: str = "") -> SignedIn:
         """Begin the session of a person whom the provider sent back. `issuer`: the parameter `iss`, if it came.
 
-        Raises SignInFailed, NoRole, ProviderUnavailable, Unavailable.
+        Raises SignInFailed, NoRole, TooManyWrongKeys, ProviderUnavailable, Unavailable.
         """
         provider = self._require_provider()
-        sent = self._open("pending", pending)
+        sent = self._open("pending", self.pending.read(scope["headers"], secure=self._origin.is_secure(scope)))
         if sent is None or not hmac.compare_digest(str(sent[0]).encode(), state.encode()):
             raise SignInFailed(f"This sign-in was not begun in this browser, or too long ago. {START_AGAIN}")
         if issuer not in {"", provider.issuer}:
             raise SignInFailed(f"Another identity provider answered than the one that was asked. {START_AGAIN}")
         _, nonce, verifier, target = sent
-        claims = await provider.identify(code=code, nonce=nonce, verifier=verifier)
+        try:
+            claims = await provider.identify(code=code, nonce=nonce, verifier=verifier)
+        except SignInFailed:
+            # Each wrong code costs a request to the provider.
+            self._auth.record_wrong_secret(scope, code.encode())
+            raise
         person = await self._people.sign_in(provider.issuer, claims)
         actor = Actor(ActorKind.PERSON, person.team, person=person.id)
         return SignedIn(await self._sessions.begin(person=person.id), target, actor)

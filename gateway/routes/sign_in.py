@@ -77,8 +77,7 @@ async def callback(
     try:
         if error or not code:
             raise AuthenticationFailed("The identity provider did not sign you in. Start again.", code="sign_in_failed")
-        pending = sign_in.pending.read(request.scope["headers"], secure=secure)
-        signed_in = await sign_in.finish(pending, state=state, code=code, issuer=iss)
+        signed_in = await sign_in.finish(request.scope, state=state, code=code, issuer=iss)
     except NexusError as failure:
         _record_refusal(request, failure)
         return _error(request, failure)

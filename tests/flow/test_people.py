@@ -53,13 +53,16 @@ async def site(cluster: Cluster) -> AsyncIterator[Site]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(provider.stop)
         await provider.start()
-        settings = provider.settings(PUBLIC_URL=url, OIDC_ROLES=ROLES, OIDC_TEAMS=TEAMS)
+        ledger = f"sqlite:///{cluster.folder / 'ledger.db'}"
+        settings = provider.settings(PUBLIC_URL=url, OIDC_ROLES=ROLES, OIDC_TEAMS=TEAMS, LEDGER_URL=ledger)
         await cluster.start_gateway(GATEWAY_PORT=str(port), **settings)
         yield Site(url, provider, stack)
 
 
-async def test_a_member_signs_in_makes_a_key_and_signs_out(site: Site, shared_crew: Crew) -> None:
-    """The session is worth as much as a key of the team, until it ends; the key that it made stays."""
+async def test_a_member_signs_in_makes_a_key_and_signs_out(
+    site: Site, shared_crew: Crew, eventually: Eventually
+) -> None:
+    """The session is worth as much as a key of the team, until it ends; the key that it made stays. Usage names the person."""
     member = await site.browser("max")
     who = (await member.ask("GET", "/auth/session")).json()
     assert (who["name"], who["role"], who["team"]) == ("Max", "member", "vision")
@@ -72,14 +75,24 @@ async def test_a_member_signs_in_makes_a_key_and_signs_out(site: Site, shared_cr
     assert [key["id"] for key in (await member.ask("GET", "/v1/keys")).json()["data"]] == [made.json()["id"]]
     for wrong in ({"owner": "default"}, {"scopes": ["admin:read"]}):
         assert (await member.ask("POST", "/v1/keys", json={"name": "more"} | wrong)).status_code == 403
+    bearer = {"authorization": f"Bearer {made.json()['key']}"}
+    body = chat(model=shared_crew.model)
+    assert (await member.ask("POST", "/v1/chat/completions", json=body, headers=bearer)).status_code == 200
+    rows = await eventually(lambda: _usage(member, 2))
+    assert rows == {("", who["person"]): 1, (made.json()["id"], who["person"]): 1}
     cookies = dict(member.http.cookies)
     out = await member.ask("POST", "/auth/logout")
     assert out.json()["provider_url"].startswith(site.provider.url)
     thief = await site.browser()
     thief.http.cookies.update(cookies)
     assert (await thief.ask("GET", "/v1/models")).status_code == 401
-    bearer = {"authorization": f"Bearer {made.json()['key']}"}
     assert (await thief.ask("GET", "/v1/models", headers=bearer)).status_code == 200  # a key wins over a cookie
+
+
+async def _usage(browser: Browser, count: int) -> dict[tuple[str, str], int] | None:
+    """Requests by key and person, once there are as many rows."""
+    rows = (await browser.ask("GET", "/v1/usage?group_by=key,person")).json()["data"]
+    return {(row["key"], row["person"]): row["requests"] for row in rows} if len(rows) == count else None
 
 
 async def test_roles_bound_what_people_do(cluster: Cluster, site: Site, shared_crew: Crew) -> None:

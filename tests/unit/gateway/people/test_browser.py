@@ -59,6 +59,8 @@ def scope(**headers: str) -> dict[str, Any]:
     [
         ("", {}, True),
         ("", {"origin": "http://nexus.example"}, True),
+        ("HTTPS://Public.example:443", {"origin": "https://public.example"}, True),
+        ("https://public.example:444", {"origin": "https://public.example"}, False),
         ("", {"origin": "https://nexus.example"}, False),
         ("", {"origin": "http://nexus.example.evil.example"}, False),
         ("", {"origin": "null"}, False),
