@@ -54,7 +54,7 @@ async def change_person(
     if body.disabled:
         changed = await parts.people.store.end_sessions(person_id)
     if body.keys == "revoke":
-        await _revoke_keys(parts, person_id)
+        audit.details["revoked_keys"] = await _revoke_keys(parts, person_id)
     return await _described(parts, changed)
 
 
@@ -70,11 +70,12 @@ def _audited_person(person: Person) -> dict[str, Any]:
     return {"role": person.role, "team": person.team, "disabled_at": person.disabled_at}
 
 
-async def _revoke_keys(parts: Parts, person_id: str) -> None:
-    """Revoke the keys that a person made."""
-    for key in await parts.keys.list_active():
-        if key.person == person_id:
-            await parts.keys.revoke(key.id)
+async def _revoke_keys(parts: Parts, person_id: str) -> list[str]:
+    """Revoke the keys that a person made, and return their ids."""
+    ids = [key.id for key in await parts.keys.list_active() if key.person == person_id]
+    for key_id in ids:
+        await parts.keys.revoke(key_id)
+    return ids
 
 
 def _require_power_over(caller: Principal, *roles: Role | None) -> None:

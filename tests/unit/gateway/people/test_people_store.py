@@ -123,7 +123,7 @@ async def test_a_store_that_lost_its_people_gets_them_back() -> None:
 
 
 async def test_who_does_not_come_back_is_forgotten() -> None:
-    """Each sign-in counts anew."""
+    """Each sign-in begins the time again."""
     office = Office()
     await office.sign_in("admins")
     office.now += PERSON_KEEP_S
