@@ -119,7 +119,8 @@ async def test_models_of_one_worker(crew: Crew, eventually: Eventually) -> None:
         _, *order = [seen.json["model"] for seen in double.seen if seen.method == "POST"]
     assert Counter(order) == dict.fromkeys(models, 20)
     swaps = sum(before != after for before, after in pairwise(order))
-    assert swaps <= 15, order
+    # In turn, there would be 60. Jobs this short end before the next one has moved out of the backlog.
+    assert swaps <= 30, order
     assert max(order.index(model) for model in models) <= 30, order
 
 
