@@ -296,7 +296,7 @@ class BudgetLimiter:
         """Report what was spent, give back what is not needed, or take what is. Raises Unavailable."""
         now = monotonic()
         target = max(need, budget.wanting, budget.target(now))
-        has = max(0.0, budget.available)
+        has, debt = max(0.0, budget.available), min(0.0, budget.available)
         unused = max(0.0, has - target)
         spends, budget.spends = budget.spends, {}
         jobs, budget.jobs = budget.jobs, 0
@@ -306,7 +306,7 @@ class BudgetLimiter:
             limit=float(budget.assigned.budget.amount),
             need=max(0.0, need - has),
             wanted=max(0.0, target - has),
-            retained=max(0.0, budget.available + budget.reserved),
+            retained=has - unused + max(0.0, budget.reserved),
             spent=spends,
             jobs=jobs,
             jobs_estimate=jobs_estimate,
@@ -329,6 +329,7 @@ class BudgetLimiter:
             budget.jobs, budget.jobs_estimate = budget.jobs + jobs, budget.jobs_estimate + jobs_estimate
             budget.available += unused
             raise
+        budget.available -= debt  # it is spent, and reported
         self._apply(budget, standing, report, now)
         if standing.level:
             await self._notice(budget, standing)
@@ -409,7 +410,7 @@ class BudgetLimiter:
 
     def _forget(self, now: float) -> None:
         for name, budget in list(self._budgets.items()):
-            is_idle = not (budget.spends or budget.jobs or budget.available or budget.reserved > 1e-9)
+            is_idle = not (budget.spends or budget.jobs or budget.available > 1e-9 or budget.reserved > 1e-9)
             if is_idle and now - budget.used_at > FORGET_S:
                 del self._budgets[name]
                 self._by_limits.clear()

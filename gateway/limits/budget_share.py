@@ -75,7 +75,7 @@ class BudgetShare:
 
     def go_on_alone(self, need: float) -> None:
         """Grant a part of what was left, as the store is away."""
-        granted = min(self.alone, max(need - max(0.0, self.available), self.recent))
+        granted = min(self.alone, max(need - self.available, self.recent))
         self.alone -= granted
         self.available += granted
         self.check_at = monotonic() + RECHECK_S if self.available < need else 0.0

@@ -207,6 +207,18 @@ async def test_estimates_are_reserved_and_settled(fleet: Fleet) -> None:
         await reserve(fleet.limiters[1], limits, 1)
 
 
+async def test_what_a_request_took_beyond_its_estimate_delays_no_other(fleet: Fleet) -> None:
+    """It is spent, and the next request needs no more than its own estimate."""
+    limiter, limits = fleet.limiters[0], fleet.limits()
+    first, second = await reserve(limiter, limits, 10), await reserve(limiter, limits, 10)
+    first.settle(values(**fleet.event(5000)))
+    await limiter.tick()
+    assert limiter._budgets[fleet.assigned().name].available >= 0
+    second.settle(values(**fleet.event(10)))
+    await fleet.ask(limiter, limits, 10)
+    assert (await fleet.state(limiter)).spent == 5020
+
+
 async def test_a_request_that_never_fits_is_told_so(fleet: Fleet) -> None:
     with pytest.raises(InsufficientQuota, match=r"10,000 tokens are left .* may use 20,000 tokens.*'max_tokens'"):
         await reserve(fleet.limiters[0], fleet.limits(), 20_000)
