@@ -8,7 +8,7 @@ import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.auth.guess_limiter import KeyGuessLimiter, TooManyWrongKeys
 from gateway.http.asgi import CALLER_INFO, RATE_HEADERS, SESSION, Caller, Headers
@@ -217,11 +217,19 @@ def read_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b""
 
 
-def caller_fields(principal: Principal | None, caller: Caller | None) -> dict[str, str]:
-    """Return who sent a request, for its line in the log. None: nobody whose key is valid; a connection that is not known."""
-    fields = {} if caller is None else {"client": caller.address}
+def add_caller(fields: dict[str, Any], principal: Principal | None, caller: Caller | None) -> None:
+    """Add who sent a request to the fields of its line in the log. None: nobody whose key is valid; a connection that is not known."""
+    if caller is not None:
+        fields["client"] = caller.address
     if principal is not None:
-        fields["team"], fields["key"] = principal.owner, principal.key_id
+        fields["team"] = principal.owner
+        fields["key"] = principal.key_id
+
+
+def caller_fields(principal: Principal | None, caller: Caller | None) -> dict[str, Any]:
+    """Return the fields of `add_caller`."""
+    fields: dict[str, Any] = {}
+    add_caller(fields, principal, caller)
     return fields
 
 

@@ -47,7 +47,7 @@ class StreamStart(Enum):
 class RequestReport:
     """Logs and counts one request."""
 
-    def __init__(self, metrics: GatewayMetrics, request_id: str, caller: dict[str, str]) -> None:
+    def __init__(self, metrics: GatewayMetrics, request_id: str, caller: dict[str, Any]) -> None:
         """`caller`: who sent the request, as `caller_fields` returns it."""
         self._caller = caller
         self._metrics = metrics

@@ -16,7 +16,7 @@ import structlog
 
 from backbone.bus.blobs import BlobStore
 from backbone.logging import log_info
-from gateway.auth.authenticator import Authenticator, Principal, caller_fields
+from gateway.auth.authenticator import Authenticator, Principal, add_caller
 from gateway.durable_request import DurableAnswerer, DurableRequest
 from gateway.http.asgi import (
     BEGUN,
@@ -574,8 +574,8 @@ class _InferenceExchange:
             "endpoint": path,
             "status": self._status,
             "seconds": round(seconds, 4),
-            **caller_fields(self._principal, self._caller),
         }
+        add_caller(fields, self._principal, self._caller)
         if error is not None:
             fields["error"] = error.code or error.type
         if request is None:
