@@ -27,6 +27,7 @@ NO_SCHEMA_SAYS = {
     r"^There is a team ": "depends on the teams that there are",
     r"^must be an IP address or a range": "no format of JSON Schema is a network",
     r"^must be printable, with at most 8 '\*'": "no portable pattern names printable characters",
+    r"^'start' must be before 'end'": "depends on another field, and on the clock",
     r"^Budgets need the usage ledger|^A budget of cost needs a price list": "depends on the gateway's settings",
     r"^must be a whole number of tokens|^may hold one budget for each": "depends on another field, or budget",
     r"^Set either 'expires_in' or 'expires_at'|^'expires_at' lies in the past": "depends on another field, and on the clock",
