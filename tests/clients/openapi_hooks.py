@@ -25,6 +25,7 @@ NO_SCHEMA_SAYS = {
     r"is a target of the alias|is the name of a model, and requests for it": "depends on aliases and models",
     r"owns jobs and files already|^The team has ": "depends on the keys that there are",
     r"^There is a team ": "depends on the teams that there are",
+    r"^Keys are revoked only of a person who is disabled|^Make the link with an API key": "depends on another field, or on the caller",
     r"^must be an IP address or a range": "no format of JSON Schema is a network",
     r"^must be printable, with at most 8 '\*'": "no portable pattern names printable characters",
     r"^'start' must be before 'end'": "depends on another field, and on the clock",
