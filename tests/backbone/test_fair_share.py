@@ -22,7 +22,7 @@ from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.bus.subjects import BACKLOG_STREAM, stream_of_job
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryJobLog
-from schemas.errors import QueueFull
+from schemas.errors import QueueFull, Unavailable
 from schemas.jobs import Capability, Envelope, Lane
 from tests.backbone.job_logs import SMALL
 from tests.backbone.test_bus import Ear
@@ -297,6 +297,34 @@ async def test_a_gateway_dies_between_store_and_delete(
 
     async def is_empty() -> bool:
         return not any(depth.queue == nats_world.queue for depth in await second.bus.queue_depths())
+
+    await eventually(is_empty)
+
+
+async def test_a_move_whose_delete_fails(
+    nats_world: World, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NATS is away after a job was stored in the queue: it starts once, and leaves the backlog when NATS is back."""
+    gateway = await nats_world.gateway()
+    assert isinstance(gateway.bus, NatsGatewayBus)
+    jobs = [nats_world.envelope(gateway, "a", durable=True) for _ in range(12)]
+    for one in jobs:
+        await gateway.log.enqueue(one, b"{}")
+    delete, failed = gateway.bus._releaser._jobs.delete, asyncio.Event()
+
+    async def fail_once(seq: int) -> bool:
+        if not failed.is_set():
+            failed.set()
+            raise Unavailable("NATS is away")
+        return await delete(seq)
+
+    monkeypatch.setattr(gateway.bus._releaser._jobs, "delete", fail_once)
+    started = await nats_world.run(12, eventually)
+    assert failed.is_set()
+    assert [one.job for one in started] == [one.job for one in jobs]
+
+    async def is_empty() -> bool:
+        return not any(depth.queue == nats_world.queue for depth in await gateway.bus.queue_depths())
 
     await eventually(is_empty)
 

@@ -229,6 +229,9 @@ class BacklogReleaser:
         subject = f"{backlog_prefix(*backlog.queue)}.{owner}"
         messages, left = await self._jobs.batch(1, subject, count + len(self._moved))
         jobs = deque(message for message in messages if message.seq not in self._moved)
+        for message in messages:
+            if message.seq in self._moved:  # an earlier attempt to delete it failed
+                await self._delete(message.seq)
         extra = max(0, len(jobs) - count)
         for _ in range(extra):
             jobs.pop()
@@ -250,5 +253,9 @@ class BacklogReleaser:
             owner = decode_model(job.subject.rpartition(".")[2])
             name, _, run = message_id.decode().rpartition(".")
             self.on_moved(name, int(run), owner, stored.seq)
-        await self._jobs.delete(job.seq)
-        self._moved.discard(job.seq)
+        await self._delete(job.seq)
+
+    async def _delete(self, seq: int) -> None:
+        """Delete a job that was moved. Raises Unavailable."""
+        await self._jobs.delete(seq)
+        self._moved.discard(seq)
