@@ -25,7 +25,7 @@ class AuditReports:
 
     async def page(self, wanted: AuditPageRequest) -> dict[str, Any]:
         """Return a page as OpenAI's list object, newest first. Raises NoLedger, Unavailable."""
-        found = await self._require().page(wanted.query, after=wanted.after, limit=wanted.limit + 1)
+        found = await self.require_store().page(wanted.query, after=wanted.after, limit=wanted.limit + 1)
         data = [event_object(one) for one in found[: wanted.limit]]
         return {
             "object": "list",
@@ -37,12 +37,13 @@ class AuditReports:
 
     async def export(self, query: AuditQuery, after: int) -> AsyncGenerator[bytes, None]:
         """Yield all events behind the sequence `after` as JSON lines, those of one read together. Raises NoLedger, Unavailable."""
-        store = self._require()
+        store = self.require_store()
         while found := await store.export(query, after=after, limit=EXPORT_PAGE):
             after = found[-1].sequence
             yield b"".join(orjson.dumps(event_object(one)) + b"\n" for one in found)
 
-    def _require(self) -> AuditStore:
+    def require_store(self) -> AuditStore:
+        """Return the store. Raises NoLedger, which routes say before they look at a query."""
         if self._store is None:
             raise NoLedger
         return self._store

@@ -22,12 +22,14 @@ JSON_LINES = "application/jsonl"
 @router.get("/v1/audit")
 async def list_audit_events(request: Request, parts: PartsDep, _: AdminReader) -> dict[str, Any]:
     """List audit events, newest first."""
+    parts.audit.require_store()
     return await parts.audit.page(parse_page_request(group_parameters(request.query_params.multi_items())))
 
 
 @router.get("/v1/audit/export")
 async def export_audit_events(request: Request, parts: PartsDep, _: AdminReader) -> StreamingResponse:
     """Return all audit events as JSON lines, in the order of their `sequence`."""
+    parts.audit.require_store()
     query, after = parse_export_request(group_parameters(request.query_params.multi_items()))
     pieces = parts.audit.export(query, after)
     first = await anext(pieces, b"")  # a failure here can still be sent as an error
