@@ -26,6 +26,11 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except Exception as error:
+        # Pydantic makes a SchemaError of an interrupt that comes while it builds a model, during the imports.
+        if "KeyboardInterrupt" not in str(error):
+            raise
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         yield cluster
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_the_gateway_keeps_to_its_document(cluster: Cluster) -> None:
     """No answer to valid, invalid or half valid requests is an error of the server's or one that the document does not name: status,
     content type, headers, schema; what is wrong is refused, what is right is taken, keys are looked at, other methods are 405.
     """
-    code, output = await fuzz(cluster, "--max-examples", "3", "--generation-deterministic", "--seed", "1")
+    code, output = await fuzz(cluster, "--max-examples", "2", "--generation-deterministic", "--seed", "1")
     assert code == 0, output[output.find("= FAILURES =") :][:20_000]
     assert "Tested: " in output

@@ -16,7 +16,7 @@ from tests.faults.conftest import SETTINGS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-LIMITS: dict[str, Any] = {"MAX_QUEUED_PER_MODEL": "20"}  # with those that run
+LIMITS: dict[str, Any] = {"MAX_QUEUED_PER_MODEL": "20"}  # beside the one that is next to start
 IMPATIENT = {
     "FIRST_TOKEN_TIMEOUT_S": "2",
     "IDLE_TIMEOUT_S": "1",
@@ -144,8 +144,10 @@ async def test_queue_full(crew: Crew, eventually: Eventually) -> None:
     await crew.start(WORKER_CONCURRENCY="1")
     running = crew.ask(echo={"first_delay_ms": 60000})
     await eventually(lambda: crew.runs(1))
-    waiting = [crew.ask(stream=bool(number % 2)) for number in range(19)]
-    await eventually(lambda: crew.waits(19))
+    waiting = []
+    for count in range(1, 22):
+        waiting.append(crew.ask(stream=bool(count % 2)))
+        await eventually(lambda count=count: crew.waits(count))
     for refused in (crew.ask(), crew.stream()):
         await refused.end()
         assert code(refused) == (429, "rate_limit_error", "queue_full")
@@ -153,7 +155,7 @@ async def test_queue_full(crew: Crew, eventually: Eventually) -> None:
         assert int(refused.headers["retry-after"]) >= 1
     await running.hang_up()
     await asyncio.gather(*(answer.end() for answer in waiting))
-    assert [answer.status for answer in waiting] == [200] * 19
+    assert [answer.status for answer in waiting] == [200] * 21
     assert (await crew.ask().end()).status == 200
 
 

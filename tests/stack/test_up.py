@@ -208,7 +208,7 @@ class Up:
 
     def _run(self, line: str) -> str:
         command = ["sh", "-c", f"{line} -sS"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=self.data.parent, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=self.data.parent, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
