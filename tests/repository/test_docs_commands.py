@@ -27,7 +27,7 @@ PAGES = sorted(
         *(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "adr"),
         *(ROOT / "deploy").rglob("*.md"),
         *(ROOT / "bench").glob("*.md"),
-        *(ROOT / "tests").rglob("*.md"),
+        *(page for page in (ROOT / "tests").rglob("*.md") if "node_modules" not in page.parts),
     ]
 )
 """Decisions and the changelog tell of the past."""
