@@ -26,6 +26,7 @@ CALLERS = 8
 """Tasks of the limited key at each gateway."""
 NOISE_PER_S = 50
 """Refused requests a second of a team at its bound: what a client sends that does not wait."""
+UPLOADS = 16
 PAUSE_S = 0.01
 """Between two requests of the quiet team."""
 
@@ -119,9 +120,9 @@ async def slow_uploads(cluster: Cluster, key: str) -> None:
         for _ in itertools.count():
             with contextlib.suppress(httpx.HTTPError):
                 await cluster.http.post(cluster.url + "/v1/embeddings", content=body(), headers=headers(key))
-            await asyncio.sleep(1 / NOISE_PER_S)
+            await asyncio.sleep(UPLOADS / NOISE_PER_S)
 
-    await asyncio.gather(*(upload() for _ in range(16)))
+    await asyncio.gather(*(upload() for _ in range(UPLOADS)))
 
 
 async def many_batches(cluster: Cluster, key: str) -> None:

@@ -3,7 +3,7 @@
 Guarantees of every implementation:
 - What gateways have taken and not given back never exceeds the limit in any 60 seconds, by the store's own clock, but for what they
   report as `owed`.
-- A clock that jumps ahead frees the limit once; a clock that jumps back delays nothing for more than 60 seconds.
+- A clock that jumps ahead frees the limit once; a clock that jumps back delays nothing for more than 61 seconds.
 - Each call ends within about two seconds: it raises Unavailable when the store is away, frozen or slow.
 """
 

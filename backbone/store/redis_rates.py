@@ -1,4 +1,7 @@
-"""Shares of limits per minute on Redis (or Valkey): a count for each of the last 60 seconds."""
+"""Shares of limits per minute on Redis (or Valkey): a count for each of the last 61 seconds of the clock.
+
+A second of the clock counts until all of it is a minute old: else what was taken at its end would be free too early.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ for i = 1, #stored, 2 do
   local second = tonumber(stored[i])
   if second > now then
     add(now, tonumber(stored[i + 1]))  -- the clock was set back
-  elseif second > now - 60 then
+  elseif second >= now - 60 then
     add(second, tonumber(stored[i + 1]))
   end
 end
@@ -41,11 +44,11 @@ if free >= need then
   granted = math.min(wanted, math.max(need, math.floor(free / 2)))
 else
   local freed = limit - used - owed
-  wait = 60000
+  wait = 61000
   for _, second in ipairs(seconds) do
     freed = freed + counts[second]
     if freed >= need then
-      wait = (second + 60 - now) * 1000 - ms
+      wait = (second + 61 - now) * 1000 - ms
       break
     end
   end
@@ -61,7 +64,7 @@ for second, count in pairs(counts) do
 end
 if #fields > 0 then
   redis.call('ZADD', key, unpack(fields))
-  redis.call('PEXPIRE', key, 61000)
+  redis.call('PEXPIRE', key, 62000)
 end
 return {granted, math.max(0, limit - used), wait}
 """

@@ -122,9 +122,22 @@ async def test_retry_after_is_true(fleet: Fleet) -> None:
     assert (info.status, info.code) == (429, "rate_limit_exceeded")
     assert 1 <= int(info.headers()["retry-after"]) <= 4
     assert (await fleet.stores[0].take("requests:" + fleet.name, 10, need=6, wanted=6)).wait_s > 40
-    await fleet.redis.zadd(fleet.key, {str(now - 60): 5})
+    await fleet.redis.zadd(fleet.key, {str(now - 61): 5})
     await fleet.redis.zrem(fleet.key, str(now - 57))
     assert (await fleet.stores[0].take("requests:" + fleet.name, 10, need=5, wanted=5)).granted == 5
+
+
+async def test_no_minute_has_more_than_the_limit(fleet: Fleet) -> None:
+    """What was used at the end of a second of the clock is not free again with what was used at its beginning."""
+    now, after = 0, -1
+    while now != after:  # all within one second
+        await fleet.redis.delete(fleet.key)
+        now = await fleet.second()
+        await fleet.redis.zadd(fleet.key, {str(now - 60): 10})
+        share = await fleet.stores[0].take("requests:" + fleet.name, 10, need=1, wanted=1)
+        after = await fleet.second()
+    assert share.granted == 0
+    assert 0 < share.wait_s <= 1
 
 
 @pytest.mark.parametrize("jump", [3600, -3600])
@@ -134,7 +147,7 @@ async def test_a_clock_that_jumps_by_an_hour_does_no_harm(fleet: Fleet, jump: in
     await fleet.redis.zadd(fleet.key, {str(before): 10})
     share = await fleet.stores[0].take("requests:" + fleet.name, 10, need=1, wanted=1)
     assert share.granted == (1 if jump > 0 else 0)
-    assert share.wait_s <= 60
+    assert share.wait_s <= 61
     now = await fleet.second()
     seconds = [int(str(second, "ascii")) for second in await fleet.redis.zrange(fleet.key, 0, -1)]  # type: ignore[arg-type]
     assert all(abs(second - now) <= 60 for second in seconds)
