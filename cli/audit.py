@@ -66,7 +66,7 @@ def render_events(answer: dict[str, Any]) -> RenderableType:
 
     if not answer["data"]:
         return Text("There are no such events.")
-    table = new_table("time", "who", "action", "on", "from", "result", "changes")
+    table = new_table("time", "who", "action", "on", "from", "result", "changes", ids=True)
     for event in answer["data"]:
         count = f" x{event['count']}" if event["count"] > 1 else ""
         table.add_row(

@@ -22,7 +22,6 @@ button, .button { display: block; box-sizing: border-box; width: 100%; margin: .
 HEADERS = {
     "cache-control": "no-store",
     "referrer-policy": "same-origin",
-    "x-content-type-options": "nosniff",
     "content-security-policy": "; ".join(
         (
             "default-src 'none'",
