@@ -170,7 +170,7 @@ async def test_limits_per_minute(cluster: Cluster, crew: Crew, second: str, even
     assert [answer.status_code for answer in answers].count(200) <= 6
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
-    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert 1 <= int(refused.headers["retry-after"]) <= 61
     for answer in (*answers, await cluster.get("/v1/models", headers=bearer(key))):
         assert answer.headers["x-ratelimit-limit-requests"] == "6"
         assert 0 <= int(answer.headers["x-ratelimit-remaining-tokens"]) < 100_000
