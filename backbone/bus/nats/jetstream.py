@@ -62,32 +62,24 @@ class JobsStreamConfig:
 
     def config(self) -> dict[str, Any]:
         """Return the stream's configuration in terms of the JetStream API."""
-        return {
-            "name": JOBS_STREAM,
-            "subjects": [f"{JOBS}.>"],
+        return self._config(JOBS_STREAM, JOBS, notify=WAKEUPS) | {
             "retention": "workqueue",
-            "storage": "file",
-            "discard": "new",
-            "discard_new_per_subject": True,
-            "max_msgs": self.max_jobs,
-            "max_msgs_per_subject": self.max_per_queue,
-            "max_bytes": self.max_bytes,
-            "max_age": 0,
-            "max_msg_size": -1,
             "max_consumers": self.max_queues,
-            "num_replicas": self.replicas,
-            "duplicate_window": DUPLICATE_WINDOW_S * NANO,
-            "republish": {"src": f"{JOBS}.>", "dest": f"{WAKEUPS}.>", "headers_only": True},
-            "allow_direct": True,
         }
 
     def backlog_config(self) -> dict[str, Any]:
         """Return the configuration of the stream of backlogs, in which no consumer takes jobs."""
-        return {
-            "name": BACKLOG_STREAM,
-            "subjects": [f"{BACKLOG}.>"],
+        return self._config(BACKLOG_STREAM, BACKLOG, notify=BACKLOG_NOTICES) | {
             "description": "Nexus: jobs that wait for their owner's turn",
             "retention": "limits",
+            "first_seq": FIRST_BACKLOG_SEQ,
+        }
+
+    def _config(self, name: str, prefix: str, *, notify: str) -> dict[str, Any]:
+        """Return what both streams of waiting jobs have. `notify`: where the headers of each stored job are published."""
+        return {
+            "name": name,
+            "subjects": [f"{prefix}.>"],
             "storage": "file",
             "discard": "new",
             "discard_new_per_subject": True,
@@ -98,9 +90,8 @@ class JobsStreamConfig:
             "max_msg_size": -1,
             "num_replicas": self.replicas,
             "duplicate_window": DUPLICATE_WINDOW_S * NANO,
-            "republish": {"src": f"{BACKLOG}.>", "dest": f"{BACKLOG_NOTICES}.>", "headers_only": True},
+            "republish": {"src": f"{prefix}.>", "dest": f"{notify}.>", "headers_only": True},
             "allow_direct": True,
-            "first_seq": FIRST_BACKLOG_SEQ,
         }
 
 
