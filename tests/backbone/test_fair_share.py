@@ -329,6 +329,21 @@ async def test_a_move_whose_delete_fails(
     await eventually(is_empty)
 
 
+async def test_a_start_that_is_heard_late(nats_world: World, eventually: Eventually) -> None:
+    """The notice of a start comes after the queue was measured without that job: still one job is ahead for one slot."""
+    gateway = await nats_world.gateway()
+    assert isinstance(gateway.bus, NatsGatewayBus)
+    await nats_world.submit(gateway, "many", 6, eventually)
+    backlog = gateway.bus._backlogs.of(nats_world.queue)
+    backlog.order.record_use("many", 1.0)
+    await nats_world.next_job(eventually)
+    await eventually(lambda: backlog.order.total == 4)
+    for _ in range(2):  # the second is looked at once the first has had its effect
+        gateway.bus.record_start(nats_world.queue)
+        await eventually(lambda: not backlog.started)
+    assert backlog.order.total == 4
+
+
 async def test_two_gateways(nats_world: World, eventually: Eventually) -> None:
     """Owners share a queue over gateways; a moved job's gateway knows its new sequence, and each job starts once."""
     one, other = await nats_world.gateway(), await nats_world.gateway()

@@ -38,6 +38,8 @@ MAX_CHECK_INTERVAL_S = 0.2
 """Between looks at a queue of which no notification came: a job of another gateway may have started."""
 AHEAD_S = 0.1
 """Fast jobs: as many wait in the queue as start in this time, so that no slot is idle until the next look."""
+MIN_COUNTED_S = 0.02
+"""Where jobs start less often than this, the queue is measured before each move: a start whose notice comes late would be counted twice."""
 MAX_AHEAD = 16
 """At most so many jobs for each slot wait in the queue."""
 RETRY_DELAY_S = 0.5
@@ -211,10 +213,11 @@ class BacklogReleaser:
         return slots if seconds is None else max(slots, round(slots * AHEAD_S / max(seconds, AHEAD_S / MAX_AHEAD)))
 
     async def _count_waiting(self, backlog: Backlog, count: _QueueCount) -> int:
-        """Return how many jobs wait in the queue: those of the last measurement, without those that have started since."""
+        """Return how many jobs wait in the queue. Where jobs start often: those of the last measurement, without those that have started since."""
         started, backlog.started = backlog.started, 0
         now = time.monotonic()
-        if started and now < count.measured_at + MAX_CHECK_INTERVAL_S:
+        interval_s = (backlog.order.mean_seconds or 0.0) / self._backlogs.slots(backlog.queue)
+        if started and interval_s < MIN_COUNTED_S and now < count.measured_at + MAX_CHECK_INTERVAL_S:
             count.waiting = max(0, count.waiting - started)
         else:
             count.waiting, count.measured_at = await self._backlogs.count_waiting(backlog.queue), now
