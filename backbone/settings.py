@@ -80,6 +80,10 @@ class CommonSettings(BaseSettings):
     """
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged."""
+    log_ring_bytes: int = Field(default=4 * 1024 * 1024, ge=0, le=64 * 1024 * 1024)
+    """Memory of each process for its newest log lines, which `nexus logs REQUEST` searches. 0: the process finds
+    nothing.
+    """
     log_prompts: bool = False
     """Log request bodies, at level `debug`. Off by default, because prompts are private to their owners."""
     ack_wait_s: float = Field(default=15.0, gt=0)

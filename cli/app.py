@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 COMMANDS = {
     "up": ("cli.stack.up:up", "Start everything on this machine: servers, gateway, workers."),
     "down": ("cli.stack.down:down", "Stop what `nexus up` runs."),
-    "logs": ("cli.stack.logs:logs", "Show the logs of what `nexus up` runs."),
+    "logs": ("cli.stack.logs:logs", "Show the logs of what `nexus up` runs, or all log lines about a request."),
     "env": ("cli.stack.environment:env", "Print the variables with which OpenAI's SDKs find the gateway."),
     "gateway": ("cli.serve:gateway", "Run a gateway."),
     "worker": ("cli.serve:worker", "Run a worker beside an inference server."),

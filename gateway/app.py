@@ -26,6 +26,7 @@ from gateway.routes import (
     jobs,
     keys,
     landing_page,
+    logs,
     models,
     operations,
     organization,
@@ -67,6 +68,7 @@ ROUTERS = [
     budgets.router,
     organization.router,
     audit.router,
+    logs.router,
 ]
 
 

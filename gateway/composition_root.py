@@ -85,8 +85,10 @@ from gateway.limits.budget_meter import BudgetMeter
 from gateway.limits.effective import AssignedBudget, Bound
 from gateway.limits.followers import FollowerLimiter
 from gateway.limits.rate_limiter import RateLimiter
+from gateway.log_search import LogSearch
 from gateway.metrics import GatewayMetrics, MetricsExposition
 from gateway.metrics_collector import MetricsCollector
+from gateway.peers import GatewayPeers
 from gateway.people.assembly import build_people
 from gateway.responses.repository import KIND as RESPONSE_KIND
 from gateway.responses.repository import ResponseRepository
@@ -195,6 +197,8 @@ class _Clients:
         )
         self.job_log = PrivateJobLog(log, SealRefusalCounter(metrics).count, self.team_keys)
         self.clock = ClockSync(self.bus.server_time_s)
+        self.peers = GatewayPeers(self.bus, name)
+        self.log_search = LogSearch(self.bus, self.registry, self.peers)
         metrics.bus_refusals.counts = lambda: nats.refusals.counts
         self.bus.on_queue_change(metrics.count_queue)
 
@@ -346,6 +350,7 @@ class _Services:
             budgets=self.budgets,
             check_webhook=self.webhooks.check_url,
             audit=self.audit_reports,
+            log_search=clients.log_search,
         )
 
     def _budgets(self, clients: _Clients, prices: PriceFile, spend: LedgerSpend | None) -> BudgetLimiter:
@@ -420,6 +425,8 @@ class _Services:
         return (
             clients.bus,
             clients.clock,
+            clients.peers,
+            clients.log_search,
             clients.blobs,
             clients.registry,
             clients.store,

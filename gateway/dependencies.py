@@ -27,6 +27,7 @@ from gateway.jobs.api import JobsApi
 from gateway.jobs.http_response import JobResponder
 from gateway.limits.budget_limiter import BudgetLimiter
 from gateway.limits.followers import FollowerLimiter
+from gateway.log_search import LogSearch
 from gateway.metrics import MetricsExposition
 from gateway.people.assembly import PeopleParts
 from gateway.responses.service import ResponseService
@@ -67,6 +68,7 @@ class Parts:
     check_webhook: Callable[[str], None]
     """Raises InvalidRequest for a URL that no webhook can be sent to."""
     audit: AuditReports
+    log_search: LogSearch
 
 
 def get_parts(request: Request) -> Parts:

@@ -62,7 +62,7 @@ def main() -> int:
 
 def run(settings: GatewaySettings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 2 for settings that cannot work, 1 for another failed start."""
-    configure_logging(settings.log_format, settings.log_level)
+    configure_logging(settings.log_format, settings.log_level, ring_bytes=settings.log_ring_bytes)
     REDACTOR.add(settings.nats_url, settings.etcd_url, settings.redis_url, socket.gethostname())
     # Errors in a caller's form are answered to the caller.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)

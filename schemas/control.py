@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.logs import LogRequest
+
 
 class ControlOp(StrEnum):
     """The kind of an instruction."""
@@ -14,6 +16,8 @@ class ControlOp(StrEnum):
     """Stop one run of a job, because its caller disconnected or it was cancelled."""
     DRAIN = "drain"
     """Pull no more jobs, finish the running ones, and shut down."""
+    LOGS = "logs"
+    """Send the newest log lines. Earlier workers do not answer."""
 
 
 class Control(BaseModel):
@@ -24,3 +28,4 @@ class Control(BaseModel):
     op: ControlOp
     job: str = ""
     run: int = 0
+    logs: LogRequest | None = None

@@ -49,7 +49,7 @@ def main() -> int:
 
 def run(settings: WorkerSettings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 2 for settings that cannot work, 1 for a failed start."""
-    configure_logging(settings.log_format, settings.log_level)
+    configure_logging(settings.log_format, settings.log_level, ring_bytes=settings.log_ring_bytes)
     REDACTOR.add(settings.worker_backend_url, settings.nats_url, settings.etcd_url, settings.host)
     try:
         uvloop.run(_main(settings))

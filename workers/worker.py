@@ -13,10 +13,12 @@ from backbone.bus.blobs import BlobStore
 from backbone.bus.bus import JobDelivery, Queue, WorkerBus
 from backbone.bus.job_log import WorkerLog
 from backbone.bus.subjects import encode_model
+from backbone.logging import answer_log_query
 from backbone.registry.registry import Registry
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError
 from schemas.jobs import LANES, Capability, Envelope
+from schemas.logs import LogRequest, ProcessKind
 from schemas.presence import (
     ModelOffer,
     RegistrySnapshot,
@@ -437,6 +439,16 @@ class Worker:
         if control.op is ControlOp.DRAIN:
             self.drain()
             return
+        if control.op is ControlOp.LOGS:
+            self._answer_log_request(control.logs)
+            return
         for (job, run, _), attempt in list(self._attempts.items()):
             if (job, run) == (control.job, control.run):
                 attempt.stop(StopReason.CANCELLED)
+
+    def _answer_log_request(self, request: LogRequest | None) -> None:
+        if request is None or self._bus is None:
+            return
+        answer = answer_log_query(request, ProcessKind.WORKER, self.id)
+        with contextlib.suppress(NexusError):  # NATS is away: the gateway reports a worker that does not answer
+            self._bus.send_event(request.reply, answer)

@@ -176,6 +176,18 @@ class GatewayBus(Protocol):
     def send_control(self, worker: str, message: bytes) -> None:
         """Send a message to a worker (see schemas.control). Best effort; an invalid worker name is refused and counted."""
 
+    def listen(self, reply: str, on_message: Callable[[bytes], None]) -> None:
+        """Receive what arrives on a new reply subject, until `release`."""
+
+    def send_reply(self, reply: str, message: bytes) -> None:
+        """Send a message to a reply subject of any gateway. Best effort; another subject is refused and counted."""
+
+    def send_to_gateways(self, topic: str, message: bytes) -> None:
+        """Send a message to every gateway, this one included. A topic is one token of `[a-z-]`. Best effort."""
+
+    async def subscribe_gateways(self, topic: str, on_message: Callable[[bytes], None]) -> None:
+        """Receive the `send_to_gateways` messages of a topic. Raises Unavailable."""
+
     async def queue_depths(self) -> list[QueueDepth]:
         """Return the depth of every queue that holds jobs. Raises Unavailable."""
 

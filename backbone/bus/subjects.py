@@ -112,6 +112,12 @@ def is_reply_subject(reply: bytes) -> bool:
     )
 
 
+def is_gateway_reply(reply: str) -> bool:
+    """Return whether this is a reply subject of a gateway."""
+    head, _, rest = reply.partition(f"{REPLIES}.")
+    return not head and len(tokens := rest.split(".")) == 2 and all(map(is_token, tokens))
+
+
 @lru_cache(maxsize=4096)
 def encode_model(model: str) -> str:
     """Encode `model` as one token of `[A-Za-z0-9_-]`: every other byte of its UTF-8 form becomes `_` and two hex digits.

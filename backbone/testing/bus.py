@@ -110,6 +110,8 @@ class MemoryBroker:
     open_queues: set[Queue] = field(default_factory=set)
     listeners: dict[str, Callable[[bytes], bytes | None]] = field(default_factory=dict)
     """The receiver by reply subject, by prefix of reply subjects, or by control subject."""
+    gateway_subscribers: dict[str, list[Callable[[bytes], None]]] = field(default_factory=dict)
+    """The gateways' receivers by topic."""
     workers: list[MemoryWorkerBus] = field(default_factory=list)
     seq_by_message_id: dict[str, int] = field(default_factory=dict)
     last_seq: int = 0
@@ -358,6 +360,28 @@ class MemoryGatewayBus:
         listener = self._broker.listeners.get(f"control.{worker}")
         if listener is not None:
             asyncio.get_running_loop().call_soon(listener, message)
+
+    def listen(self, reply: str, on_message: Callable[[bytes], None]) -> None:
+        def on_event(data: bytes) -> None:
+            on_message(data)
+
+        self._broker.listeners[reply] = on_event
+
+    def send_reply(self, reply: str, message: bytes) -> None:
+        """Call the listener in the loop's next turn."""
+        listener = self._broker.listeners.get(reply)
+        if listener is not None:
+            asyncio.get_running_loop().call_soon(listener, message)
+
+    def send_to_gateways(self, topic: str, message: bytes) -> None:
+        """Call every subscriber in the loop's next turn."""
+        if self._broker.available:
+            for on_message in self._broker.gateway_subscribers.get(topic, ()):
+                asyncio.get_running_loop().call_soon(on_message, message)
+
+    async def subscribe_gateways(self, topic: str, on_message: Callable[[bytes], None]) -> None:
+        self._broker.require()
+        self._broker.gateway_subscribers.setdefault(topic, []).append(on_message)
 
     async def queue_depths(self) -> list[QueueDepth]:
         self._broker.require()

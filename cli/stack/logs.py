@@ -1,4 +1,4 @@
-"""`nexus logs`: show the logs of the stack on the data directory."""
+"""`nexus logs`: show the logs of the stack on the data directory, or what all processes have logged about one request."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from cli import options
 from cli.errors import ConsoleError
+from cli.log_search import is_id, show_found
 from cli.stack.data_dir import DataDir, data_dir_from
 
 FOLLOW_INTERVAL_S = 0.2
@@ -19,17 +20,36 @@ READ_BLOCK_BYTES = 64 * 1024
 
 def logs(
     part: Annotated[
-        str | None, typer.Argument(help="One component: nats, gateway, worker-smollm2, … Default: all.")
+        str | None,
+        typer.Argument(
+            metavar="[PART | ID]",
+            help="One component (nats, gateway, worker-smollm2, …; default: all), or the id of a request or a job: req_…, job_….",
+        ),
     ] = None,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of last lines of each log.")] = 20,
+    lines: Annotated[
+        int | None,
+        typer.Option("--lines", "-n", min=0, help="Number of last lines: of each log, 20; about an id, 1000."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With an ID: print JSON.")] = False,
+    url: options.Url = None,
+    key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
 ) -> None:
     """Show the logs of the stack that runs, or ran last, on the data directory.
 
-    With several logs, each line begins with the name of its component.
+    With several logs, each line begins with the name of its component. With an ID, a gateway asks all gateways and workers for
+    their newest log lines about it; the key needs the scope admin:read.
     """
+    if part is not None and is_id(part):
+        if follow:
+            raise typer.BadParameter("--follow shows parts, not an ID")
+        with options.client(url, key, data_dir, key_file) as api:
+            show_found(api, part, 1000 if lines is None else lines, as_json=as_json)
+        return
+    lines = 20 if lines is None else lines
     data = data_dir_from(data_dir)
     files = _files(data, part)
     width = max(map(len, files)) if part is None else 0

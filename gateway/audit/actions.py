@@ -50,6 +50,7 @@ ROUTES: Mapping[str, str] = {
     "GET /v1/budgets": "usage.read",
     "GET /v1/organization/usage/*": "usage.read",
     "GET /v1/organization/costs": "usage.read",
+    "GET /v1/logs": "log.read",
     "GET /v1/audit": "audit.read",
     "GET /v1/audit/export": "audit.export",
 }

@@ -222,6 +222,30 @@ async def test_a_lingering_pull_waits_for_a_job(world: World, eventually: Eventu
     await eventually(lambda: hand.jobs)
 
 
+async def test_gateways_hear_each_other(world: World, eventually: Eventually) -> None:
+    """A message to all gateways reaches each one; a reply reaches the gateway that listens, also from a worker, until it does not."""
+    first, second, hand = await world.gateway(), await world.gateway(), await world.worker()
+    heard: list[bytes] = []
+    replies: list[bytes] = []
+    for bus in (first, second):
+        await bus.subscribe_gateways("topic", heard.append)
+    await first.ping()
+    await second.ping()
+    reply = first.new_reply_subject()
+    first.listen(reply, replies.append)
+    second.send_to_gateways("topic", b"all")
+    second.send_reply(reply, b"gateway")
+    hand.bus.send_event(reply, b"worker")
+    await eventually(lambda: len(heard) == 2 and len(replies) == 2)
+    assert (set(heard), set(replies)) == ({b"all"}, {b"gateway", b"worker"})
+    first.release(reply)
+    second.send_reply(reply, b"late")
+    second.send_reply("nexus.control.worker", b"no reply subject")
+    second.send_to_gateways("topic", b"last")
+    await eventually(lambda: len(heard) == 4)
+    assert len(replies) == 2
+
+
 async def test_a_missing_queue_ends_the_pull(world: World, eventually: Eventually) -> None:
     """Pulling from a queue that no gateway has opened yet is not a job lost, nor a pull that never ends."""
     hand = await world.worker()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -33,7 +34,26 @@ async def test_two_gateways(crew: Crew, cluster: Cluster, eventually: Eventually
         await stream.end()
         assert stream.complete
         assert "".join(stream.texts) == question
+    await both_log_about(crew, cluster, urls, eventually)
     assert await second.stop(15) == 0
+
+
+async def both_log_about(crew: Crew, cluster: Cluster, urls: list[str], eventually: Eventually) -> None:
+    """Any gateway finds what another one and a worker have logged about a request."""
+    answer = crew.ask(url=urls[1])
+    await answer.end()
+    assert answer.headers is not None
+    query = {"id": answer.headers["x-request-id"]}
+
+    async def found() -> dict[str, Any] | None:
+        searched = (await cluster.http.get(urls[0] + "/v1/logs", params=query)).json()
+        return searched if len(searched["data"]) == 2 else None
+
+    searched = await eventually(found)
+    assert {line["event"] for line in searched["data"]} == {"request.finished", "attempt.finished"}
+    assert {line["kind"] for line in searched["data"]} == {"gateway", "worker"}
+    processes = [(one["kind"], one["answered"], one["is_complete"]) for one in searched["processes"]]
+    assert sorted(processes) == [("gateway", True, True)] * 2 + [("worker", True, True)] * 2
 
 
 async def test_several_processes_behind_one_port(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:

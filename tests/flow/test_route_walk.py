@@ -135,6 +135,7 @@ ROUTES = {
     "GET /v1/usage": ANY,
     **{f"GET /v1/organization/usage/{name}": ANY for name in KINDS},
     "GET /v1/organization/costs": ANY,
+    "GET /v1/logs": READ,
     "GET /v1/audit": READ,
     "GET /v1/audit/export": READ,
 }

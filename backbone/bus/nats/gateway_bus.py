@@ -39,10 +39,12 @@ from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.outage import nats_unavailable
 from backbone.bus.subjects import (
     BACKLOG_NOTICES,
+    BROADCAST,
     JOBS_STREAM,
     REPLIES,
     WORKER_CONTROL,
     encode_owner,
+    is_gateway_reply,
     is_reply_subject,
     is_token,
     job_subject,
@@ -141,6 +143,8 @@ class NatsGatewayBus:
         self._running: dict[bytes, StartMark] = {}
         """Jobs that started while others waited in a backlog."""
         self._listeners: dict[bytes, ReplyListener] = {}
+        self._readers: dict[bytes, Callable[[bytes], None]] = {}
+        """Receivers of what is no job's event, by token."""
         self._unacked: dict[bytes, _Unacked] = {}
         self._stored: dict[bytes, _Stored] = {}
         self._openings: set[asyncio.Task[None]] = set()
@@ -373,6 +377,7 @@ class NatsGatewayBus:
     def release(self, reply: str) -> None:
         token = reply[self._prefix_length :].encode()
         listener = self._listeners.pop(token, None)
+        self._readers.pop(token, None)
         self._forget_unacked(token)
         self._stored.pop(token, None)
         if token in self._unstarted:  # it was given up, or its attempts sent nothing
@@ -427,7 +432,9 @@ class NatsGatewayBus:
             return
         listener = self._listeners.get(token)
         if listener is None:
-            if answer_to:
+            if (reader := self._readers.get(token)) is not None:
+                reader(data)
+            elif answer_to:
                 self._answer(answer_to, STOP)
             return
         if token in self._unstarted:
@@ -501,6 +508,27 @@ class NatsGatewayBus:
             return
         with contextlib.suppress(Unavailable):
             self._connection.publish(f"{WORKER_CONTROL}.{worker}".encode(), message)
+
+    def listen(self, reply: str, on_message: Callable[[bytes], None]) -> None:
+        self._readers[reply[self._prefix_length :].encode()] = on_message
+
+    def send_reply(self, reply: str, message: bytes) -> None:
+        """Publish on core NATS."""
+        if not is_gateway_reply(reply):
+            self._connection.refusals.add("address", address=reply[:100])
+            return
+        with contextlib.suppress(Unavailable):
+            self._connection.publish(reply.encode(), message)
+
+    def send_to_gateways(self, topic: str, message: bytes) -> None:
+        """Publish on core NATS."""
+        with contextlib.suppress(Unavailable):
+            self._connection.publish(f"{BROADCAST}.{topic}".encode(), message)
+
+    async def subscribe_gateways(self, topic: str, on_message: Callable[[bytes], None]) -> None:
+        await self._connection.subscribe(
+            f"{BROADCAST}.{topic}", lambda _subject, _reply, _headers, data: on_message(data)
+        )
 
     async def queue_depths(self) -> list[QueueDepth]:
         return await read_depths(self._inbox, self._consumers.forget)

@@ -8,6 +8,7 @@ from gateway.openapi.operations import (
     batches,
     inference,
     jobs,
+    logs,
     media,
     models,
     operators,
@@ -52,4 +53,5 @@ OPERATIONS: dict[str, Operation] = (
     | people.OPERATIONS
     | usage.OPERATIONS
     | audit.OPERATIONS
+    | logs.OPERATIONS
 )
