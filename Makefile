@@ -6,6 +6,7 @@
 #   make test-containers  some of them on containers, by Docker; make test ARGS="--servers containers" runs all of them so
 #   make attack        the attacks of docs/explanation/security.md, against a Nexus of this machine; ARGS passes arguments to pytest
 #   make images        the images gateway, worker, tts and stt, their sizes, and their bills of materials in dist/
+#   make console       builds the console at /ui again, where its sources have changed; the other targets do so by themselves
 #   make check         lint, format, types, import rules, language
 #   make docs          the docs site, built into site/; first the references that are generated from the code
 #   make bench         benchmarks; ARGS passes arguments
@@ -16,7 +17,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up install test test-containers attack images check docs bench bench-gate fuzz soak clean
+.PHONY: help up install console test test-containers attack images check docs bench bench-gate fuzz soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -36,17 +37,25 @@ SYNC := $(UV) sync --frozen --inexact --no-python-downloads --python $(BIN)/pyth
 
 # Says what is installed, shows progress, and says why where it fails.
 INSTALL := $(BIN)/python deploy/install.py
+# Builds the console where its sources have changed. Node comes from its wheel where PATH has none.
+CONSOLE = $(BIN)/python deploy/console.py --node "$(SYNC) --only-group node"
 STEPS := $(if $(filter-out up install,$(MAKECMDGOALS)),4,3)
 
 help:
-	@sed -n '3,15s/^# *//p' Makefile
+	@sed -n '3,16s/^# *//p' Makefile
 
 up: $(VENV)/.for-up
+	@$(CONSOLE)
 	@exec $(BIN)/nexus up $(ARGS)
 
 install: $(VENV)/.for-up
+	@$(CONSOLE)
+
+console: $(VENV)/.for-base
+	@$(CONSOLE) --required
 
 test: $(VENV)/.for-test
+	@$(CONSOLE)
 	@exec $(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 # The contracts of bus, registry and records, requests on their way, and workers that die: where containers may differ from processes.
@@ -83,6 +92,7 @@ check: $(VENV)/.for-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.repository.language
+	@$(CONSOLE) --check
 
 docs: $(VENV)/.for-test
 	$(BIN)/python -m docs.generator
@@ -137,5 +147,5 @@ $(VENV)/.for-up: $(VENV)/.for-base
 	@touch $@
 
 $(VENV)/.for-test: $(VENV)/.for-up
-	@$(INSTALL) --step "4 of $(STEPS)" --mb 200 "what tests and checks need" -- $(SYNC) --all-extras --all-groups
+	@$(INSTALL) --step "4 of $(STEPS)" --mb 200 "what tests and checks need" -- $(SYNC) --all-extras --all-groups --no-group node
 	@touch $@

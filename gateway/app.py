@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from backbone.version import VERSION
 from gateway.audit.audit_log import AuditLog
 from gateway.audit.model_jobs import AuditedModelJobs
+from gateway.console.files import ConsoleFiles
 from gateway.dependencies import Parts
 from gateway.http.error_handlers import answer_errors
 from gateway.jobs.http_handler import PATH as SUBMIT
@@ -20,6 +21,7 @@ from gateway.routes import (
     audit,
     batches,
     budgets,
+    console,
     dead_letters,
     docs,
     files,
@@ -45,6 +47,7 @@ from schemas.errors import InternalError
 
 ROUTERS = [
     landing_page.router,
+    console.router,
     operations.health_router,
     operations.router,
     models.router,
@@ -90,6 +93,7 @@ def make_app(
     app = _bare_app("Nexus")
     app.state.parts = parts
     app.state.audit = audit_log
+    app.state.console = ConsoleFiles()
     app.state.landing_page = LandingPage(public_url, "docs" in public, observability_port)
     for router in ROUTERS:
         app.include_router(router)

@@ -76,6 +76,8 @@ client = OpenAI(base_url="{base}/v1", api_key="nexus-…")
 messages = [{{"role": "user", "content": "What is gravity?"}}]
 answer = client.chat.completions.create(model="MODEL", messages=messages)
 print(answer.choices[0].message.content)</code></pre>
+<h2>Console</h2>
+<p><a href="ui/">Open the console</a>: queues, jobs, models, usage. It asks for a key or a sign-in.</p>
 <h2>Documentation</h2>
 {documentation}
 </main>

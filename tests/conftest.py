@@ -41,6 +41,7 @@ settings.load_profile("nexus")
 LONGEST = (
     "tests/stack/test_up.py",
     "tests/faults/test_jobs_killed.py",
+    "tests/console/",
     "tests/stack/",
     "tests/clients/test_openapi_contract.py",
     "tests/faults/",

@@ -120,6 +120,7 @@ def welcome(
         "",
         f"  URL     {chosen.url}/v1",
         f"  Key     {chosen.key}",
+        f"  Console {chosen.url}/ui (sign in with the key)",
         f"  Models  {', '.join(names) or 'none yet'}",
         f"  Logs    {data.logs}",
         f"  Docs    {chosen.observability_url}/docs",

@@ -22,13 +22,17 @@ OUTSIDE = """
 `GET /` answers browsers with a page that says what this is, whether it is ready, and how to call it, and other clients with the same as JSON.
 It is not in the OpenAPI document.
 
+## Console
+
+`GET /ui/…` serves the files of [the console](../explanation/console.md), which uses the routes of this page. They are public, hold no data, and are not in the OpenAPI document.
+
 ## Pages of the sign-in
 
 They are for browsers, and not in the OpenAPI document either. [Sign in](../how-to/sign-in.md) says how they are used.
 
 | route | does |
 | --- | --- |
-| `GET /auth/login` | Show the ways to sign in; `?with=openid` goes to the identity provider, and `next` is the path to which a sign-in leads |
+| `GET /auth/login` | Show the ways to sign in, as a page or, for `Accept: application/json`, as JSON; `?with=openid` goes to the identity provider, and `next` is the path to which a sign-in leads |
 | `POST /auth/login` | Sign in with an API key, from the page's form |
 | `GET /auth/callback` | Sign in the person whom the identity provider sends back |
 | `GET /auth/link` | Show the button of a sign-in link |

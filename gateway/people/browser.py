@@ -14,6 +14,8 @@ MAX_TARGET_CHARS = 2048
 TARGET = re.compile(r"/(?![/\\])[!-\[\]-~]*")
 """A path of this origin: no second slash, no backslash (browsers read it as a slash), no space or control character."""
 HOME = "/"
+CONSOLE = "/ui/"
+"""Where a browser goes after a sign-in that names no target."""
 
 
 class CrossSiteRequest(PermissionDenied):

@@ -84,5 +84,10 @@ def error_page(message: str, request_id: str) -> str:
     return _page("Sign-in failed", ERROR.format(message=escape(message), request_id=escape(request_id)))
 
 
+def message_page(title: str, content: str) -> str:
+    """Return a page in the same style. `content`: HTML."""
+    return _page(title, content)
+
+
 def _page(title: str, content: str) -> str:
     return PAGE.format(title=title, style=STYLE, content=content)

@@ -16,7 +16,7 @@ from gateway import clock
 from gateway.audit.events import Actor, actor_of
 from gateway.auth.authenticator import Authenticator, read_key
 from gateway.http.asgi import Headers, Scope
-from gateway.people.browser import HOME, Cookie, Origin, local_target
+from gateway.people.browser import CONSOLE, Cookie, Origin, local_target
 from gateway.people.openid_connect import OpenIdConnect, SignInFailed
 from gateway.people.people_store import PeopleStore
 from gateway.people.sessions import SessionStore
@@ -134,7 +134,7 @@ class SignIn:
             )
         fingerprint = bytes.fromhex(sent[0])
         principal = self._auth.find_fingerprint(fingerprint)
-        return SignedIn(await self._sessions.begin(key=fingerprint), HOME, actor_of(principal))
+        return SignedIn(await self._sessions.begin(key=fingerprint), CONSOLE, actor_of(principal))
 
     def provider_sign_out_url(self, after: str) -> str | None:
         """Return the URL at which a person signs out at the provider too; None: there is none."""

@@ -16,7 +16,7 @@ from gateway.http.asgi import SESSION, request_id_of
 from gateway.http.request_body import read_form
 from gateway.landing_page import wants_json
 from gateway.people import pages
-from gateway.people.browser import HOME, local_target
+from gateway.people.browser import CONSOLE, HOME, local_target
 from gateway.people.sessions import csrf_token
 from gateway.people.sign_in import SignedIn
 from schemas.audit import REFUSED_STATUSES
@@ -27,6 +27,7 @@ pages_router = APIRouter(include_in_schema=False)
 router = APIRouter(tags=["people"])
 links_router = APIRouter(tags=["people"], route_class=AuditedRoute)
 
+PROVIDER_URL = "/auth/login?with=openid"
 NOT_SIGNED_IN = "Nobody is signed in. Open /auth/login to sign in."
 
 
@@ -35,12 +36,15 @@ async def login(
     request: Request,
     parts: PartsDep,
     way: Annotated[str, Query(alias="with")] = "",
-    target: Annotated[str, Query(alias="next")] = HOME,
+    target: Annotated[str, Query(alias="next")] = CONSOLE,
 ) -> Response:
-    """Show the ways to sign in, or with `with=openid` go to the identity provider."""
+    """Show the ways to sign in, as a page or as JSON, or with `with=openid` go to the identity provider."""
     people = parts.people
     if way != "openid":
         name = people.provider_name if people.sign_in.has_provider else None
+        if wants_json(request.scope["headers"]):
+            provider = None if name is None else {"name": name, "url": PROVIDER_URL}
+            return JSONResponse({"object": "sign_in", "key": True, "provider": provider})
         return _page(pages.login_page(local_target(target), name))
     try:
         url, pending = await people.sign_in.start(target)
@@ -57,7 +61,7 @@ async def login_with_key(request: Request, parts: PartsDep) -> Response:
     try:
         parts.people.origin.require_same(request.scope)
         form = await read_form(request)
-        signed_in = await parts.people.sign_in.with_key(request.scope, form.get("key", ""), form.get("next", HOME))
+        signed_in = await parts.people.sign_in.with_key(request.scope, form.get("key", ""), form.get("next", CONSOLE))
     except NexusError as error:
         return _error(request, error)
     return await _begin(request, parts, signed_in)

@@ -23,6 +23,7 @@ class Checkout:
         self.bin.mkdir()
         self.notes.touch()
         self.command(self.bin / "make")
+        self.command(self.bin / "chromium")  # else one would be installed
 
     def command(self, path: Path, *more: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

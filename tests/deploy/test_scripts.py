@@ -341,7 +341,8 @@ def checkout(tmp_path: Path) -> Path:
         if entry.name not in own:
             (copy / entry.name).symlink_to(entry)
     shutil.copytree(ROOT / "deploy" / "scripts", copy / "deploy" / "scripts")
-    shutil.copy2(ROOT / "deploy" / "install.py", copy / "deploy" / "install.py")
+    for name in ("install.py", "console.py"):
+        shutil.copy2(ROOT / "deploy" / name, copy / "deploy" / name)
     for name in ("quickstart.sh", ".env.example"):
         shutil.copy2(ROOT / name, copy / name)
     return copy

@@ -34,7 +34,7 @@ class Site:
         browser = await self._stack.enter_async_context(Browser(self.url))
         if name:
             answer = await browser.sign_in(name)
-            assert (answer.status_code, answer.headers["location"]) == (303, "/"), answer.text
+            assert (answer.status_code, answer.headers["location"]) == (303, "/ui/"), answer.text
         return browser
 
 

@@ -1,0 +1,48 @@
+/** The screens, in the order of the navigation. A screen is a folder below `screens/` and a line here. */
+
+import type { Component } from "svelte";
+import { match } from "./lib/router.svelte";
+import { type Scope, session } from "./lib/session.svelte";
+import { strings } from "./strings";
+
+export interface Screen {
+  /** Path below `/ui/`. `:name` stands for one part, which the component gets as a prop. */
+  path: string;
+  title: string;
+  /** Where the navigation shows it; none: it is reached from another screen, below whose path it is. */
+  group?: "live" | "use" | "manage";
+  /** Who sees it; without it, everybody who is signed in. */
+  visible?: () => boolean;
+  /** Shown without a session. */
+  public?: boolean;
+  load: () => Promise<{ default: Component<any> }>;
+}
+
+const has = (scope: Scope) => () => session.has(scope);
+
+export const screens: Screen[] = [
+  { path: "services", title: strings.services.title, group: "manage", visible: has("admin:read"), load: () => import("./screens/services/Services.svelte") },
+];
+
+export interface Found {
+  screen: Screen;
+  params: Record<string, string>;
+}
+
+/** Return the screen of a path that the caller may see; null: there is none. */
+export function find(path: string): Found | null {
+  for (const screen of screens) {
+    const params = match(screen.path, path);
+    if (params) return isVisible(screen) ? { screen, params } : null;
+  }
+  return null;
+}
+
+export function isVisible(screen: Screen): boolean {
+  return screen.public === true || (session.signedIn && (screen.visible?.() ?? true));
+}
+
+/** Return the screen that opens first: the first of the navigation that the caller may see. */
+export function home(): Screen | undefined {
+  return screens.find((screen) => screen.group && isVisible(screen) && !(session.signedIn && screen.public));
+}
