@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,8 @@ from gateway.limits.rate_limiter import RateLimiter
 from gateway.log_search import LogSearch
 from gateway.metrics import GatewayMetrics, MetricsExposition
 from gateway.metrics_collector import MetricsCollector
+from gateway.overview.monitor import OverviewMonitor, OverviewSources
+from gateway.overview.traffic import TrafficExchange
 from gateway.peers import GatewayPeers
 from gateway.people.assembly import build_people
 from gateway.responses.repository import KIND as RESPONSE_KIND
@@ -228,6 +230,7 @@ class _Services:
         self.audit_log: AuditLog | None = None
         self.usage_emitter: UsageEmitter | None = None
         self.ledger_parts: tuple[_Startable, ...] = ()
+        self.ledger_lag_s: Callable[[], float] = lambda: 0.0
         prices, spend = PriceFile(settings.ledger_prices_file), None
         if (access := read_ledger_access(settings)) is not None:
             database = LedgerDatabase(access)
@@ -324,6 +327,17 @@ class _Services:
             clients.storage_health,
             clients.clock.check,
         )
+        self.traffic = TrafficExchange(clients.bus, metrics.model_totals)
+        self.overview = OverviewMonitor(
+            OverviewSources(
+                clients.bus,
+                self.dispatcher,
+                clients.store,
+                self.traffic,
+                self.readiness.check,
+                self.ledger_lag_s,
+            )
+        )
         self.metrics_collector = MetricsCollector(clients.bus, clients.registry, self.readiness, metrics)
         self.parts = Parts(
             dispatcher=self.dispatcher,
@@ -351,6 +365,7 @@ class _Services:
             check_webhook=self.webhooks.check_url,
             audit=self.audit_reports,
             log_search=clients.log_search,
+            overview=self.overview,
         )
 
     def _budgets(self, clients: _Clients, prices: PriceFile, spend: LedgerSpend | None) -> BudgetLimiter:
@@ -387,7 +402,8 @@ class _Services:
             raise ConfigurationError(f"USAGE_JOURNAL_DIR: {folder} cannot be written: {error.strerror}") from error
         writer = LedgerWriter(queue, ledger, prices, metrics, keep_s=settings.ledger_keep_s)
         audit_writer = AuditWriter(audit_queue, audit_store, metrics, keep_s=settings.audit_keep_s)
-        metrics.ledger_lag.set_function(lambda: max(writer.lag_s(), audit_writer.lag_s()))
+        self.ledger_lag_s = lambda: max(writer.lag_s(), audit_writer.lag_s())
+        metrics.ledger_lag.set_function(self.ledger_lag_s)
         self.usage_reports, self.audit_reports = UsageReports(ledger), AuditReports(audit_store)
         self.audit_log = AuditLog(audit_emitter.emit, secret=load_bootstrap_key(settings) or "")
         self.auth.on_refused = self.audit_log.record_refusal
@@ -441,6 +457,8 @@ class _Services:
             self.job_runtime,
             self.batch_scheduler,
             self.metrics_collector,
+            self.traffic,
+            self.overview,
         )
 
     def serve(self, settings: GatewaySettings) -> RunningGateway:

@@ -29,6 +29,7 @@ from gateway.limits.budget_limiter import BudgetLimiter
 from gateway.limits.followers import FollowerLimiter
 from gateway.log_search import LogSearch
 from gateway.metrics import MetricsExposition
+from gateway.overview.monitor import OverviewMonitor
 from gateway.people.assembly import PeopleParts
 from gateway.responses.service import ResponseService
 from gateway.signed_urls import UrlSigner
@@ -69,6 +70,7 @@ class Parts:
     """Raises InvalidRequest for a URL that no webhook can be sent to."""
     audit: AuditReports
     log_search: LogSearch
+    overview: OverviewMonitor
 
 
 def get_parts(request: Request) -> Parts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from time import monotonic
 
 import structlog
 
@@ -99,6 +100,11 @@ class Dispatcher:
                 code="backend_unavailable",
                 retry_after_s=resumes - now,
             )
+
+    def is_paused(self, model: str) -> bool:
+        """Return whether all servers of the model asked to wait."""
+        resumes = self._paused.resumes_at(model)
+        return resumes is not None and resumes > monotonic()
 
     def limits_of(self, capability: Capability) -> Limits:
         """Return the time limits of a synchronous request for this capability."""

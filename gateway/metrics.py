@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -16,12 +18,15 @@ from backbone.bus.bus import QueueChange, QueueDepth, StorageUsage
 from backbone.bus.refusal_counter import KINDS
 from gateway.cached_result import CachedResult
 from gateway.http.connection_limits import ConnectionLimiter
+from schemas.jobs import JobStatus
 from schemas.presence import RegistrySnapshot, WorkerState
 
 LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 LAG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ITL = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10)
+SERVER_ERROR = 500
+FAILURES = frozenset({JobStatus.FAILED.value, JobStatus.EXPIRED.value})
 MAX_AGE_S = 1.0
 """Age up to which scrapes get the same text."""
 
@@ -50,6 +55,11 @@ class FastHistogram(Collector):
             self._sums[labels] = 0.0
         counts[bisect_left(self._bounds, value)] += 1
         self._sums[labels] += value
+
+    def totals(self) -> Iterable[tuple[tuple[str, ...], int, float]]:
+        """Yield the labels, the number and the sum of all observations."""
+        for labels, counts in self._counts.items():
+            yield labels, sum(counts), self._sums[labels]
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics' samples, for prometheus_client."""
@@ -143,6 +153,20 @@ class ConnectionCollector(Collector):
         yield CounterMetricFamily(
             "nexus_unread_shed", "Answers ended because unread answers reached MAX_UNREAD_BYTES.", value=unread.shed
         )
+
+
+@dataclass(slots=True)
+class ModelTotals:
+    """What this process has counted of one model since it started."""
+
+    tokens: int = 0
+    """Completion tokens."""
+    errors: int = 0
+    """Requests that ended with a status of 500 or more, and durable jobs that failed or expired."""
+    answers: int = 0
+    """Requests that were answered."""
+    seconds: float = 0.0
+    """From the start of these requests on a worker to the last byte of their answers."""
 
 
 class GatewayMetrics:
@@ -323,6 +347,23 @@ class GatewayMetrics:
         if child is None:
             child = self._children[key] = metric.labels(*labels)
         return child
+
+    def model_totals(self) -> dict[str, ModelTotals]:
+        """Return what was counted of each model. It reads counters, and takes about a microsecond for each."""
+        totals: defaultdict[str, ModelTotals] = defaultdict(ModelTotals)
+        for (metric, *labels), child in self._children.items():
+            if metric is self.tokens and labels[0] == "completion":
+                totals[labels[1]].tokens += int(child._value.get())
+            elif (metric is self.requests and int(labels[2]) >= SERVER_ERROR) or (
+                metric is self.jobs_ended and labels[2] in FAILURES
+            ):
+                totals[labels[1]].errors += int(child._value.get())
+        for (_, model), count, seconds in self.duration.totals():
+            totals[model].answers += count
+            totals[model].seconds += seconds
+        for (_, _, model), _, seconds in self.queue_wait.totals():
+            totals[model].seconds -= seconds
+        return totals
 
     def count_queue(self, change: QueueChange) -> None:
         """Count a change of a queue."""

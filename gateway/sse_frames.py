@@ -6,6 +6,7 @@ import orjson
 
 from schemas.errors import ErrorInfo
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
 
 

@@ -59,6 +59,10 @@ class QueueDepth:
     """Jobs that are stored and not with a worker."""
     in_progress: int
     """Jobs that a worker runs."""
+    backlogged: int = 0
+    """The waiting jobs that are in backlogs of their owners."""
+    next_seq: int = 1
+    """Every other waiting job has this sequence or a higher one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +195,17 @@ class GatewayBus(Protocol):
     async def queue_depths(self) -> list[QueueDepth]:
         """Return the depth of every queue that holds jobs. Raises Unavailable."""
 
+    async def oldest_queued_at(self, depth: QueueDepth) -> int | None:
+        """Return when the job was stored that has waited longest in a queue, in Unix seconds. None: none waits any more.
+
+        It reads up to two jobs. Raises Unavailable.
+        """
+
     async def storage_usage(self) -> StorageUsage:
         """Return the sizes of all streams. Raises Unavailable."""
+
+    async def dead_letter_counts(self) -> dict[str, int]:
+        """Return how many dead letters each model has that has any. Raises Unavailable."""
 
     async def ping(self) -> None:
         """Make one round trip to the jobs stream. Raises Unavailable."""

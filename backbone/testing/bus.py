@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -389,6 +389,16 @@ class MemoryGatewayBus:
         for job in self._broker.jobs.values():
             counts.setdefault(job.queue, [0, 0])[job.ack_timer is not None] += 1
         return [QueueDepth(queue, waiting, running) for queue, (waiting, running) in counts.items()]
+
+    async def oldest_queued_at(self, depth: QueueDepth) -> int | None:
+        self._broker.require()
+        waiting = [job for job in self._broker.jobs.values() if job.queue == depth.queue and job.ack_timer is None]
+        age_s = max((asyncio.get_running_loop().time() - job.stored_at for job in waiting), default=None)
+        return None if age_s is None else int(now() - age_s)
+
+    async def dead_letter_counts(self) -> dict[str, int]:
+        self._broker.require()
+        return Counter(letter.outcome.model for letter in self._broker.job_log.dead_letters)
 
     async def server_time_s(self) -> float:
         """Return this process's time."""

@@ -17,6 +17,8 @@ ROUTES: Mapping[str, str] = {
     "GET /v1/workers": "worker.list",
     "POST /v1/workers/{worker_id}/drain": "worker.drain",
     "GET /v1/queues": "queue.list",
+    "GET /v1/overview": "overview.read",
+    "GET /v1/overview/events": "overview.read",
     "GET /v1/aliases": "alias.list",
     "PUT /v1/aliases/{alias:path}": "alias.set",
     "DELETE /v1/aliases/{alias:path}": "alias.delete",

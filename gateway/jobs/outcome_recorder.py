@@ -152,5 +152,8 @@ class OutcomeRecorder:
         self._metrics.child(
             self._metrics.jobs_ended, outcome.capability.value, outcome.model, outcome.status.value
         ).inc()
+        if (usage := outcome.usage) is not None:
+            self._metrics.child(self._metrics.tokens, "prompt", outcome.model).inc(usage.prompt_tokens)
+            self._metrics.child(self._metrics.tokens, "completion", outcome.model).inc(usage.completion_tokens)
         if outcome.dead:
             self._metrics.child(self._metrics.dead_letters, outcome.capability.value, outcome.model).inc()

@@ -22,7 +22,7 @@ from gateway.jobs.read_ahead import event_size, no_report, read_ahead
 from gateway.jobs.records import job_object
 from gateway.limits.followers import HoldingResponse
 from gateway.signed_urls import base_url
-from gateway.sse_frames import comment_frame
+from gateway.sse_frames import EVENT_STREAM, comment_frame
 from schemas.errors import InvalidRequest, NexusError
 from schemas.job_events import JobEventKind
 from schemas.jobs import JobStatus
@@ -31,7 +31,6 @@ router = APIRouter(tags=["jobs"])
 
 KEEP_ALIVE_S = 10.0
 """The pause after which a stream sends a comment, so that proxies keep the connection open."""
-SSE = "text/event-stream; charset=utf-8"
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
@@ -121,7 +120,7 @@ async def _events_response(job_id: str, request: Request, parts: Parts, caller: 
         return Response(status_code=204)  # makes a browser's EventSource stop
     headers = {name.decode(): value.decode() for name, value in STREAM_HEADERS}
     frames = _frames(parts, caller, job_id, first, paced)
-    return StreamingResponse(frames, media_type=SSE, headers=headers)
+    return StreamingResponse(frames, media_type=EVENT_STREAM, headers=headers)
 
 
 async def _frames(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ async def serves(cluster: Cluster, url: str, model: str) -> bool:
 
 
 async def test_two_gateways(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
-    """Two gateways serve the same workers at once; each caller gets the answer to its own question."""
+    """Two gateways serve the same workers at once; each caller gets the answer to its own question. The overview of either shows
+    what both have answered.
+    """
     await crew.start_all("delay_ms=5", "delay_ms=5")
     second = await cluster.start_gateway()
     urls = [cluster.url, cluster.urls[-1]]
@@ -35,6 +39,18 @@ async def test_two_gateways(crew: Crew, cluster: Cluster, eventually: Eventually
         assert stream.complete
         assert "".join(stream.texts) == question
     await both_log_about(crew, cluster, urls, eventually)
+    await crew.ask("words that only the first gateway has passed on", url=urls[0]).end()
+
+    async def seen_at(url: str) -> tuple[int, float]:
+        overview = (await cluster.http.get(url + "/v1/overview")).json()
+        [row] = [row for row in overview["models"] if row["model"] == crew.model]
+        return overview["gateways"], row["tokens_per_second"]
+
+    async def see_the_same() -> bool:
+        first, second = await seen_at(urls[0]), await seen_at(urls[1])
+        return first == second and first[0] == 2 and first[1] > 0
+
+    await eventually(see_the_same)
     assert await second.stop(15) == 0
 
 
@@ -85,6 +101,13 @@ def processes_of(parent: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
+async def overview_frames(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The data of each event of the overview."""
+    async for line in response.aiter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
 async def test_readiness(cluster: Cluster, eventually: Eventually) -> None:
     """`/readyz` is 503 without NATS and 200 again when it is back; `/health` does not care."""
 
@@ -101,8 +124,16 @@ async def test_readiness(cluster: Cluster, eventually: Eventually) -> None:
     assert (await cluster.get("/health")).status_code == 200
     cluster.nats.resume()
     await eventually(lambda: says(200, "ready"))
-    cluster.nats.kill()
-    await cluster.nats.process.wait()
+    async with cluster.http.stream("GET", cluster.url + "/v1/overview/events") as response:
+        frames = overview_frames(response)
+        attention = (await anext(frames))["attention"]
+        cluster.nats.kill()
+        await cluster.nats.process.wait()
+        async for frame in frames:  # the stream goes on, and says what is wrong
+            attention = frame.get("attention", attention)
+            if frame["stale_since"] is not None:
+                break
+        assert attention[0]["subject"] == "nats"
     await eventually(lambda: says(503, "unavailable"))
     await cluster.nats.restart()
     await eventually(lambda: says(200, "ready"))

@@ -28,6 +28,7 @@ from backbone.bus.nats.jetstream import (
     JobsStreamConfig,
     ensure_stream,
     holds_job,
+    read_dead_letter_counts,
     read_depths,
     read_storage,
 )
@@ -532,6 +533,12 @@ class NatsGatewayBus:
 
     async def queue_depths(self) -> list[QueueDepth]:
         return await read_depths(self._inbox, self._consumers.forget)
+
+    async def oldest_queued_at(self, depth: QueueDepth) -> int | None:
+        return await self._positions.oldest_queued_at(depth)
+
+    async def dead_letter_counts(self) -> dict[str, int]:
+        return await read_dead_letter_counts(self._inbox)
 
     async def storage_usage(self) -> StorageUsage:
         return await read_storage(self._inbox)

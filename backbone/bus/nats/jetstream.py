@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from backbone.bus.subjects import (
     BACKLOG_STREAM,
     BLOBS_BUCKET,
     BLOBS_STREAM,
+    DEAD_LETTERS_STREAM,
     FIRST_BACKLOG_SEQ,
     JOBS,
     JOBS_STREAM,
@@ -34,7 +36,9 @@ from backbone.bus.subjects import (
     STREAMS,
     WAKEUPS,
     consumer_name,
+    decode_model,
     parse_backlog_subject,
+    parse_consumer_name,
     parse_job_subject,
     stream_of_job,
 )
@@ -46,6 +50,8 @@ SETUP_BACKOFF = Backoff(initial_s=0.5)
 """Between attempts to set streams up again after a reconnect."""
 DUPLICATE_WINDOW_S = 30
 """A submit is repeated for at most 10 s; a longer window costs NATS memory for every job in it."""
+MAX_SINGLE_READS = 32
+"""Above this number of queues with jobs, all consumers are listed instead."""
 FIXED_MAX_CONSUMERS = "can not change MaxConsumers"
 
 
@@ -198,11 +204,67 @@ async def read_depths(inbox: RequestInbox, on_missing: Callable[[Queue], None]) 
             if (parts := parse_backlog_subject(subject)) is not None:
                 backlogs[Queue(*parts[:3])] += count
         stored = {queue: count for subject, count in queued.items() if (queue := _queue_of(subject)) is not None}
-        queues = dict.fromkeys((*stored, *backlogs))
-        depths = (_depth(inbox, queue, stored.get(queue, 0), backlogs[queue], on_missing) for queue in queues)
-        return list(await asyncio.gather(*depths))
+        queues = list(dict.fromkeys((*stored, *backlogs)))
+        consumers = await _read_consumers(inbox, queues)
     except JetStreamError as error:
         raise Unavailable(f"NATS: {error}") from error
+    for queue in queues:
+        if queue not in consumers:
+            on_missing(queue)
+    return [_depth(queue, stored.get(queue, 0), backlogs[queue], consumers.get(queue)) for queue in queues]
+
+
+def _depth(queue: Queue, stored: int, backlogged: int, consumer: dict[str, Any] | None) -> QueueDepth:
+    running = min(stored, consumer["num_ack_pending"]) if consumer is not None else 0
+    next_seq = consumer["delivered"]["stream_seq"] + 1 if consumer is not None else 1
+    return QueueDepth(queue, stored - running + backlogged, running, backlogged, next_seq)
+
+
+async def _read_consumers(inbox: RequestInbox, queues: list[Queue]) -> dict[Queue, dict[str, Any]]:
+    """Return NATS's description of the consumers of these queues that have one. Raises Unavailable, JetStreamError."""
+    if len(queues) > MAX_SINGLE_READS:
+        return await _list_consumers(inbox)
+    found = await asyncio.gather(*(_read_consumer(inbox, queue) for queue in queues))
+    return {queue: info for queue, info in zip(queues, found, strict=True) if info is not None}
+
+
+async def _read_consumer(inbox: RequestInbox, queue: Queue) -> dict[str, Any] | None:
+    try:
+        return await call_api(inbox, f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}")
+    except JetStreamError as error:
+        if error.code == CONSUMER_NOT_FOUND:
+            return None
+        raise
+
+
+async def _list_consumers(inbox: RequestInbox) -> dict[Queue, dict[str, Any]]:
+    """Return NATS's description of all consumers: a few large answers cost less than one for each queue."""
+    found: dict[Queue, dict[str, Any]] = {}
+    offset, total = 0, 1
+    while offset < total:
+        page = await call_api(inbox, f"CONSUMER.LIST.{JOBS_STREAM}", {"offset": offset})
+        infos, total = page.get("consumers") or [], page["total"]
+        if not infos:
+            break
+        offset += len(infos)
+        for info in infos:
+            with contextlib.suppress(ValueError):  # a consumer of somebody else
+                found[Queue(*parse_consumer_name(info["name"]))] = info
+    return found
+
+
+async def read_dead_letter_counts(inbox: RequestInbox) -> dict[str, int]:
+    """Return how many dead letters each model has that has any. Raises Unavailable."""
+    try:
+        subjects = await read_subjects(inbox, DEAD_LETTERS_STREAM)
+    except JetStreamError as error:
+        if error.code == STREAM_NOT_FOUND:
+            return {}
+        raise Unavailable(f"NATS: {error}") from error
+    counts: Counter[str] = Counter()
+    for subject, count in subjects.items():
+        counts[decode_model(subject.rpartition(".")[2])] += count
+    return counts
 
 
 async def read_subjects(inbox: RequestInbox, stream: str, subject: str = ">") -> dict[str, int]:
@@ -222,19 +284,6 @@ def _queue_of(subject: str) -> Queue | None:
         return Queue(*parse_job_subject(subject))
     except ValueError:
         return None
-
-
-async def _depth(
-    inbox: RequestInbox, queue: Queue, stored: int, backlogged: int, on_missing: Callable[[Queue], None]
-) -> QueueDepth:
-    running = 0
-    try:
-        info = await call_api(inbox, f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}")
-        running = min(stored, info["num_ack_pending"])
-    except JetStreamError as error:
-        if error.code == CONSUMER_NOT_FOUND:
-            on_missing(queue)
-    return QueueDepth(queue, stored - running + backlogged, running)
 
 
 async def read_storage(inbox: RequestInbox) -> StorageUsage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from backbone.bus.bus import Queue
+from backbone.bus.bus import Queue, QueueDepth
 from backbone.bus.nats.backlogs import Backlogs
 from backbone.bus.nats.requests import JetStreamError, RequestInbox, call_api_until_answered
 from backbone.bus.nats.stream_reader import StreamReader
@@ -64,6 +64,16 @@ class QueuePositions:
         index = max(0, counts.get(owner, 0) - after - 1)
         ahead: int = waiting + self._backlogs.of(queue).order.position(owner, index, counts)
         return ahead
+
+    async def oldest_queued_at(self, depth: QueueDepth) -> int | None:
+        """Return when the job was stored that has waited longest, in Unix seconds; None: none waits. Raises Unavailable."""
+        reads = []
+        if depth.waiting > depth.backlogged:
+            reads.append(self._jobs.batch(depth.next_seq, job_subject(*depth.queue), 1))
+        if depth.backlogged:
+            reads.append(self._backlog_reader.batch(1, f"{backlog_prefix(*depth.queue)}.*", 1))
+        found = await asyncio.gather(*reads)
+        return min((messages[0].stored_at for messages, _ in found if messages), default=None)
 
     async def _running(self, queue: Queue) -> int:
         operation = f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}"

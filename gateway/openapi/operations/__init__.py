@@ -12,6 +12,7 @@ from gateway.openapi.operations import (
     media,
     models,
     operators,
+    overview,
     people,
     responses,
     usage,
@@ -50,6 +51,7 @@ OPERATIONS: dict[str, Operation] = (
     | batches.OPERATIONS
     | models.OPERATIONS
     | operators.OPERATIONS
+    | overview.OPERATIONS
     | people.OPERATIONS
     | usage.OPERATIONS
     | audit.OPERATIONS

@@ -1,0 +1,77 @@
+"""The response bodies of the routes that show what happens now."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from schemas.jobs import Capability
+
+
+class LaneCounts(BaseModel):
+    """Waiting jobs by lane."""
+
+    priority: int
+    default: int
+    flex: int
+
+
+class ModelActivity(BaseModel):
+    """What happens with one model."""
+
+    model: str
+    state: Literal["ready", "paused", "unhealthy", "unserved"]
+    """`ready`: a worker takes its jobs. `paused`: the servers of all its workers asked to wait. `unhealthy`: its workers' servers do not
+    answer. `unserved`: it has no worker."""
+    capabilities: list[Capability]
+    waiting: LaneCounts
+    running: int
+    """The number of jobs that workers hold."""
+    slots: int
+    """The number of jobs that its ready workers run at once. A worker with several models counts for each of them."""
+    oldest_queued_at: int | None
+    """When the job was stored that has waited longest, in Unix seconds."""
+    eta_seconds: float | None
+    """The seconds until a new job of the default lane would end, by what jobs took lately. Null if unknown."""
+    tokens_per_second: float
+    """Completion tokens of the answers that ended in the last minute, divided by 60."""
+    errors: int
+    """Requests that ended with a status of 500 or more, and jobs that failed or expired, in the last five minutes."""
+    dead_letters: int
+    workers: int
+    """The number of ready workers."""
+    loaded: bool | None
+    """Whether a server has it in memory. Null if none reports that."""
+    loading: bool
+    """Whether a server loads it now."""
+
+
+class AttentionItem(BaseModel):
+    """Something that needs an operator."""
+
+    kind: Literal["server_away", "jobs_without_worker", "dead_letters", "stream_full", "worker_unhealthy"]
+    severity: Literal["critical", "warning"]
+    subject: str
+    """The name of the server, model, stream or worker."""
+    message: str
+    action: str
+    """What to do."""
+    count: int | None
+    """The number of jobs concerned, if it is about jobs."""
+
+
+class Overview(BaseModel):
+    """What happens now, over all gateways."""
+
+    object: Literal["overview"]
+    at: float
+    """When it was computed, in Unix seconds."""
+    stale_since: float | None
+    """Since when NATS does not answer, in Unix seconds: the rows are the last known ones. Null while it does."""
+    gateways: int
+    """The number of gateway processes that have reported lately."""
+    attention: list[AttentionItem]
+    """The most urgent first."""
+    models: list[ModelActivity]
+    """Sorted by name."""
