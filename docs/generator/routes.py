@@ -24,7 +24,12 @@ It is not in the OpenAPI document.
 
 ## Console
 
-`GET /ui/…` serves the files of [the console](../explanation/console.md), which uses the routes of this page. They are public, hold no data, and are not in the OpenAPI document.
+[The console](../explanation/console.md) uses the routes of this page. Its files are public, hold no data, and are not in the OpenAPI document.
+
+| route | does |
+| --- | --- |
+| `GET /ui` | Go to `/ui/` |
+| `GET /ui/{path}` | Send a file of the console, or its page for the path of a screen |
 
 ## Pages of the sign-in
 

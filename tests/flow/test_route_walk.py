@@ -124,6 +124,8 @@ ROUTES = {
     "DELETE /v1/people/{person_id}/sessions": KEYS,
     "POST /v1/login-links": KEYS,
     # A session's cookie, or a secret in the form, is the permission: tests/flow/test_people.py.
+    "GET /ui": PUBLIC,
+    "GET /ui/{path:path}": PUBLIC,
     "GET /auth/login": PUBLIC,
     "POST /auth/login": PUBLIC,
     "GET /auth/callback": PUBLIC,
@@ -308,7 +310,8 @@ async def test_every_route_is_named_here() -> None:
 @pytest.mark.parametrize("route", sorted(set(ROUTES) - set(CLOSED)))
 async def test_public_routes_want_no_key(cluster: Cluster, route: str) -> None:
     """Probes, documentation, URLs that are the permission themselves, and what a session's cookie or a secret in a form is."""
-    refusals = {400, 401} if "/auth/" in route else {404}
+    # The console's files are there once they are built.
+    refusals = {400, 401} if "/auth/" in route else {308, 503} if "/ui" in route else {404}
     assert (await Caller(cluster, None).walk(route)).status_code in {200} | refusals
 
 
