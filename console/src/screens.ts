@@ -21,6 +21,7 @@ export interface Screen {
 const has = (scope: Scope) => () => session.has(scope);
 
 export const screens: Screen[] = [
+  { path: "now", title: strings.now.title, group: "live", visible: has("admin:read"), load: () => import("./screens/now/Now.svelte") },
   { path: "services", title: strings.services.title, group: "manage", visible: has("admin:read"), load: () => import("./screens/services/Services.svelte") },
 ];
 

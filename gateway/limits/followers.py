@@ -35,6 +35,7 @@ class HoldingResponse(Response):
         """Own `resources`."""
         self._response = response
         self._resources = resources
+        self.status_code = response.status_code
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
