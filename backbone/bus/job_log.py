@@ -141,10 +141,11 @@ class JobQueue(Protocol):
         not in the queue any more. Raises Unavailable.
         """
 
-    async def delete_job(self, seq: int, job: str, run: int) -> None:
-        """Delete a stored job from the queue, also one that a worker runs. Return once the queue no longer holds it.
+    async def delete_job(self, queue: Queue, seq: int, job: str, run: int) -> None:
+        """Delete a stored job from its queue, also one that a worker runs. Return once the queue no longer holds it.
 
-        Another job under this sequence, as after a loss of data, stays. Raises Unavailable.
+        A job that has moved from a backlog since is found. Another job under this sequence, as after a loss of data, stays. Raises
+        Unavailable.
         """
 
 

@@ -80,8 +80,8 @@ class SealedJobLog:
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
         return await self._inner.queue_position(queue, seq)
 
-    async def delete_job(self, seq: int, job: str, run: int) -> None:
-        await self._inner.delete_job(seq, job, run)
+    async def delete_job(self, queue: Queue, seq: int, job: str, run: int) -> None:
+        await self._inner.delete_job(queue, seq, job, run)
 
     # Events
 

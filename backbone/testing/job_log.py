@@ -101,9 +101,10 @@ class MemoryJobLog(_BrokerClient):
         self.require()
         return self.broker.position(queue, seq)
 
-    async def delete_job(self, seq: int, job: str, run: int) -> None:
+    async def delete_job(self, queue: Queue, seq: int, job: str, run: int) -> None:
         self.require()
-        if self.broker.seq_by_message_id.get(f"{job}.{run}") == seq:
+        stored = self.broker.jobs.get(seq)
+        if stored is not None and stored.queue == queue and self.broker.seq_by_message_id.get(f"{job}.{run}") == seq:
             self.broker.delete_job(seq)
 
     # Events

@@ -16,7 +16,7 @@ from backbone.bus.private_job_log import PrivateJobLog
 from backbone.registry.registry import Registry
 from backbone.settings import GatewaySettings
 from backbone.store.documents import DocumentStore
-from backbone.store.store import IllegalMove, Store
+from backbone.store.store import Store
 from gateway.auth.key_store import KeyStore
 from gateway.dispatcher import Dispatcher
 from gateway.jobs.attempt_gate import AttemptGate
@@ -35,7 +35,6 @@ from gateway.limits.rate_limiter import RateLimiter
 from gateway.metrics import GatewayMetrics
 from gateway.usage.emitter import UsageEmitter
 from gateway.usage.events import event_of_outcome
-from schemas.errors import NexusError
 from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
@@ -77,7 +76,7 @@ class JobRuntime:
 
     def __init__(self, settings: GatewaySettings, dependencies: JobDependencies) -> None:
         self._log = dependencies.log
-        terminator = JobTerminator(dependencies.log, dependencies.store, dependencies.bus)
+        self._terminator = terminator = JobTerminator(dependencies.log, dependencies.store, dependencies.bus)
         content_keys = dependencies.log.content_keys
         content = ContentRetention(content_keys, dependencies.log, dependencies.store, dependencies.blobs)
         submitter = JobSubmitter(
@@ -126,7 +125,6 @@ class JobRuntime:
             content=content,
             record_use=dependencies.bus.record_use,
         )
-        self._store = dependencies.store
         self._updates: set[asyncio.Task[None]] = set()
         dependencies.bus.on_job_moved(self._note_moved)
         self._expiry_watcher = ExpiryWatcher(
@@ -155,14 +153,9 @@ class JobRuntime:
             self._budgets.charge(limits, event_of_outcome(outcome, 1000 * at, None))
 
     def _note_moved(self, job: str, run: int, owner: str, seq: int) -> None:
-        task = asyncio.create_task(self._update_sequence(job, run, owner, seq))
+        task = asyncio.create_task(self._terminator.record_move(owner, job, run, seq))
         self._updates.add(task)
         task.add_done_callback(self._updates.discard)
-
-    async def _update_sequence(self, job: str, run: int, owner: str, seq: int) -> None:
-        """Write into a record where its job waits now. Without it, the job has no known position for the moment."""
-        with contextlib.suppress(NexusError, IllegalMove):
-            await self._store.update(owner, job, run=run, seq=seq)
 
     async def start(self) -> None:
         """Start the background tasks. The job log must be started. Raises Unavailable."""

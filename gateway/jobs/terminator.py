@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 
-from backbone.bus.bus import GatewayBus
+from backbone.bus.bus import GatewayBus, Queue
 from backbone.bus.job_log import EventLog, JobStorage, StoredOutcome
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.records import outcome_fields
 from schemas.control import Control, ControlOp
-from schemas.errors import ErrorInfo, Unavailable
+from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.frames import decode_frame
 from schemas.job_events import QUEUED
-from schemas.jobs import JobRecord, JobStatus
+from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
 from schemas.outcome import Outcome, outcome_of
 
 
@@ -43,7 +43,17 @@ class JobTerminator:
         """Remove an ended job from its queue, even if a worker holds it. Raises Unavailable."""
         seq = await self.queue_sequence(record)
         if seq is not None:
-            await self._log.delete_job(seq, record.job, record.run)
+            queue = Queue(record.capability, record.lane, record.model)
+            await self._log.delete_job(queue, seq, record.job, record.run)
+
+    async def record_move(self, owner: str, job: str, run: int, seq: int) -> None:
+        """Write into a record where its job waits now, and remove a job that ended while it moved. If Redis is away, the job has no known
+        position for the moment.
+        """
+        with contextlib.suppress(NexusError, IllegalMove):
+            record = await self._store.update(owner, job, run=run, seq=seq)
+            if record is not None and record.status in TERMINAL_STATUSES:
+                await self.remove_from_queue(record)
 
     async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
         """Store an outcome, replacing a leftover outcome of an older run. Return False if the run has one. Raises Unavailable."""

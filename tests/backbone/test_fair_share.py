@@ -187,6 +187,11 @@ def owners(envelopes: list[Envelope]) -> list[str]:
     return [envelope.owner for envelope in envelopes]
 
 
+async def is_empty(world: World, side: Side) -> bool:
+    """Whether no job waits, neither in the queue nor in a backlog."""
+    return not any(depth.queue == world.queue for depth in await side.bus.queue_depths())
+
+
 async def test_one_job_beside_two_hundred(world: World, eventually: Eventually) -> None:
     """The single job of one owner starts within two jobs, although two hundred of another owner came first, which stay in order."""
     side = await world.gateway()
@@ -215,7 +220,7 @@ async def test_durable_and_synchronous_jobs(world: World, eventually: Eventually
     seqs = {one.job: await side.log.enqueue(one, b"{}") for one in jobs}
     calls = await world.submit(side, "caller", 5, eventually)
     seqs |= {one.job: side.ears[one.reply].seq or 0 for one in calls}
-    await side.log.delete_job(seqs[jobs[10].job], jobs[10].job, 1)
+    await side.log.delete_job(world.queue, seqs[jobs[10].job], jobs[10].job, 1)
     side.bus.delete_job(seqs[calls[3].job])
 
     async def position(job: str) -> int | None:
@@ -295,10 +300,7 @@ async def test_a_gateway_dies_between_store_and_delete(
     started += await nats_world.run(24, eventually)
     assert [one.job for one in started] == [one.job for one in jobs]
 
-    async def is_empty() -> bool:
-        return not any(depth.queue == nats_world.queue for depth in await second.bus.queue_depths())
-
-    await eventually(is_empty)
+    await eventually(lambda: is_empty(nats_world, second))
 
 
 async def test_a_move_whose_delete_fails(
@@ -323,10 +325,45 @@ async def test_a_move_whose_delete_fails(
     assert failed.is_set()
     assert [one.job for one in started] == [one.job for one in jobs]
 
-    async def is_empty() -> bool:
-        return not any(depth.queue == nats_world.queue for depth in await gateway.bus.queue_depths())
+    await eventually(lambda: is_empty(nats_world, gateway))
 
-    await eventually(is_empty)
+
+async def test_a_caller_leaves_while_its_job_moves(
+    nats_world: World, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gateway deletes the job where it waited; where it was moved to, nothing is left."""
+    gateway = await nats_world.gateway()
+    assert isinstance(gateway.bus, NatsGatewayBus)
+    move, moving, may_move = gateway.bus._releaser._move, asyncio.Event(), asyncio.Event()
+
+    async def move_later(*job: Any) -> None:
+        moving.set()
+        await may_move.wait()
+        await move(*job)
+
+    monkeypatch.setattr(gateway.bus._releaser, "_move", move_later)
+    _, leaving = await nats_world.submit(gateway, "a", 2, eventually)
+    await nats_world.run(1, eventually)
+    await eventually(moving.is_set)
+    gateway.bus.delete_job(gateway.ears[leaving.reply].seq or 0)
+    gateway.bus.release(leaving.reply)
+    await gateway.bus.ping()
+    may_move.set()
+    await eventually(lambda: is_empty(nats_world, gateway))
+
+
+async def test_a_job_is_deleted_after_it_has_moved(nats_world: World, eventually: Eventually) -> None:
+    """The caller of `delete_job` knows only where the job waited before."""
+    gateway = await nats_world.gateway()
+    assert isinstance(gateway.bus, NatsGatewayBus)
+    jobs = [nats_world.envelope(gateway, "a", durable=True) for _ in range(2)]
+    seqs = [await gateway.log.enqueue(one, b"{}") for one in jobs]
+    assert stream_of_job(seqs[1]) == BACKLOG_STREAM
+    await nats_world.run(1, eventually)
+    backlog = gateway.bus._backlogs.of(nats_world.queue)
+    await eventually(lambda: not backlog.order.total)
+    await gateway.log.delete_job(nats_world.queue, seqs[1], jobs[1].job, 1)
+    await eventually(lambda: is_empty(nats_world, gateway))
 
 
 async def test_a_start_that_is_heard_late(nats_world: World, eventually: Eventually) -> None:

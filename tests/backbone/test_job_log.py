@@ -105,9 +105,9 @@ async def test_a_place_counts_those_that_wait_before(world: World, eventually: E
 
     await eventually(are(0, None, 0, 0, 1, 2, 3, 4))
     # What a lost store once held there is no reason to delete what it holds now.
-    await log.delete_job(seqs[5], stored[4].job, stored[4].run)
-    await log.delete_job(seqs[5], stored[5].job, stored[5].run + 1)
-    await log.delete_job(seqs[4], stored[4].job, stored[4].run)
+    await log.delete_job(world.queue, seqs[5], stored[4].job, stored[4].run)
+    await log.delete_job(world.queue, seqs[5], stored[5].job, stored[5].run + 1)
+    await log.delete_job(world.queue, seqs[4], stored[4].job, stored[4].run)
     await eventually(are(0, None, 0, 0, None, 1, 2, 3))
     other = Queue(Capability.CHAT, Lane.FLEX, world.queue.model)
     assert await log.queue_position(other, seqs[5]) is None

@@ -121,7 +121,7 @@ async def test_nothing_is_refused_while_one_of_three_dies(world: World, three_na
         while loop.time() < until:
             job, one = new_job(), envelope(world)
             try:
-                await log.delete_job(await log.enqueue(one, b"{}"), one.job, one.run)
+                await log.delete_job(world.queue, await log.enqueue(one, b"{}"), one.job, one.run)
                 await log.claim(secrets.token_hex(8), b"mine")
                 await log.store_outcome(outcome_of(job))
                 await log.read_outcome(job)

@@ -377,10 +377,10 @@ async def test_a_job_that_is_not_deleted_for_certain_is_an_error(
     seq = await log.enqueue(job, b"{}")
     own_nats.pause()
     with pytest.raises(Unavailable):
-        await log.delete_job(seq, job.job, job.run)
+        await log.delete_job(world.queue, seq, job.job, job.run)
     own_nats.resume()
     assert await log.queue_position(world.queue, seq) == 0
-    await log.delete_job(seq, job.job, job.run)
+    await log.delete_job(world.queue, seq, job.job, job.run)
     assert await log.queue_position(world.queue, seq) is None
 
 

@@ -117,7 +117,7 @@ async def test_jobs_come_again_at_once(own_nats: Server, other_nats: Server) -> 
         log = await world.gateway()
         sent = [envelope(world) for _ in range(5)]
         seqs = [await log.enqueue(one, b"{}") for one in sent]
-        await log.delete_job(seqs[4], sent[4].job, sent[4].run)
+        await log.delete_job(world.queue, seqs[4], sent[4].job, sent[4].run)
         found = await take(own_nats.url, JOBS_STREAM, consumers=False)
         queue = world.queue
     await bring(other_nats.url, found)

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import nats
 import redis.asyncio
+from nats.js.errors import NotFoundError
 
+from backbone.bus.subjects import BACKLOG_STREAM, JOBS_STREAM
 from schemas.outcome import Outcome
 from tests.cluster import Cluster, chat
 from tests.servers import source as chosen
@@ -117,7 +119,8 @@ class Rounds:
                 for fault, task in zip(faults, breaking, strict=True)
                 if not task.done()
             ]
-            return hanging or [f"not over after {ROUND_S:g} s; {self._cluster.logs()}"]
+            left = await left_in_queue(self._cluster)
+            return hanging or [f"not over after {ROUND_S:g} s, left in the queue: {left}; {self._cluster.logs()}"]
         finally:
             for task in [tail, *asking, *breaking]:
                 task.cancel()
@@ -222,11 +225,32 @@ async def _begin(caller: Caller, after_s: float) -> None:
     await caller.run()
 
 
+WAITING = (JOBS_STREAM, BACKLOG_STREAM)
+
+
 async def queued(cluster: Cluster) -> int:
-    """Messages in the queue of jobs."""
+    """Messages in the queues and the backlogs of jobs."""
     connection = await nats.connect(cluster.nats.url.split(","))
     try:
-        return int((await connection.jetstream(timeout=30).stream_info("NEXUS_JOBS")).state.messages)
+        stream = connection.jetstream(timeout=30)
+        return sum([(await stream.stream_info(name)).state.messages for name in WAITING])
+    finally:
+        await connection.close()
+
+
+async def left_in_queue(cluster: Cluster) -> list[str]:
+    """Subject and id of the messages in the queues and the backlogs of jobs."""
+    connection = await nats.connect(cluster.nats.url.split(","))
+    try:
+        stream = connection.jetstream(timeout=30)
+        left = []
+        for name in WAITING:
+            state = (await stream.stream_info(name)).state
+            for seq in range(state.first_seq, state.last_seq + 1):
+                with contextlib.suppress(NotFoundError):
+                    message = await stream.get_msg(name, seq)
+                    left.append(f"{message.subject} {(message.headers or {}).get('Nats-Msg-Id')}")
+        return left
     finally:
         await connection.close()
 

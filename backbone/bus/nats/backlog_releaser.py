@@ -251,7 +251,9 @@ class BacklogReleaser:
         self._moved.add(job.seq)
         confirm_to = job.header(CONFIRM_TO)
         if confirm_to is not None:
-            self._connection.publish(confirm_to, orjson.dumps({"stream": JOBS_STREAM, "seq": stored.seq}))
+            self._connection.publish(
+                confirm_to, orjson.dumps({"stream": JOBS_STREAM, "seq": stored.seq, "moved": True})
+            )
         else:
             owner = decode_model(job.subject.rpartition(".")[2])
             name, _, run = message_id.decode().rpartition(".")

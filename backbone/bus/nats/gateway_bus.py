@@ -27,6 +27,7 @@ from backbone.bus.nats.jetstream import (
     SETUP_BACKOFF,
     JobsStreamConfig,
     ensure_stream,
+    find_job,
     holds_job,
     read_dead_letter_counts,
     read_depths,
@@ -273,12 +274,11 @@ class NatsGatewayBus:
         """Look in the queue for a job of the backlog; the notice that it was moved may be lost."""
         if stream_of_job(one.seq) == JOBS_STREAM:
             return False
-        messages, _ = await self._jobs.batch(1, one.subject.decode())
-        for message in messages:
-            if message.header(b"Nats-Msg-Id") == one.message_id and self._stored.get(token) is one:
-                self._note_moved(token, one, message.seq)
-                return True
-        return False
+        moved = await find_job(self._jobs, one.subject.decode(), one.message_id)
+        if moved is None or self._stored.get(token) is not one:
+            return False
+        self._note_moved(token, one, moved)
+        return True
 
     def _note_moved(self, token: bytes, one: _Stored, seq: int) -> None:
         self._stored[token] = one._replace(seq=seq)
@@ -459,6 +459,8 @@ class NatsGatewayBus:
             stored = self._stored.get(token)
             if stored is not None and error is None and stream_of_job(ack["seq"]) != stream_of_job(stored.seq):
                 self._note_moved(token, stored, ack["seq"])
+            elif stored is None and ack.get("moved"):  # its caller left while it moved
+                self.delete_job(ack["seq"])
             return
         if error is None:
             self._stored[token] = _Stored(ack["seq"], unacked.message_id, unacked.subject)

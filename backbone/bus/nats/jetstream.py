@@ -21,6 +21,7 @@ from backbone.bus.nats.requests import (
     RequestInbox,
     call_api,
 )
+from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.subjects import (
     BACKLOG,
     BACKLOG_NOTICES,
@@ -191,6 +192,12 @@ async def holds_job(inbox: RequestInbox, seq: int, message_id: bytes) -> bool:
         raise Unavailable(f"NATS: {error}") from error
     headers = base64.b64decode(answer["message"].get("hdrs", ""))
     return b": %b\r\n" % message_id in headers
+
+
+async def find_job(jobs: StreamReader, subject: str, message_id: bytes) -> int | None:
+    """Return the sequence of a job near the head of its queue; None: it is not there. Raises Unavailable."""
+    messages, _ = await jobs.batch(1, subject)
+    return next((message.seq for message in messages if message.header(b"Nats-Msg-Id") == message_id), None)
 
 
 async def read_depths(inbox: RequestInbox, on_missing: Callable[[Queue], None]) -> list[QueueDepth]:

@@ -20,7 +20,7 @@ from backbone.bus.nats.backlogs import Backlogs
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.dead_letters import DeadLetterStream
 from backbone.bus.nats.event_reader import EventReader
-from backbone.bus.nats.jetstream import SETUP_BACKOFF, holds_job
+from backbone.bus.nats.jetstream import SETUP_BACKOFF, find_job, holds_job
 from backbone.bus.nats.outcome_retention import OutcomeRetention
 from backbone.bus.nats.pull_consumer import PullConsumer
 from backbone.bus.nats.queue_positions import QueuePositions
@@ -39,11 +39,13 @@ from backbone.bus.nats.work_queue import Make, NatsWorkQueue
 from backbone.bus.nats.write_probe import StorageHealth, WriteProbe
 from backbone.bus.seals import SECRET_BYTES, SealSecret
 from backbone.bus.subjects import (
+    BACKLOG_STREAM,
     CLAIMS_STREAM,
     CONTENT_KEYS_BUCKET,
     CONTENT_KEYS_STREAM,
     EVENTS,
     EVENTS_STREAM,
+    JOBS_STREAM,
     OUTCOME_CONSUMER,
     OUTCOMES,
     OUTCOMES_STREAM,
@@ -53,6 +55,7 @@ from backbone.bus.subjects import (
     STORED_OUTCOMES,
     claim_subject,
     is_token,
+    job_subject,
     require_token,
     stream_of_job,
 )
@@ -105,6 +108,7 @@ class NatsJobLog:
         self._retention = retention
         self._max_envelope_bytes = max_envelope_bytes
         replicated = retention.replicas > 1
+        self._jobs = StreamReader(self._inbox, JOBS_STREAM, replicated=replicated)
         self._events = StreamReader(self._inbox, EVENTS_STREAM, replicated=replicated)
         self._outcomes = StreamReader(self._inbox, OUTCOMES_STREAM, replicated=replicated)
         self._claims = StreamReader(self._inbox, CLAIMS_STREAM, replicated=replicated)
@@ -248,15 +252,21 @@ class NatsJobLog:
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
         return await self._queue_positions.before(queue, seq)
 
-    async def delete_job(self, seq: int, job: str, run: int) -> None:
+    async def delete_job(self, queue: Queue, seq: int, job: str, run: int) -> None:
         """Delete by sequence after a check of the stored job, until NATS confirms it."""
-        stored = f"{job}.{run}".encode()
-        if not await holds_job(self._inbox, seq, stored):
-            return
+        message_id = f"{job}.{run}".encode()
+        if await holds_job(self._inbox, seq, message_id):
+            await self._delete_stored(seq, message_id)
+        if stream_of_job(seq) == BACKLOG_STREAM:  # stored in the queue before it is deleted there
+            moved = await find_job(self._jobs, job_subject(*queue), message_id)
+            if moved is not None:
+                await self._delete_stored(moved, message_id)
+
+    async def _delete_stored(self, seq: int, message_id: bytes) -> None:
         subject = f"{DELETE_JOB}{stream_of_job(seq)}".encode()
         reply = (await request_until_answered(self._inbox, subject, b'{"seq":%d,"no_erase":true}' % seq))[0]
         error = orjson.loads(reply.data).get("error")
-        if error is not None and await holds_job(self._inbox, seq, stored):
+        if error is not None and await holds_job(self._inbox, seq, message_id):
             raise Unavailable(f"NATS cannot delete the job from the queue: {error}; retry shortly")
 
     # Events

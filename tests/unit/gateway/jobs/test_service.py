@@ -380,6 +380,18 @@ class TestCancel:
         assert (await following)[-1].kind is JobEventKind.CANCELLED
         assert (await rig.ended(job)).worker == "w"
 
+    async def test_a_job_that_moves_while_it_is_cancelled(self, rig: Rig) -> None:
+        """It is stored in the queue after it was deleted from its backlog, and leaves the queue, too."""
+        job = await rig.submit()
+        (stored,) = rig.broker.jobs.values()
+        await rig.jobs.cancel(OWNER, job)
+        await rig.ended(job)
+        await rig.eventually(lambda: not rig.queued)
+        rig.broker.seq_by_message_id.clear()
+        seq = rig.broker.store(stored.queue, stored.message, f"{job}.1", OWNER)
+        await rig.gateways[0].terminator.record_move(OWNER, job, 1, seq)
+        assert not rig.queued
+
     async def test_a_worker_that_misses_the_cancel_learns_it_from_the_gate(self, rig: Rig) -> None:
         """The record has no worker yet, so none is notified; the reply to the next heartbeat is STOP."""
         rig.gate.clear()
