@@ -92,6 +92,7 @@ from gateway.overview.monitor import OverviewMonitor, OverviewSources
 from gateway.overview.traffic import TrafficExchange
 from gateway.peers import GatewayPeers
 from gateway.people.assembly import build_people
+from gateway.queue_holds import QueueHolds
 from gateway.responses.repository import KIND as RESPONSE_KIND
 from gateway.responses.repository import ResponseRepository
 from gateway.responses.service import PATH as RESPONSES
@@ -327,6 +328,7 @@ class _Services:
             clients.storage_health,
             clients.clock.check,
         )
+        self.holds = QueueHolds(clients.bus, clients.registry)
         self.traffic = TrafficExchange(clients.bus, metrics.model_totals)
         self.overview = OverviewMonitor(
             OverviewSources(
@@ -366,6 +368,7 @@ class _Services:
             audit=self.audit_reports,
             log_search=clients.log_search,
             overview=self.overview,
+            holds=self.holds,
         )
 
     def _budgets(self, clients: _Clients, prices: PriceFile, spend: LedgerSpend | None) -> BudgetLimiter:
@@ -457,6 +460,7 @@ class _Services:
             self.job_runtime,
             self.batch_scheduler,
             self.metrics_collector,
+            self.holds,
             self.traffic,
             self.overview,
         )

@@ -31,6 +31,7 @@ from gateway.log_search import LogSearch
 from gateway.metrics import MetricsExposition
 from gateway.overview.monitor import OverviewMonitor
 from gateway.people.assembly import PeopleParts
+from gateway.queue_holds import QueueHolds
 from gateway.responses.service import ResponseService
 from gateway.signed_urls import UrlSigner
 from gateway.sync.handler import InferenceHandler
@@ -71,6 +72,7 @@ class Parts:
     audit: AuditReports
     log_search: LogSearch
     overview: OverviewMonitor
+    holds: QueueHolds
 
 
 def get_parts(request: Request) -> Parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 import structlog
@@ -17,11 +17,12 @@ from gateway.paused_models import PausedModels
 from schemas.endpoints import TIME_LIMITS, TimeLimits
 from schemas.errors import NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Limits
-from schemas.presence import RegistrySnapshot
+from schemas.presence import ModelHold, RegistrySnapshot
 
 log = structlog.get_logger(__name__)
 
 MEASURE_INTERVAL_S = 5.0
+HELD_RETRY_S = 60.0
 
 
 class Dispatcher:
@@ -43,6 +44,7 @@ class Dispatcher:
         self.registry = registry
         self.catalog = ModelCatalog()
         self._paused = PausedModels()
+        self._holds: Mapping[str, ModelHold] = {}
         self._metrics = metrics
         # Media are not made token by token: their first event may be the whole answer.
         media_limits = limits.model_copy(
@@ -91,7 +93,11 @@ class Dispatcher:
             raise
 
     def require_unpaused(self, model: str, wait_s: float, now: float) -> None:
-        """Raise Unavailable if the model's servers asked for pauses, so that no worker takes its jobs within `wait_s`."""
+        """Raise Unavailable if an operator holds the model's jobs, or if its servers asked for pauses, so that no worker takes its
+        jobs within `wait_s`.
+        """
+        if self._holds and (hold := self._holds.get(model)) is not None:
+            raise _hold_error(hold)
         resumes = self._paused.resumes_at(model)
         if resumes is not None and resumes > now + wait_s:
             raise Unavailable(
@@ -105,6 +111,10 @@ class Dispatcher:
         """Return whether all servers of the model asked to wait."""
         resumes = self._paused.resumes_at(model)
         return resumes is not None and resumes > monotonic()
+
+    def is_held(self, model: str) -> bool:
+        """Return whether an operator holds the model's waiting jobs."""
+        return model in self._holds
 
     def limits_of(self, capability: Capability) -> Limits:
         """Return the time limits of a synchronous request for this capability."""
@@ -124,6 +134,7 @@ class Dispatcher:
     def _load(self, snapshot: RegistrySnapshot) -> None:
         self.catalog.load(snapshot)
         self._paused.load(snapshot)
+        self._holds = snapshot.holds
 
     def _has_queue(self, model: CatalogModel) -> bool:
         name = model.resolves_to or model.name
@@ -153,3 +164,13 @@ class Dispatcher:
                 self._metrics.set_depths(await self.bus.queue_depths())
                 self._metrics.queues.set(self.bus.queue_count)
             await asyncio.sleep(MEASURE_INTERVAL_S)
+
+
+def _hold_error(hold: ModelHold) -> Unavailable:
+    reason = f" ({hold.reason})" if hold.reason else ""
+    return Unavailable(
+        f"An operator holds the jobs of the model '{hold.model[:100]}' for now{reason}. Retry later, or send the request as a job"
+        " (`Prefer: respond-async`): it waits until they are released.",
+        code="model_held",
+        retry_after_s=HELD_RETRY_S,
+    )

@@ -236,6 +236,15 @@ class AliasTargets(BaseModel):
     """Policy for parameters that the model's server does not support; null: the worker decides."""
 
 
+class HoldReason(BaseModel):
+    """The body of `POST /v1/queues/{model}/hold`."""
+
+    model_config = ConfigDict(extra="forbid", title="Hold")
+
+    reason: Annotated[str, Field(max_length=200)] = ""
+    """For other operators, and for callers whose requests are refused meanwhile."""
+
+
 class ServiceRegistration(BaseModel):
     """The body of `PUT /v1/services/{name}`. Unknown fields are stored too."""
 

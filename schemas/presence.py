@@ -140,6 +140,18 @@ class Alias(BaseModel):
     """The policy for parameters that a model's server lacks. None: the worker's own policy."""
 
 
+class ModelHold(BaseModel):
+    """The value of `<prefix>holds/<model>`: workers take none of the model's waiting jobs until an operator releases them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    since: int
+    """Unix seconds."""
+    reason: str = ""
+    """The operator's words, for other operators and for callers."""
+
+
 class ServiceRecord(BaseModel):
     """The value of `<prefix>services/<name>`: an HTTP service that workers serve without its knowledge of Nexus."""
 
@@ -160,3 +172,5 @@ class RegistrySnapshot(BaseModel):
     models: dict[str, CatalogEntry] = Field(default_factory=dict)
     aliases: dict[str, Alias] = Field(default_factory=dict)
     services: dict[str, ServiceRecord] = Field(default_factory=dict)
+    holds: dict[str, ModelHold] = Field(default_factory=dict)
+    """By model."""

@@ -129,6 +129,12 @@ class GatewayBus(Protocol):
     async def open_queue(self, queue: Queue) -> None:
         """Create the queue if it does not exist. Raises Unavailable, at once where NATS allows no more queues."""
 
+    async def apply_holds(self, is_held: Callable[[str], bool]) -> None:
+        """Hold the queues of the models for which this is true, from now on also those that are created later; release all others.
+
+        NATS delivers no waiting job of a held queue, whichever worker asks. Raises Unavailable; repeat it then.
+        """
+
     async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
         """Delete the empty queues that `is_served` has denied for `grace_s` seconds, and return their number. Raises
         Unavailable.

@@ -1,4 +1,4 @@
-"""Backup of the keys in etcd that have no lease: aliases, service records and the model catalog."""
+"""Backup of the keys in etcd that have no lease: aliases, service records, holds and the model catalog."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class RegistryBackup:
         return {entry.key.removeprefix(self._keys.prefix): entry.value for entry in entries if not entry.lease}
 
     async def operator_keys(self) -> list[str]:
-        """Return the keys of aliases and service records; workers write the models themselves."""
-        ours = (self._keys.aliases, self._keys.services)
+        """Return the keys of aliases, service records and holds; workers write the models themselves."""
+        ours = (self._keys.aliases, self._keys.services, self._keys.holds)
         return [key for key in await self.read() if f"{self._keys.prefix}{key}".startswith(ours)]
 
     async def write(self, values: dict[str, bytes]) -> None:
@@ -36,6 +36,6 @@ class RegistryBackup:
             await self._client.put(self._keys.prefix + key, value)
 
     async def clear(self) -> None:
-        """Delete aliases and service records."""
+        """Delete aliases, service records and holds."""
         for key in await self.operator_keys():
             await self._client.delete(self._keys.prefix + key)

@@ -1,4 +1,4 @@
-"""The registry on etcd: workers under leases; the model catalog, aliases and services without leases.
+"""The registry on etcd: workers under leases; the model catalog, aliases, services and holds without leases.
 
 `snapshot` comes from a listing, and a watch that continues at the listing's revision. When the watch ends (etcd is away, wiped
 or compacted, or the stream is lost), both begin again; so they do every `resync_s`, in case a watch has fallen silent.
@@ -21,7 +21,7 @@ from backbone.registry.snapshot import RegistryState
 from backbone.registry.values import RegistryReader
 from backbone.registry.version_check import VersionCheck
 from schemas.errors import Unavailable
-from schemas.presence import Alias, RegistrySnapshot, ServiceRecord, WorkerPresence
+from schemas.presence import Alias, ModelHold, RegistrySnapshot, ServiceRecord, WorkerPresence
 
 log = structlog.get_logger(__name__)
 
@@ -142,6 +142,14 @@ class EtcdRegistry:
     async def remove_service(self, name: str) -> bool:
         return await self._remove(self._keys.service(name))
 
+    async def put_hold(self, hold: ModelHold) -> None:
+        await self._wait_for_revision(
+            await self._client.put(self._keys.hold(hold.model), hold.model_dump_json().encode())
+        )
+
+    async def remove_hold(self, model: str) -> bool:
+        return await self._remove(self._keys.hold(model))
+
     async def ping(self) -> None:
         await self._client.ping()
 
@@ -183,12 +191,14 @@ class EtcdRegistry:
         workers = [worker for entry in entries if (worker := read.worker(entry.key, entry.value))]
         models = [model for entry in entries if (model := read.model(entry.key, entry.value))]
         aliases = [alias for entry in entries if (alias := read.alias(entry.key, entry.value))]
+        holds = [hold for entry in entries if (hold := read.hold(entry.key, entry.value))]
         services = [service for entry in entries if (service := read.service(entry.key, entry.value))]
         self._state.replace(
             {worker.id: worker for worker in workers},
             {model.name: model for model in models},
             {alias.name: alias for alias in aliases},
             {service.name: service for service in services},
+            {hold.model: hold for hold in holds},
             after_outage=after_outage,
         )
         self._publish(revision)
@@ -237,6 +247,9 @@ class EtcdRegistry:
         elif (name := keys.service_of(key)) is not None:
             service = read.service(key, value)
             state.put_service(service) if service else state.remove_service(name)
+        elif (name := keys.hold_of(key)) is not None:
+            hold = read.hold(key, value)
+            state.put_hold(hold) if hold else state.remove_hold(name)
 
     async def _remove(self, key: str) -> bool:
         was_there, revision = await self._client.delete(key)

@@ -40,6 +40,11 @@ class RegistryKeys:
         """The prefix of all service records."""
         return f"{self.prefix}services/"
 
+    @property
+    def holds(self) -> str:
+        """The prefix of all holds."""
+        return f"{self.prefix}holds/"
+
     def worker(self, worker_id: str) -> str:
         """Return the key of a worker's presence."""
         return self.workers + quote(worker_id, safe="")
@@ -56,6 +61,10 @@ class RegistryKeys:
         """Return the key of a service's record."""
         return self.services + name
 
+    def hold(self, model: str) -> str:
+        """Return the key of the hold of a model's jobs."""
+        return self.holds + quote(model, safe="")
+
     def worker_of(self, key: str) -> str | None:
         """Return the worker's id; None when `key` is not a worker's."""
         return unquote(key.removeprefix(self.workers)) if key.startswith(self.workers) else None
@@ -71,3 +80,7 @@ class RegistryKeys:
     def service_of(self, key: str) -> str | None:
         """Return the service's name; None when `key` is not a service's."""
         return key.removeprefix(self.services) if key.startswith(self.services) else None
+
+    def hold_of(self, key: str) -> str | None:
+        """Return the model's name; None when `key` is not a hold's."""
+        return unquote(key.removeprefix(self.holds)) if key.startswith(self.holds) else None

@@ -34,6 +34,7 @@ def role_grants(prefix: str) -> dict[str, tuple[EtcdGrant, ...]]:
         GATEWAY: (
             EtcdGrant(keys.prefix, EtcdPermission.READ),
             EtcdGrant(keys.aliases, EtcdPermission.READWRITE),
+            EtcdGrant(keys.holds, EtcdPermission.READWRITE),
             EtcdGrant(keys.services, EtcdPermission.READWRITE),
         ),
         WORKER: (

@@ -1,4 +1,4 @@
-"""The registry protocol: live workers, their models, and the operators' aliases and services.
+"""The registry protocol: live workers, their models, and the operators' aliases, services and holds.
 
 Guarantees of every implementation:
 - `start()` returns once the first snapshot is there, or retries in the background when the registry is away (`snapshot` is then
@@ -7,7 +7,7 @@ Guarantees of every implementation:
   registry is listed again. Listeners are called, on the event loop, after each change of it.
 - An announcement survives a lost lease and a lost registry: it is written again when the registry is back.
 - `withdraw()` removes the announcement at once (best effort when the registry is away: the lease ends it).
-- Aliases and service records have no lease: they stay until they are removed. `put_…` and `remove_…` return when the registry
+- Aliases, service records and holds have no lease: they stay until they are removed. `put_…` and `remove_…` return when the registry
   has stored the change and, if this process watches, `snapshot` shows it. They raise Unavailable when the registry is away; the
   change may have been stored all the same.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from schemas.presence import Alias, RegistrySnapshot, ServiceRecord, WorkerPresence
+from schemas.presence import Alias, ModelHold, RegistrySnapshot, ServiceRecord, WorkerPresence
 
 
 class Announcement(Protocol):
@@ -66,6 +66,12 @@ class Registry(Protocol):
 
     async def remove_service(self, name: str) -> bool:
         """Remove a service's record; False when there is none of that name. Raises Unavailable."""
+
+    async def put_hold(self, hold: ModelHold) -> None:
+        """Write the hold of a model's jobs, or replace it. Raises Unavailable."""
+
+    async def remove_hold(self, model: str) -> bool:
+        """Remove a hold; False when there is none. Raises Unavailable."""
 
     async def ping(self) -> None:
         """Make one round trip within about a second. Raises Unavailable."""

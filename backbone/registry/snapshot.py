@@ -17,6 +17,7 @@ from schemas.jobs import Capability
 from schemas.presence import (
     Alias,
     CatalogEntry,
+    ModelHold,
     ModelOffer,
     RegistrySnapshot,
     ServiceRecord,
@@ -42,6 +43,7 @@ class RegistryState:
         self._models: dict[str, CatalogEntry] = {}
         self._aliases: dict[str, Alias] = {}
         self._services: dict[str, ServiceRecord] = {}
+        self._holds: dict[str, ModelHold] = {}
         self._retained: set[str] = set()
         self._retain_until = 0.0
         self._listeners: dict[object, SnapshotListener] = {}
@@ -58,6 +60,7 @@ class RegistryState:
         models: Mapping[str, CatalogEntry],
         aliases: Mapping[str, Alias] | None = None,
         services: Mapping[str, ServiceRecord] | None = None,
+        holds: Mapping[str, ModelHold] | None = None,
         *,
         after_outage: bool,
     ) -> None:
@@ -70,6 +73,7 @@ class RegistryState:
         self._models = dict(models)
         self._aliases = dict(aliases or {})
         self._services = dict(services or {})
+        self._holds = dict(holds or {})
 
     def put_worker(self, presence: WorkerPresence) -> None:
         """Add or replace a worker."""
@@ -108,6 +112,14 @@ class RegistryState:
         """Remove a service's record."""
         self._services.pop(name, None)
 
+    def put_hold(self, hold: ModelHold) -> None:
+        """Add or replace a hold."""
+        self._holds[hold.model] = hold
+
+    def remove_hold(self, model: str) -> None:
+        """Remove a hold."""
+        self._holds.pop(model, None)
+
     def remaining_retention_s(self) -> float | None:
         """Return the seconds until retained workers are dropped; None when there are none."""
         return max(0.0, self._retain_until - self._clock()) if self._retained else None
@@ -123,14 +135,15 @@ class RegistryState:
     def publish(self) -> None:
         """Make the snapshot, and call the listeners if it differs from the last one."""
         last = self.snapshot
-        now = (self._workers, self._models, self._aliases, self._services)
-        if last and (last.workers, last.models, last.aliases, last.services) == now:
+        now = (self._workers, self._models, self._aliases, self._services, self._holds)
+        if last and (last.workers, last.models, last.aliases, last.services, last.holds) == now:
             return
         self.snapshot = RegistrySnapshot(
             workers=dict(self._workers),
             models=dict(self._models),
             aliases=dict(self._aliases),
             services=dict(self._services),
+            holds=dict(self._holds),
         )
         for listener in list(self._listeners.values()):
             try:

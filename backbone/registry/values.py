@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from backbone.registry.keys import RegistryKeys
-from schemas.presence import Alias, CatalogEntry, ServiceRecord, WorkerPresence
+from schemas.presence import Alias, CatalogEntry, ModelHold, ServiceRecord, WorkerPresence
 
 log = structlog.get_logger(__name__)
 Record = TypeVar("Record", bound=BaseModel)
@@ -79,6 +79,15 @@ class RegistryReader:
         except ValueError as error:  # pydantic's ValidationError is one
             _malformed(key, str(error))
             return None
+
+    def hold(self, key: str, value: bytes | None) -> ModelHold | None:
+        """Return the hold of a model's jobs."""
+        model = self._keys.hold_of(key)
+        hold = None if model is None else _parse(ModelHold, key, value)
+        if hold is not None and hold.model != model:
+            _malformed(key, "the model in the value differs from the key")
+            return None
+        return hold
 
 
 def _parse(kind: type[Record], key: str, value: bytes | None) -> Record | None:

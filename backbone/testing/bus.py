@@ -108,6 +108,8 @@ class MemoryBroker:
     pulls: dict[Queue, deque[_Pull]] = field(default_factory=dict)
     max_queues: int = 12_000
     open_queues: set[Queue] = field(default_factory=set)
+    is_held: Callable[[str], bool] = lambda _: False
+    """Whether the waiting jobs of a model are held."""
     listeners: dict[str, Callable[[bytes], bytes | None]] = field(default_factory=dict)
     """The receiver by reply subject, by prefix of reply subjects, or by control subject."""
     gateway_subscribers: dict[str, list[Callable[[bytes], None]]] = field(default_factory=dict)
@@ -179,7 +181,7 @@ class MemoryBroker:
     def serve_pulls(self, queue: Queue) -> None:
         """Deliver waiting jobs to the open pulls, each pull in turn."""
         waiting, pulls = self._line(queue), self.pulls.get(queue, deque())
-        while waiting and pulls and queue in self.open_queues:
+        while waiting and pulls and queue in self.open_queues and not self.is_held(queue.model):
             job, pull = waiting.popleft(), pulls.popleft()
             if job.seq not in self.jobs:
                 pulls.appendleft(pull)
@@ -287,6 +289,14 @@ class MemoryGatewayBus:
     async def open_queue(self, queue: Queue) -> None:
         self._broker.require()
         self._broker.open_queue(queue)
+
+    async def apply_holds(self, is_held: Callable[[str], bool]) -> None:
+        self._broker.require()
+        self._broker.is_held = is_held
+        for queue in list(self._broker.waiting):
+            for worker in list(self._broker.workers):
+                worker.wake(queue)
+            self._broker.serve_pulls(queue)
 
     async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
         self._broker.require()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from backbone.registry.snapshot import RegistryState, catalog_entry, cataloged_offers
 from schemas.errors import Unavailable
-from schemas.presence import Alias, CatalogEntry, RegistrySnapshot, ServiceRecord, WorkerPresence
+from schemas.presence import Alias, CatalogEntry, ModelHold, RegistrySnapshot, ServiceRecord, WorkerPresence
 
 
 class MemoryHub:
@@ -17,6 +17,7 @@ class MemoryHub:
         self.models: dict[str, CatalogEntry] = {}
         self.aliases: dict[str, Alias] = {}
         self.services: dict[str, ServiceRecord] = {}
+        self.holds: dict[str, ModelHold] = {}
         self.registries: set[MemoryRegistry] = set()
         self.announcements: dict[str, MemoryAnnouncement] = {}
         self._available = True
@@ -123,6 +124,17 @@ class MemoryRegistry:
         self.hub.sync()
         return found is not None
 
+    async def put_hold(self, hold: ModelHold) -> None:
+        await self.ping()
+        self.hub.holds[hold.model] = hold
+        self.hub.sync()
+
+    async def remove_hold(self, model: str) -> bool:
+        await self.ping()
+        found = self.hub.holds.pop(model, None)
+        self.hub.sync()
+        return found is not None
+
     async def ping(self) -> None:
         """Raise Unavailable while `available` is False."""
         if not self.hub.available:
@@ -131,5 +143,5 @@ class MemoryRegistry:
     def refresh(self) -> None:
         """Take over the hub's state and publish it."""
         hub = self.hub
-        self._state.replace(hub.workers, hub.models, hub.aliases, hub.services, after_outage=False)
+        self._state.replace(hub.workers, hub.models, hub.aliases, hub.services, hub.holds, after_outage=False)
         self._state.publish()

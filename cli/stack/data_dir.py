@@ -7,7 +7,7 @@
   state.json     0600: pid, URL, key and ports of the running stack; removed at its end
   key            0600: the bootstrap key, made at the first start
   ports.json     the ports of the components, reused by the next start
-  operator.json  aliases and service records, restored by the next start
+  operator.json  aliases, service records and holds, restored by the next start
   secrets/       0700: passwords and certificates of the running stack's servers, new at each start
   worker.env     0600: variables with which another worker joins the running stack; gateway.env: the same for a gateway
   logs/          0700: one file per component
@@ -230,7 +230,7 @@ class DataDir:
         return key
 
     def operator_data(self) -> dict[str, dict[str, Any]]:
-        """Return aliases and service records by kind and name. Raises ConsoleError if their file cannot be read."""
+        """Return aliases, service records and holds by kind and name. Raises ConsoleError if their file cannot be read."""
         try:
             read = _read_json(self.operator_file)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Aliases and service records of `nexus up`, saved across starts: its etcd begins empty each time.
+"""Aliases, service records and holds of `nexus up`, saved across starts: its etcd begins empty each time.
 
 A file of the data directory stores them. At the start, records that etcd lacks are written into it. From then on each
 change in etcd is saved in the file a moment later. An etcd that restarted with its data is right, and the file follows;
@@ -31,8 +31,8 @@ class EtcdSeeder:
         self._data = data
         self._notify = notify
         keys = RegistryKeys(prefix)
-        self._kinds = {"aliases": keys.aliases, "services": keys.services}
-        # This range holds both prefixes and the model catalog between them, but not the workers, which write often.
+        self._kinds = {"aliases": keys.aliases, "holds": keys.holds, "services": keys.services}
+        # This range holds these prefixes and the model catalog between them, but not the workers, which write often.
         self._range = (keys.aliases, keys.services[:-1] + chr(ord("/") + 1))
         self._records = self._by_key(data.operator_data())
         self._saved = dict(self._records)

@@ -27,7 +27,10 @@ class EtaEstimator:
         """
         if record.status is JobStatus.IN_PROGRESS:
             return await self._remaining_s(record)
-        slots = count_slots(self._snapshot(), Queue(record.capability, record.lane, record.model))
+        snapshot = self._snapshot()
+        if snapshot is not None and record.model in snapshot.holds:
+            return None
+        slots = count_slots(snapshot, Queue(record.capability, record.lane, record.model))
         if position is None or not slots:
             return None
         service_s = await self._store.mean_service_time_s(record.capability, record.model)

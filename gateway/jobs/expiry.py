@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -20,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 POLL_INTERVAL_S = 0.5
 MAX_DUE_JOBS = 100
+QUEUE_TIMEOUT = "queue_timeout"
 
 
 class ExpiryWatcher:
@@ -33,8 +35,10 @@ class ExpiryWatcher:
         *,
         ack_wait_s: float,
         content: ContentRetention | None = None,
+        is_held: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """Create a watcher. `content`: None where no job is sealed."""
+        """Create a watcher. `content`: None where no job is sealed. `is_held`: whether an operator holds a model's jobs."""
+        self._is_held = is_held
         self._content = content
         self._log = jobs
         self._store = store
@@ -61,13 +65,22 @@ class ExpiryWatcher:
         if record is None or record.status in TERMINAL_STATUSES or await self._record_outcome(record):
             return
         reason = self._expiry_error(record)
-        if reason is not None:
+        if reason is not None and reason.code == QUEUE_TIMEOUT and self._is_held(record.model):
+            await self._restart_wait(record)
+        elif reason is not None:
             await self._terminator.terminate(record, JobStatus.EXPIRED, reason)
         elif record.status is JobStatus.IN_PROGRESS:
             await self._requeue(record)
         else:
             left = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
             await self._store.update(record.owner, record.job, due_s=left)
+
+    async def _restart_wait(self, record: JobRecord) -> None:
+        """Let a held job wait for its whole queue limit again: it is not to expire because an operator holds it."""
+        at = now()
+        left = seconds_until_due(record.model_copy(update={"queued_at": at}), JobStatus.QUEUED, self._silence_s)
+        with contextlib.suppress(IllegalMove):
+            await self._store.update(record.owner, record.job, run=record.run, queued_at=at, due_s=left)
 
     async def _record_outcome(self, record: JobRecord) -> bool:
         """Write the outcome of an ended job into its record, and return whether there is one.
@@ -97,6 +110,6 @@ class ExpiryWatcher:
         if record.status is JobStatus.QUEUED and at >= queue_deadline(record):
             return DeadlineExceeded(
                 f"No worker took the job within the queue limit of {record.queue_s:g} s. Retry later, or start another worker for the model.",
-                code="queue_timeout",
+                code=QUEUE_TIMEOUT,
             ).info
         return None

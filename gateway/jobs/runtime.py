@@ -128,7 +128,12 @@ class JobRuntime:
         self._updates: set[asyncio.Task[None]] = set()
         dependencies.bus.on_job_moved(self._note_moved)
         self._expiry_watcher = ExpiryWatcher(
-            dependencies.log, dependencies.store, terminator, ack_wait_s=settings.ack_wait_s, content=content
+            dependencies.log,
+            dependencies.store,
+            terminator,
+            ack_wait_s=settings.ack_wait_s,
+            content=content,
+            is_held=dependencies.dispatcher.is_held,
         )
         self._gate = AttemptGate(
             dependencies.log,

@@ -7,7 +7,7 @@ from typing import Any
 
 from backbone.bus.bus import StorageUsage
 from gateway.health import Readiness
-from gateway.overview.rows import UNSERVED, Row
+from gateway.overview.rows import UNHEALTHY, Row
 from schemas.presence import RegistrySnapshot, WorkerState
 
 Item = dict[str, Any]
@@ -51,6 +51,7 @@ def attention(
     kinds = (
         _servers(readiness, ledger_lag_s, connected=connected),
         _unserved(rows),
+        _holds(rows, snapshot),
         _dead_letters(rows),
         _streams(storage),
         _workers(snapshot),
@@ -83,7 +84,7 @@ def _unserved(rows: Mapping[str, Row]) -> Iterator[Item]:
     for name, row in rows.items():
         waiting = sum(row["waiting"].values())
         if waiting and not row["workers"]:
-            reason = "no worker serves it" if row["state"] == UNSERVED else "its workers are unhealthy"
+            reason = "its workers are unhealthy" if row["state"] == UNHEALTHY else "no worker serves it"
             yield _item(
                 "jobs_without_worker",
                 CRITICAL,
@@ -92,6 +93,20 @@ def _unserved(rows: Mapping[str, Row]) -> Iterator[Item]:
                 f"Start a worker for it (`nexus worker --model {name}`), or cancel the jobs.",
                 count=waiting,
             )
+
+
+def _holds(rows: Mapping[str, Row], snapshot: RegistrySnapshot) -> Iterator[Item]:
+    for name, hold in sorted(snapshot.holds.items()):
+        waiting = sum(rows[name]["waiting"].values()) if name in rows else 0
+        reason = f" ({hold.reason})" if hold.reason else ""
+        yield _item(
+            "queue_held",
+            WARNING,
+            name,
+            f"An operator holds the queue of '{name}'{reason}; {waiting} {_jobs(waiting)}.",
+            "Release it when its jobs may start.",
+            count=waiting,
+        )
 
 
 def _dead_letters(rows: Mapping[str, Row]) -> Iterator[Item]:

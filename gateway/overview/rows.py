@@ -14,7 +14,7 @@ from schemas.presence import RegistrySnapshot, WorkerPresence, WorkerState
 
 Row = dict[str, Any]
 
-READY, PAUSED, UNHEALTHY, UNSERVED = "ready", "paused", "unhealthy", "unserved"
+READY, PAUSED, ON_HOLD, UNHEALTHY, UNSERVED = "ready", "paused", "held", "unhealthy", "unserved"
 AHEAD_OF_DEFAULT = (Lane.PRIORITY, Lane.DEFAULT)
 """The lanes whose jobs start before a new job of the default lane."""
 
@@ -75,7 +75,7 @@ def _collect(inputs: OverviewInputs) -> dict[str, _ModelState]:
         model.running += depth.in_progress
         if depth.waiting and (at := inputs.oldest.get(depth.queue)) is not None:
             model.oldest = at if model.oldest is None else min(model.oldest, at)
-    for name in inputs.dead_letters:
+    for name in (*inputs.dead_letters, *inputs.snapshot.holds):
         models.setdefault(name, _ModelState())
     return models
 
@@ -92,7 +92,9 @@ def _row(name: str, model: _ModelState, inputs: OverviewInputs) -> Row:
         "running": model.running,
         "slots": slots,
         "oldest_queued_at": model.oldest,
-        "eta_seconds": _eta_s(model, slots, inputs.service_s.get(name) or _mean_s(traffic)),
+        "eta_seconds": None
+        if name in inputs.snapshot.holds
+        else _eta_s(model, slots, inputs.service_s.get(name) or _mean_s(traffic)),
         "tokens_per_second": round(traffic.tokens / TOKEN_WINDOW_S, 2),
         "errors": traffic.errors,
         "dead_letters": inputs.dead_letters.get(name, 0),
@@ -103,6 +105,8 @@ def _row(name: str, model: _ModelState, inputs: OverviewInputs) -> Row:
 
 
 def _state(name: str, model: _ModelState, ready: list[WorkerPresence], inputs: OverviewInputs) -> str:
+    if name in inputs.snapshot.holds:
+        return ON_HOLD
     if ready:
         return PAUSED if inputs.is_paused(name) else READY
     return UNHEALTHY if any(worker.state is WorkerState.UNHEALTHY for worker in model.workers) else UNSERVED

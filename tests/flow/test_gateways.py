@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.cluster import Cluster, Crew
+from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -137,3 +137,46 @@ async def test_readiness(cluster: Cluster, eventually: Eventually) -> None:
     await eventually(lambda: says(503, "unavailable"))
     await cluster.nats.restart()
     await eventually(lambda: says(200, "ready"))
+
+
+async def test_held_queue(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """Held jobs stay through a restart of NATS, and requests on an open connection are told so; once released, all jobs run."""
+    await crew.start()
+    queue = f"/v1/queues/{crew.model}"
+
+    async def statuses(jobs: list[str]) -> list[str]:
+        return [(await cluster.get(f"/v1/jobs/{job}")).json()["status"] for job in jobs]
+
+    async def submit() -> str:
+        answer = await cluster.post("/v1/chat/completions", chat(model=crew.model), headers={"prefer": "respond-async"})
+        assert answer.status_code == 202
+        return str(answer.json()["id"])
+
+    before = await submit()
+    await eventually(lambda: _is(statuses([before]), ["completed"]))
+    held = await cluster.post(f"{queue}/hold", {"reason": "maintenance"})
+    assert (held.status_code, held.json()["is_held"]) == (200, True)
+    jobs = [await submit() for _ in range(6)]
+    refused = await crew.ask().end()
+    assert refused.status == 503
+    assert (refused.error or {})["code"] == "model_held"
+    assert "maintenance" in (refused.error or {})["message"]
+    cluster.nats.kill()
+    await cluster.nats.process.wait()
+    await cluster.nats.restart()
+    await eventually(lambda: _ready(cluster))
+    jobs.append(await submit())
+    [row] = [row for row in (await cluster.get("/v1/overview")).json()["models"] if row["model"] == crew.model]
+    assert (row["state"], row["waiting"]["default"], row["running"]) == ("held", len(jobs), 0)
+    assert await statuses(jobs) == ["queued"] * len(jobs)
+    assert (await cluster.post(f"{queue}/release", {})).json()["is_held"] is False
+    await eventually(lambda: _is(statuses(jobs), ["completed"] * len(jobs)))
+    assert (await cluster.post("/v1/queues/nobody/hold", {})).json()["error"]["code"] == "model_not_found"
+
+
+async def _ready(cluster: Cluster) -> bool:
+    return (await cluster.get("/readyz")).status_code == 200
+
+
+async def _is(found: Awaitable[object], wanted: object) -> bool:
+    return await found == wanted

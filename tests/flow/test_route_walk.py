@@ -92,6 +92,10 @@ ROUTES = {
     "GET /v1/workers": READ,
     "POST /v1/workers/{worker_id}/drain": OPERATE,
     "GET /v1/queues": READ,
+    "POST /v1/queues/{model:path}/hold": OPERATE,
+    "POST /v1/queues/{model:path}/release": OPERATE,
+    "GET /v1/overview": READ,
+    "GET /v1/overview/events": READ,
     "GET /v1/aliases": READ,
     "PUT /v1/aliases/{alias:path}": OPERATE,
     "DELETE /v1/aliases/{alias:path}": OPERATE,
@@ -168,7 +172,12 @@ class Caller:
         del request.headers["authorization"]
         if self.key is not None:
             request.headers["authorization"] = f"Bearer {self.key}".strip()
-        return await http.send(request)
+        answer = await http.send(request, stream=True)
+        if answer.headers.get("content-type", "").startswith("text/event-stream"):
+            await answer.aclose()  # it may have no end
+        else:
+            await answer.aread()
+        return answer
 
     async def walk(self, route: str, item: str = "x") -> httpx.Response:
         """Use a route, with a body that is nonsense: who may not come in is not told so."""

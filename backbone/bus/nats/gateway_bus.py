@@ -289,6 +289,9 @@ class NatsGatewayBus:
     async def open_queue(self, queue: Queue) -> None:
         await self._consumers.ensure_consumer(queue)
 
+    async def apply_holds(self, is_held: Callable[[str], bool]) -> None:
+        await self._consumers.apply_holds(is_held)
+
     async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
         return await self._consumers.free(is_served, grace_s)
 

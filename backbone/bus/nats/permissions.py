@@ -173,7 +173,7 @@ def gateway_permissions(inbox: str) -> NatsPermissions:
             *reads,
             *consumers,
             *(f"$JS.API.CONSUMER.{verb}.{JOBS_STREAM}" for verb in ("NAMES", "LIST")),
-            f"$JS.API.CONSUMER.DELETE.{JOBS_STREAM}.*",
+            *(f"$JS.API.CONSUMER.{verb}.{JOBS_STREAM}.*" for verb in ("DELETE", "PAUSE")),
             *(f"$JS.ACK.{stream}.>" for stream in STREAMS),
         ),
         subscribe=(

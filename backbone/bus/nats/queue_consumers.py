@@ -51,6 +51,8 @@ REFUSED_RETRY_INTERVAL_S = 10.0
 queue may be idle, or the limit raised.
 """
 RETRY_AFTER_S = 5.0
+HELD_UNTIL = "2200-01-01T00:00:00Z"
+"""NATS pauses a consumer until a time."""
 
 
 class QueueConsumers:
@@ -70,6 +72,7 @@ class QueueConsumers:
         self.on_change: Callable[[QueueChange], None] = lambda _: None
         self.on_checked: Callable[[dict[str, int]], None] = lambda _: None
         """Called every second with the number of jobs on each subject of the backlogs that holds some."""
+        self._is_held: Callable[[str], bool] = lambda _: False
         self._create_tasks: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unserved_since: dict[Queue, float] = {}
@@ -177,9 +180,36 @@ class QueueConsumers:
             "replay_policy": "instant",
             "num_replicas": self._stream.replicas,
         }
+        if self._is_held(queue.model):
+            config["pause_until"] = HELD_UNTIL
         await self._request(
             f"CONSUMER.DURABLE.CREATE.{JOBS_STREAM}.{name}", {"stream_name": JOBS_STREAM, "config": config}
         )
+
+    # Hold
+
+    async def apply_holds(self, is_held: Callable[[str], bool]) -> None:
+        """Pause the consumers of held models, and resume all others. Raises Unavailable."""
+        self._is_held = is_held
+        async for info in self._iter_consumer_infos():
+            queue = _parsed(info["name"])
+            if queue is not None and is_held(queue.model) is not bool(info.get("paused")):
+                await self._set_paused(queue, paused=is_held(queue.model))
+
+    async def _set_paused(self, queue: Queue, *, paused: bool) -> None:
+        """Let NATS deliver no job of the queue, or deliver them again. Raises Unavailable, also for a server that is too old."""
+        body = {"pause_until": HELD_UNTIL} if paused else {}
+        try:
+            answer = await self._request(f"CONSUMER.PAUSE.{JOBS_STREAM}.{consumer_name(*queue)}", body)
+        except JetStreamError as error:
+            if error.code == CONSUMER_NOT_FOUND:  # it was empty; it is created held
+                return
+            raise Unavailable(f"NATS cannot hold or release the queue of the model '{queue.model}': {error}") from error
+        if answer.get("paused", False) is not paused:
+            raise Unavailable("this nats-server is too old to hold queues: upgrade it to 2.11 or newer")
+        log.info("queue.held" if paused else "queue.released", queue=queue)
+        if not paused:
+            self.notify_workers(queue)
 
     # Delete
 

@@ -14,6 +14,7 @@ from gateway.openapi.operations import (
     operators,
     overview,
     people,
+    queues,
     responses,
     usage,
 )
@@ -52,6 +53,7 @@ OPERATIONS: dict[str, Operation] = (
     | models.OPERATIONS
     | operators.OPERATIONS
     | overview.OPERATIONS
+    | queues.OPERATIONS
     | people.OPERATIONS
     | usage.OPERATIONS
     | audit.OPERATIONS

@@ -21,8 +21,8 @@ class ModelActivity(BaseModel):
     """What happens with one model."""
 
     model: str
-    state: Literal["ready", "paused", "unhealthy", "unserved"]
-    """`ready`: a worker takes its jobs. `paused`: the servers of all its workers asked to wait. `unhealthy`: its workers' servers do not
+    state: Literal["ready", "paused", "held", "unhealthy", "unserved"]
+    """`ready`: a worker takes its jobs. `paused`: the servers of all its workers asked to wait. `held`: an operator holds its waiting jobs. `unhealthy`: its workers' servers do not
     answer. `unserved`: it has no worker."""
     capabilities: list[Capability]
     waiting: LaneCounts
@@ -50,7 +50,7 @@ class ModelActivity(BaseModel):
 class AttentionItem(BaseModel):
     """Something that needs an operator."""
 
-    kind: Literal["server_away", "jobs_without_worker", "dead_letters", "stream_full", "worker_unhealthy"]
+    kind: Literal["server_away", "jobs_without_worker", "queue_held", "dead_letters", "stream_full", "worker_unhealthy"]
     severity: Literal["critical", "warning"]
     subject: str
     """The name of the server, model, stream or worker."""
@@ -75,3 +75,14 @@ class Overview(BaseModel):
     """The most urgent first."""
     models: list[ModelActivity]
     """Sorted by name."""
+
+
+class QueueHoldState(BaseModel):
+    """Whether the waiting jobs of a model are held."""
+
+    model: str
+    object: Literal["queue"]
+    is_held: bool
+    held_since: int | None
+    """Unix seconds."""
+    reason: str

@@ -159,7 +159,12 @@ class Gateway:
             content=content,
         )
         self.expiry_watcher = ExpiryWatcher(
-            self.log, rig.store, self.terminator, ack_wait_s=rig.ack_wait_s, content=content
+            self.log,
+            rig.store,
+            self.terminator,
+            ack_wait_s=rig.ack_wait_s,
+            content=content,
+            is_held=self.dispatcher.is_held,
         )
         self.gate = AttemptGate(
             self.log,

@@ -125,7 +125,7 @@ def test_streams_are_said_to_be_streams(operations: dict[str, JSON]) -> None:
         "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/images/generations", "POST /v1/images/edits",
         "POST /v1/audio/speech", "POST /v1/audio/transcriptions", "POST /v1/responses", "GET /v1/responses/{response_id}",
         "POST /v1/models/pull", "POST /v1/models/load", "POST /v1/models/unload",
-        "GET /v1/jobs/{job_id}/result", "GET /v1/jobs/{job_id}/events",
+        "GET /v1/jobs/{job_id}/result", "GET /v1/jobs/{job_id}/events", "GET /v1/overview/events",
     }  # fmt: skip
     speech = operations["POST /v1/audio/speech"]["responses"]["200"]["content"]
     assert {"audio/mpeg", "audio/ogg", "audio/wav"} <= set(speech)
