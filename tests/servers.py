@@ -23,7 +23,7 @@ import pytest
 
 from cli.embedded.managed_process import ManagedProcess
 from cli.embedded.servers import HOST, EtcdServer, NatsServer, RedisServer, free_port
-from tests.fork_server import ForkedPart, can_fork
+from tests.fork_server import ForkedPart, needs_own_start
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 60.0
@@ -165,9 +165,7 @@ def local_part(
     ready: Callable[[], Awaitable[bool]] | None,
 ) -> ManagedProcess:
     """A process of this tree's code."""
-    # What changes how Python itself starts needs such a start.
-    plain = not can_fork() or any(name.startswith(("PYTHON", "LD_")) for name in settings)
-    process = ManagedProcess if plain else ForkedPart
+    process = ManagedProcess if needs_own_start(settings) else ForkedPart
     return process(
         name,
         [sys.executable, "-m", MODULES[kind]],

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fork_server import MODULES, forked, needs_own_start
 from tests.servers import ROOT
 
 COLORS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -38,7 +39,7 @@ async def on_terminal(
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 1000, 0, 0))
     kept = {name: value for name, value in os.environ.items() if not re.match(r"(NEXUS|GATEWAY|WORKER)_", name)}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *arguments),
+        *_command(arguments, env),
         cwd=folder,
         env={**kept, "PYTHONPATH": str(ROOT), **env},
         stdin=theirs,
@@ -77,6 +78,12 @@ async def on_terminal(
         await _stop(process)
         os.close(ours)
     return Seen(plain(seen), code)
+
+
+def _command(arguments: tuple[str, ...], env: Mapping[str, str]) -> list[str]:
+    if arguments[0] == "-m" and arguments[1] in MODULES and not needs_own_start(env):
+        return [*forked(arguments[1]), *arguments[2:]]
+    return [sys.executable, *arguments]
 
 
 def plain(seen: bytes | bytearray) -> str:

@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pytest_asyncio
 
 from tests.cluster import KEY, ROOT, Cluster, Crew, chat
 from tests.conftest import Eventually
+from tests.fork_server import forked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -49,7 +49,7 @@ class Shell:
 
     async def start(self, *arguments: str, stdin: str = "", out: int = asyncio.subprocess.PIPE) -> Any:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cli.main", *arguments),
+            *(*forked("cli.main"), *arguments),
             cwd=self.folder,
             env=self._env,
             stdin=asyncio.subprocess.PIPE,

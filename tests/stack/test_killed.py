@@ -71,7 +71,7 @@ async def test_killed_stack_leaves_no_process(tmp_path: Path, paused: tuple[str,
     finds what was confirmed before.
     """
     data = tmp_path / "nexus"
-    async with Up(data, "--no-local-models", "--gateways", "2") as up:
+    async with Up(data, "--no-local-models", "--gateways", "2", start=True) as up:
         await up.is_up()
         code, job, error = await up.command("submit", "chat", "-", stdin=JOB)
         assert code == 0, error
@@ -96,7 +96,7 @@ JOB = '{"model": "echo", "messages": [{"role": "user", "content": "kept"}], "ech
 async def test_killed_stack_comes_up_again_at_once(tmp_path: Path) -> None:
     """The next start waits for the processes of the last one: they share neither data nor ports."""
     data = tmp_path / "nexus"
-    async with Up(data, "--no-local-models", "--gateways", "2") as first:
+    async with Up(data, "--no-local-models", "--gateways", "2", start=True) as first:
         await first.is_up()
         os.kill(first.state()["pids"]["nats"], signal.SIGSTOP)
         first.process.kill()

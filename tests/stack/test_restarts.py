@@ -17,7 +17,8 @@ import pytest
 
 from cli.embedded.managed_process import bind_to_parent
 from tests.cluster import free_port
-from tests.stack.test_up import NEXUS, Up, clean_environment, eventually_true
+from tests.fork_server import forked
+from tests.stack.test_up import Up, clean_environment, eventually_true
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -30,7 +31,7 @@ class Worker:
     def __init__(self, folder: Path, data: Path, *, by_file: bool) -> None:
         self.model = "by-file" if by_file else "by-folder"
         self.log = folder / f"{self.model}.log"
-        command = [*NEXUS, "worker", "--backend", "echo", "--model", self.model, "--name", self.model]
+        command = [*forked("cli.main"), "worker", "--backend", "echo", "--model", self.model, "--name", self.model]
         environment = clean_environment()
         if by_file:
             command = ["sh", "-c", f'. {data}/worker.env && exec "$@"', "sh", *command]
@@ -117,7 +118,16 @@ async def test_a_gateway_by_hand_serves_after_a_restart(tmp_path: Path, up: Up, 
     """On its own port, with the same key; processes that share the port make room for the next ones."""
     port, side = free_port(), free_port()
     log = tmp_path / "gateway.log"
-    command = [*NEXUS, "gateway", "--port", str(port), "--observability-port", str(side), "--gateways", str(count)]
+    command = [
+        *forked("cli.main"),
+        "gateway",
+        "--port",
+        str(port),
+        "--observability-port",
+        str(side),
+        "--gateways",
+        str(count),
+    ]
     with log.open("w") as out:
         environment = clean_environment(NEXUS_DATA_DIR=str(up.data), GATEWAY_LAME_DUCK_S="0", GATEWAY_DRAIN_S="0")
         gateway = subprocess.Popen(bind_to_parent(command), env=environment, cwd=tmp_path, stdout=out, stderr=out)
@@ -163,7 +173,7 @@ async def answers(up: Up, port: int, within_s: float = 60.0) -> None:
 async def test_ports_by_the_environment_and_by_env_file(tmp_path: Path) -> None:
     """The settings of any gateway. A flag overrides the environment, which overrides `.env`."""
     (tmp_path / ".env").write_text("GATEWAY_PORT=1\nOBSERVABILITY_PORT=2\nGATEWAY_WORKERS=2\n")
-    up = Up(tmp_path / "nexus", "--no-local-models", OBSERVABILITY_PORT="1")
+    up = Up(tmp_path / "nexus", "--no-local-models", start=True, OBSERVABILITY_PORT="1")
     up.port_flags = False
     up.environment["GATEWAY_PORT"] = str(up.port)
     up.flags += ("--observability-port", str(up.observability_port))
@@ -179,11 +189,11 @@ async def test_ports_by_the_environment_and_by_env_file(tmp_path: Path) -> None:
         assert "--port or GATEWAY_PORT" in error
 
 
-async def test_every_command_finds_the_stack_of_its_folder(tmp_path: Path, up: Up) -> None:
+async def test_every_command_finds_the_stack_of_its_folder(tmp_path: Path, shared: Up) -> None:
     """Without flags, where `.nexus` is in the folder itself."""
     here = tmp_path / "here"
     here.mkdir()
-    (here / ".nexus").symlink_to(up.data)
+    (here / ".nexus").symlink_to(shared.data)
     commands = [
         *(["status"], ["workers"], ["queues"], ["aliases"], ["services"], ["keys", "list"], ["jobs", "list"]),
         *(["dlq", "list"], ["chat", "-m", "hi"], ["backup", str(tmp_path / "backup")]),
@@ -191,7 +201,7 @@ async def test_every_command_finds_the_stack_of_its_folder(tmp_path: Path, up: U
     for command in commands:
         done = await asyncio.to_thread(
             subprocess.run,
-            [*NEXUS, *command],
+            [*forked("cli.main"), *command],
             cwd=here,
             env=clean_environment(),
             capture_output=True,
@@ -203,15 +213,15 @@ async def test_every_command_finds_the_stack_of_its_folder(tmp_path: Path, up: U
     assert json.loads((here / ".nexus" / "ports.json").read_text()).keys() >= set(KEPT)
 
 
-async def test_commands_without_a_stack_say_where_they_looked(tmp_path: Path, up: Up) -> None:
+async def test_commands_without_a_stack_say_where_they_looked(tmp_path: Path, shared: Up) -> None:
     """The message names the folder and what to do, also if a gateway runs at the URL and only its key is missing."""
     for command in (["status"], ["jobs", "list"], ["keys", "list"], ["dlq", "list"], ["chat", "-m", "x"]):
-        for url, output in (("http://127.0.0.1:1", "No gateway answers at"), (up.url, "requires a key")):
+        for url, output in (("http://127.0.0.1:1", "No gateway answers at"), (shared.url, "requires a key")):
             if output == "requires a key" and command == ["status"]:
                 continue  # readiness needs none
             done = await asyncio.to_thread(
                 subprocess.run,
-                [*NEXUS, *command, "--url", url],
+                [*forked("cli.main"), *command, "--url", url],
                 cwd=tmp_path,
                 env=clean_environment(),
                 capture_output=True,

@@ -25,7 +25,8 @@ from backbone.registry.auth import EtcdTls
 from backbone.registry.etcd_client import create_channel
 from cli.embedded.managed_process import bind_to_parent
 from tests.conftest import run_sync
-from tests.stack.test_up import NEXUS, Up, clean_environment
+from tests.fork_server import forked
+from tests.stack.test_up import Up, clean_environment
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -163,7 +164,7 @@ def test_no_secret_on_a_command_line_or_in_a_log(up: Up) -> None:
 
 def joining(up: Up, how: str) -> tuple[list[str], dict[str, str]]:
     """A command for one more worker, and its environment."""
-    command = [*NEXUS, "worker", "--backend", "echo", "--model", "joined", "--name", f"by-{how}"]
+    command = [*forked("cli.main"), "worker", "--backend", "echo", "--model", "joined", "--name", f"by-{how}"]
     ports = up.state()["ports"]
     match how:
         case "file":

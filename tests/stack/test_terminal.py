@@ -15,6 +15,7 @@ import pytest
 
 from cli.embedded.managed_process import bind_to_parent
 from tests.cluster import free_port
+from tests.fork_server import ForkedProcess, fork_up
 from tests.stack.test_killed import none_left
 from tests.stack.test_up import NEXUS, UP_S, clean_environment
 
@@ -28,23 +29,35 @@ LOOK_S = 0.05
 
 
 class Terminal:
-    """A pseudoterminal with a command that it controls: Ctrl-C is typed."""
+    """A pseudoterminal with a `nexus up` that it controls: Ctrl-C is typed. With `start`, Python starts for it; else it is forked."""
 
-    def __init__(self, folder: Path, *command: str) -> None:
+    def __init__(self, folder: Path, *flags: str, start: bool) -> None:
         self.output = ""
         self._master, slave = pty.openpty()
+        arguments = ["--data-dir", str(folder / "nexus"), "--no-local-models", "--no-discover", *flags]
+        arguments += ["--port", str(free_port()), "--observability-port", str(free_port())]
+        environment = clean_environment(TERM="xterm-256color")
+        self.process: subprocess.Popen[bytes] | ForkedProcess
+        if start:
+            self.process = self._start([*NEXUS, "up", *arguments], environment, folder, slave)
+        else:
+            self.process = fork_up(arguments, environment, folder, {0: slave, 1: slave, 2: slave})
+        os.close(slave)
+
+    def _start(
+        self, command: list[str], environment: dict[str, str], folder: Path, slave: int
+    ) -> subprocess.Popen[bytes]:
         # The session's first terminal becomes the one that controls it; a signal may not be ignored from the start.
         script = "import os, signal, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); signal.signal(2, signal.SIG_DFL); os.write(1, b'$'); os.execv(sys.argv[1], sys.argv[1:])"
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             bind_to_parent([sys.executable, "-I", "-S", "-c", script, *command]),
             stdin=slave,
             stdout=slave,
             stderr=slave,
             cwd=folder,
-            env=clean_environment(TERM="xterm-256color"),
+            env=environment,
             start_new_session=True,
         )
-        os.close(slave)
 
     def press_ctrl_c(self) -> None:
         os.write(self._master, CTRL_C)
@@ -74,16 +87,11 @@ class Terminal:
         return self.process.wait(10)
 
 
-def up(folder: Path, *flags: str) -> Terminal:
-    command = [*NEXUS, "up", "--data-dir", str(folder / "nexus"), "--no-local-models", "--no-discover", *flags]
-    return Terminal(folder, *command, "--port", str(free_port()), "--observability-port", str(free_port()))
-
-
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("moment", ["NATS", "\u2713", "gateway", "Ctrl-C stops everything."])
 async def test_ctrl_c(tmp_path: Path, moment: str, times: int) -> None:
     """At the first output, while components start, and once all are up: no traceback, no process left."""
-    terminal = up(tmp_path)
+    terminal = Terminal(tmp_path, start=False)
     await terminal.shows(moment)
     for _ in range(times):
         terminal.press_ctrl_c()
@@ -98,7 +106,7 @@ async def test_ctrl_c(tmp_path: Path, moment: str, times: int) -> None:
 @pytest.mark.parametrize("after_s", [0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
 async def test_ctrl_c_before_any_output(tmp_path: Path, after_s: float) -> None:
     """Python may still be importing: no traceback at any moment."""
-    terminal = up(tmp_path)
+    terminal = Terminal(tmp_path, start=True)
     await terminal.shows("$")  # before that, the terminal has nobody to send a signal to
     deadline = time.monotonic() + after_s
     while time.monotonic() < deadline:
@@ -112,7 +120,7 @@ async def test_ctrl_c_before_any_output(tmp_path: Path, after_s: float) -> None:
 
 async def test_ctrl_c_of_a_detached_start(tmp_path: Path) -> None:
     """Before it is up: started components are stopped."""
-    terminal = up(tmp_path, "-d")
+    terminal = Terminal(tmp_path, "-d", start=True)
     await terminal.shows("up after")
     terminal.press_ctrl_c()
     assert await terminal.ended() == 130

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +24,7 @@ from cli.stack.bundled_models import find_local_models
 from cli.stack.discovery import CANDIDATES, BackendCandidate
 from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import ROOT, free_port
-from tests.conftest import run_sync
+from tests.fork_server import ForkedProcess, fork_up, forked, needs_own_start
 
 NEXUS = [sys.executable, "-m", "cli.main"]
 UP_S = 100.0
@@ -89,7 +89,11 @@ async def eventually_true(condition: Callable[[], bool], what: str, within_s: fl
 class Up:
     """One `nexus up`, killed at the end with all its children."""
 
-    def __init__(self, data: Path, *flags: str, discover: bool = False, **environment: str) -> None:
+    def __init__(
+        self, data: Path, *flags: str, discover: bool = False, start: bool = False, **environment: str
+    ) -> None:
+        """With `start`, Python starts for it and for each of its parts. Else they are forked, with all else the same."""
+        self.start = start or needs_own_start(environment)
         self.data = data
         self.port = free_port()
         self.observability_port = free_port()
@@ -100,19 +104,24 @@ class Up:
         self._family: set[int] = set()
 
     async def __aenter__(self) -> Self:
-        command = [*NEXUS, "up", "--data-dir", str(self.data), *self.flags]
+        arguments = ["--data-dir", str(self.data), *self.flags]
         if self.port_flags:
-            command += ["--port", str(self.port), "--observability-port", str(self.observability_port)]
-        with self.log_file.open("w") as out:
-            self.process = subprocess.Popen(
-                bind_to_parent(command),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=clean_environment(**self.environment),
-                cwd=self.data.parent,
-                start_new_session=True,
-            )
+            arguments += ["--port", str(self.port), "--observability-port", str(self.observability_port)]
+        environment, folder = clean_environment(**self.environment), self.data.parent
+        self.process: subprocess.Popen[bytes] | ForkedProcess
+        with self.log_file.open("wb") as out:
+            if self.start:
+                self.process = subprocess.Popen(
+                    bind_to_parent([*NEXUS, "up", *arguments]),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    cwd=folder,
+                    start_new_session=True,
+                )
+            else:
+                self.process = fork_up(arguments, environment, folder, {1: out.fileno(), 2: out.fileno()})
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -218,8 +227,9 @@ class Up:
 
 
 def run_nexus(data: Path, *arguments: str, stdin: str = "", **environment: str) -> tuple[int, str, str]:
+    nexus = NEXUS if needs_own_start(environment) else forked("cli.main")
     done = subprocess.run(
-        [*NEXUS, *arguments],
+        [*nexus, *arguments],
         input=stdin,
         capture_output=True,
         text=True,
@@ -235,18 +245,6 @@ def run_nexus(data: Path, *arguments: str, stdin: str = "", **environment: str) 
 async def up(tmp_path: Path) -> AsyncIterator[Up]:
     async with Up(tmp_path / "nexus", "--no-local-models") as up:
         yield await up.is_up()
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One stack for the tests that do not change it."""
-    up = Up(tmp_path_factory.mktemp("shared") / "nexus", "--no-local-models")
-    run_sync(up.__aenter__())
-    try:
-        run_sync(up.is_up())
-        yield up
-    finally:
-        run_sync(up.__aexit__())
 
 
 async def test_printed_curl_command_gets_an_answer(shared: Up):
