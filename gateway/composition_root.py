@@ -89,6 +89,7 @@ from gateway.log_search import LogSearch
 from gateway.metrics import GatewayMetrics, MetricsExposition
 from gateway.metrics_collector import MetricsCollector
 from gateway.overview.monitor import OverviewMonitor, OverviewSources
+from gateway.overview.queue_page import QueueBrowser
 from gateway.overview.traffic import TrafficExchange
 from gateway.peers import GatewayPeers
 from gateway.people.assembly import build_people
@@ -369,6 +370,7 @@ class _Services:
             log_search=clients.log_search,
             overview=self.overview,
             holds=self.holds,
+            queues=QueueBrowser(clients.bus, self.dispatcher, clients.store),
         )
 
     def _budgets(self, clients: _Clients, prices: PriceFile, spend: LedgerSpend | None) -> BudgetLimiter:

@@ -30,6 +30,7 @@ from gateway.limits.followers import FollowerLimiter
 from gateway.log_search import LogSearch
 from gateway.metrics import MetricsExposition
 from gateway.overview.monitor import OverviewMonitor
+from gateway.overview.queue_page import QueueBrowser
 from gateway.people.assembly import PeopleParts
 from gateway.queue_holds import QueueHolds
 from gateway.responses.service import ResponseService
@@ -73,6 +74,7 @@ class Parts:
     log_search: LogSearch
     overview: OverviewMonitor
     holds: QueueHolds
+    queues: QueueBrowser
 
 
 def get_parts(request: Request) -> Parts:

@@ -236,6 +236,15 @@ class AliasTargets(BaseModel):
     """Policy for parameters that the model's server does not support; null: the worker decides."""
 
 
+class LaneChoice(BaseModel):
+    """The body of `POST /v1/admin/jobs/{job_id}/lane`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lane: LaneName
+    """The lane in which the job is to wait."""
+
+
 class HoldReason(BaseModel):
     """The body of `POST /v1/queues/{model}/hold`."""
 

@@ -21,10 +21,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from schemas.errors import NexusError
 from schemas.jobs import Capability, Envelope, Lane
+
+if TYPE_CHECKING:
+    from backbone.bus.queue_listing import QueuePage
 
 MAX_FRESH_AGE_S = 0.25
 """A job that is delivered within this time after it was stored has not waited for a slot."""
@@ -205,6 +208,12 @@ class GatewayBus(Protocol):
         """Return when the job was stored that has waited longest in a queue, in Unix seconds. None: none waits any more.
 
         It reads up to two jobs. Raises Unavailable.
+        """
+
+    async def list_jobs(self, model: str, after: str, limit: int) -> QueuePage:
+        """Return up to `limit` jobs of a model that wait, in the order in which they will start, after a cursor (empty: the first).
+
+        Jobs that start meanwhile may be missing, and none is listed twice. Raises Unavailable; ValueError for an unknown cursor.
         """
 
     async def storage_usage(self) -> StorageUsage:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 DEFAULT_SECONDS = 1.0
@@ -135,6 +135,24 @@ class FairOrder:
         return index + sum(
             self._count_before(name, count, turn, known.arrival) for name, count in counts.items() if name != owner
         )
+
+    def upcoming(self, counts: Mapping[str, int], skipped: Mapping[str, int]) -> Iterator[str]:
+        """Yield the owner of each waiting job, in the order in which they start as far as is known now.
+
+        `counts`: how many jobs of each owner are to be ordered. `skipped`: how many jobs of an owner wait before those.
+        """
+        heap = []
+        for number, name in enumerate(counts):
+            owner = self._owners.get(name) or _Owner(self._present, 1 << 62)
+            turn = owner.turn + skipped.get(name, 0) * self._cost(name, owner)
+            heap.append((turn, owner.arrival, number, name, self._cost(name, owner), counts[name]))
+        heapq.heapify(heap)
+        while heap:
+            turn, arrival, number, name, cost, count = heapq.heappop(heap)
+            if not count:
+                continue
+            yield name
+            heapq.heappush(heap, (turn + cost, arrival, number, name, cost, count - 1))
 
     def _count_before(self, name: str, count: int, turn: int, arrival: int) -> int:
         other = self._owners.get(name) or _Owner(self._present, arrival + 1)

@@ -129,9 +129,9 @@ class WorkQueue(Protocol):
 class JobQueue(Protocol):
     """The queue of durable jobs."""
 
-    async def enqueue(self, envelope: Envelope, body: bytes) -> int:
+    async def enqueue(self, envelope: Envelope, body: bytes, *, replaces: int = 0) -> int:
         """Store a job in its queue, once per (job, run) within the duplicate window, and return its sequence once it is on
-        disk.
+        disk. `replaces`: the sequence of the same run's message that this one is to replace, which the caller deletes afterwards.
 
         Retries by itself for a while. Raises QueueFull, RequestTooLarge, Unavailable.
         """
@@ -140,6 +140,9 @@ class JobQueue(Protocol):
         """Return how many waiting jobs of `queue` start before the job under `seq`; running jobs do not count. None: the job is
         not in the queue any more. Raises Unavailable.
         """
+
+    async def read_job(self, seq: int, job: str, run: int) -> bytes | None:
+        """Return the message of a stored job; None: no message of this run is under this sequence. Raises Unavailable."""
 
     async def delete_job(self, queue: Queue, seq: int, job: str, run: int) -> None:
         """Delete a stored job from its queue, also one that a worker runs. Return once the queue no longer holds it.

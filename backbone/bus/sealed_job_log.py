@@ -73,9 +73,12 @@ class SealedJobLog:
 
     # The queue
 
-    async def enqueue(self, envelope: Envelope, body: bytes) -> int:
+    async def enqueue(self, envelope: Envelope, body: bytes, *, replaces: int = 0) -> int:
         """Store the job with a ticket and seals."""
-        return await self._inner.enqueue(self.seals.envelope(envelope, body), body)
+        return await self._inner.enqueue(self.seals.envelope(envelope, body), body, replaces=replaces)
+
+    async def read_job(self, seq: int, job: str, run: int) -> bytes | None:
+        return await self._inner.read_job(seq, job, run)
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
         return await self._inner.queue_position(queue, seq)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from backbone.bus.bus import MAX_FRESH_AGE_S, JobDelivery, Queue, QueueDepth, ReplyListener, StorageUsage, StreamUsage
 from backbone.bus.fair_order import FairOrder
+from backbone.bus.queue_listing import LANE_RANK, QueuedJob, QueuePage, parse_queued_job
 from backbone.bus.subjects import JOBS_STREAM, encode_model
 from backbone.clock import now
 from backbone.testing.job_log_state import JobLogState
@@ -405,6 +406,25 @@ class MemoryGatewayBus:
         waiting = [job for job in self._broker.jobs.values() if job.queue == depth.queue and job.ack_timer is None]
         age_s = max((asyncio.get_running_loop().time() - job.stored_at for job in waiting), default=None)
         return None if age_s is None else int(now() - age_s)
+
+    async def list_jobs(self, model: str, after: str, limit: int) -> QueuePage:
+        """Return a page of each queue in turn; cursors are positions here."""
+        self._broker.require()
+        first = int(after or 0)
+        stored = [job for job in self._broker.jobs.values() if job.queue.model == model]
+        waiting = sorted(
+            (job for job in stored if job.ack_timer is None),
+            key=lambda job: (LANE_RANK[job.queue.lane], self._broker.position(job.queue, job.seq) or 0),
+        )
+        found = [one for job in waiting[first : first + limit] if (one := self._listed(job)) is not None]
+        running = [one for job in stored if job.ack_timer is not None and (one := self._listed(job)) is not None]
+        has_more = len(waiting) > first + limit
+        cursor = str(first + limit) if has_more else None
+        return QueuePage(first, found, [] if after else running, len(waiting), cursor, has_more)
+
+    def _listed(self, job: _Job) -> QueuedJob | None:
+        age_s = asyncio.get_running_loop().time() - job.stored_at
+        return parse_queued_job(job.queue, job.seq, job.message, int(now() - age_s))
 
     async def dead_letter_counts(self) -> dict[str, int]:
         self._broker.require()

@@ -88,13 +88,15 @@ class MemoryJobLog(_BrokerClient):
 
     # The queue
 
-    async def enqueue(self, envelope: Envelope, body: bytes) -> int:
+    async def enqueue(self, envelope: Envelope, body: bytes, *, replaces: int = 0) -> int:
         self.require()
         if len(body) > MAX_MESSAGE_BYTES:
             raise RequestTooLarge
         encode_model(envelope.model)
         queue = Queue(envelope.capability, envelope.lane, envelope.model)
         message_id = f"{require_token(envelope.job)}.{envelope.run}"
+        if replaces:
+            message_id += f".{replaces}"
         return self.broker.store(queue, envelope.encode(body), message_id, envelope.owner)
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
@@ -104,8 +106,17 @@ class MemoryJobLog(_BrokerClient):
     async def delete_job(self, queue: Queue, seq: int, job: str, run: int) -> None:
         self.require()
         stored = self.broker.jobs.get(seq)
-        if stored is not None and stored.queue == queue and self.broker.seq_by_message_id.get(f"{job}.{run}") == seq:
+        if stored is not None and stored.queue == queue and self._is_of(seq, job, run):
             self.broker.delete_job(seq)
+
+    async def read_job(self, seq: int, job: str, run: int) -> bytes | None:
+        self.require()
+        stored = self.broker.jobs.get(seq)
+        return stored.message if stored is not None and self._is_of(seq, job, run) else None
+
+    def _is_of(self, seq: int, job: str, run: int) -> bool:
+        names = (name for name, stored in self.broker.seq_by_message_id.items() if stored == seq)
+        return any(f"{name}.".startswith(f"{job}.{run}.") for name in names)
 
     # Events
 

@@ -22,6 +22,7 @@ const has = (scope: Scope) => () => session.has(scope);
 
 export const screens: Screen[] = [
   { path: "now", title: strings.now.title, group: "live", visible: has("admin:read"), load: () => import("./screens/now/Now.svelte") },
+  { path: "queues/:model", title: strings.queue.waiting, visible: has("admin:read"), load: () => import("./screens/queue/Queue.svelte") },
   { path: "services", title: strings.services.title, group: "manage", visible: has("admin:read"), load: () => import("./screens/services/Services.svelte") },
 ];
 

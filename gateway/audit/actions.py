@@ -17,6 +17,8 @@ ROUTES: Mapping[str, str] = {
     "GET /v1/workers": "worker.list",
     "POST /v1/workers/{worker_id}/drain": "worker.drain",
     "GET /v1/queues": "queue.list",
+    "POST /v1/admin/jobs/{job_id}/lane": "job.change_lane",
+    "GET /v1/queues/{model:path}/jobs": "queue.read",
     "POST /v1/queues/{model:path}/hold": "queue.hold",
     "POST /v1/queues/{model:path}/release": "queue.release",
     "GET /v1/overview": "overview.read",

@@ -35,6 +35,15 @@ class JobNotFailed(InvalidRequest):
     code = "job_not_failed"
 
 
+class JobNotWaiting(NexusError):
+    """The job does not wait: it has started or ended. Only a waiting job can change its lane."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "job_not_waiting"
+    should_retry = False
+
+
 class EventsExpired(NexusError):
     """The job's events have been deleted after their retention time. The result may still be stored."""
 
@@ -144,6 +153,9 @@ class JobsApi(Protocol):
 
     async def cancel(self, owner: str, job_id: str) -> JobRecord:
         """Cancel a job that has not ended, and return its record. Raises JobNotFound."""
+
+    async def change_lane(self, owner: str, job_id: str, lane: Lane) -> JobRecord:
+        """Let a waiting job wait in another lane. It runs once, whatever is killed meanwhile. Raises JobNotFound, JobNotWaiting."""
 
     async def retry(self, owner: str, job_id: str) -> JobRecord:
         """Start a new run of a failed job. Raises JobNotFound, and JobNotFailed if the job cannot be retried."""

@@ -23,6 +23,7 @@ from gateway.jobs.attempt_gate import AttemptGate
 from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.expiry import ExpiryWatcher
+from gateway.jobs.lane_change import LaneChanger
 from gateway.jobs.outcome_recorder import OutcomeRecorder
 from gateway.jobs.record_recovery import RecordRecovery
 from gateway.jobs.service import JobService
@@ -103,6 +104,7 @@ class JobRuntime:
             submitter,
             terminator,
             estimator,
+            LaneChanger(dependencies.log, dependencies.store, terminator, dependencies.bus),
             keep_s=keep_s,
             usage=usage,
             content=content,

@@ -17,13 +17,14 @@ from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.event_stream import JobEventStream, parse_after
+from gateway.jobs.lane_change import LaneChanger
 from gateway.jobs.record_recovery import read_logged_record
 from gateway.jobs.records import new_record, now, record_from_outcome, seconds_until_due, with_outcome
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.jobs.usage import OutcomeUsage
 from schemas.errors import NexusError, NotFound, Unavailable
-from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus, WebhookState
+from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus, Lane, WebhookState
 from schemas.outcome import Outcome
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
@@ -43,6 +44,7 @@ class JobService:
         submitter: JobSubmitter,
         terminator: JobTerminator,
         estimator: EtaEstimator,
+        lanes: LaneChanger,
         *,
         keep_s: float,
         usage: OutcomeUsage | None = None,
@@ -56,6 +58,7 @@ class JobService:
         self._submitter = submitter
         self._terminator = terminator
         self._estimator = estimator
+        self._lanes = lanes
         self._keep_s = keep_s
         self._usage = usage
 
@@ -174,6 +177,10 @@ class JobService:
                     found.append(record)
             after = records[-1].job
         return found, True
+
+    async def change_lane(self, owner: str, job_id: str, lane: Lane) -> JobRecord:
+        """See `JobsApi`."""
+        return await self._lanes.change(await self.get(owner, job_id), lane)
 
     # Retries
 

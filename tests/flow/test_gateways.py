@@ -147,8 +147,9 @@ async def test_held_queue(crew: Crew, cluster: Cluster, eventually: Eventually) 
     async def statuses(jobs: list[str]) -> list[str]:
         return [(await cluster.get(f"/v1/jobs/{job}")).json()["status"] for job in jobs]
 
-    async def submit() -> str:
-        answer = await cluster.post("/v1/chat/completions", chat(model=crew.model), headers={"prefer": "respond-async"})
+    async def submit(tier: str = "default") -> str:
+        body = chat(model=crew.model, service_tier=tier)
+        answer = await cluster.post("/v1/chat/completions", body, headers={"prefer": "respond-async"})
         assert answer.status_code == 202
         return str(answer.json()["id"])
 
@@ -169,9 +170,35 @@ async def test_held_queue(crew: Crew, cluster: Cluster, eventually: Eventually) 
     [row] = [row for row in (await cluster.get("/v1/overview")).json()["models"] if row["model"] == crew.model]
     assert (row["state"], row["waiting"]["default"], row["running"]) == ("held", len(jobs), 0)
     assert await statuses(jobs) == ["queued"] * len(jobs)
+    jobs += [await submit(tier) for tier in ("flex", "priority", "flex")]
+    listed = await pages_of(cluster, f"{queue}/jobs")
+    assert [one["id"] for one in listed] == [jobs[-2], *jobs[:-3], jobs[-3], jobs[-1]]
+    assert [one["queue_position"] for one in listed] == list(range(len(jobs)))
+    assert {one["team"] for one in listed} == {"default"}
+    assert all(one["size_bytes"] > 50 and one["kind"] == "job" and one["eta_seconds"] is None for one in listed)
+    lane = await cluster.post(f"/v1/admin/jobs/{jobs[-1]}/lane?team=default", {"lane": "priority"})
+    assert (lane.status_code, lane.json()["service_tier"]) == (200, "priority"), lane.text
+    listed = await pages_of(cluster, f"{queue}/jobs")
+    # The lower lane comes after eight jobs of higher ones.
+    assert [one["id"] for one in listed] == [jobs[-2], jobs[-1], *jobs[:6], jobs[-3], jobs[6]]
+    bad = await cluster.get(f"{queue}/jobs", params={"after": "nonsense"})
+    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "after")
     assert (await cluster.post(f"{queue}/release", {})).json()["is_held"] is False
     await eventually(lambda: _is(statuses(jobs), ["completed"] * len(jobs)))
     assert (await cluster.post("/v1/queues/nobody/hold", {})).json()["error"]["code"] == "model_not_found"
+
+
+async def pages_of(cluster: Cluster, path: str) -> list[dict[str, Any]]:
+    """All waiting jobs, from pages of three."""
+    found: list[dict[str, Any]] = []
+    after = ""
+    while True:
+        page = (await cluster.get(path, params={"limit": 3, "after": after})).json()
+        found += page["data"]
+        assert page["has_more"] == (page["next"] is not None) == (len(found) < page["total"])
+        if not page["has_more"]:
+            return found
+        after = page["next"]
 
 
 async def _ready(cluster: Cluster) -> bool:

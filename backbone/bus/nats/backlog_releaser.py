@@ -256,7 +256,7 @@ class BacklogReleaser:
             )
         else:
             owner = decode_model(job.subject.rpartition(".")[2])
-            name, _, run = message_id.decode().rpartition(".")
+            name, run = message_id.decode().split(".")[:2]
             self.on_moved(name, int(run), owner, stored.seq)
         await self._delete(job.seq)
 

@@ -35,10 +35,12 @@ from backbone.bus.nats.jetstream import (
 )
 from backbone.bus.nats.queue_consumers import QueueConsumers
 from backbone.bus.nats.queue_positions import QueuePositions
+from backbone.bus.nats.queue_reader import QueueReader
 from backbone.bus.nats.requests import LIMIT_REACHED, OUTAGE_TIMEOUT_S, JetStreamError, RequestInbox, call_api
 from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.outage import nats_unavailable
+from backbone.bus.queue_listing import QueuePage
 from backbone.bus.subjects import (
     BACKLOG_NOTICES,
     BROADCAST,
@@ -139,6 +141,7 @@ class NatsGatewayBus:
             stored, may_lower=not self._releaser.is_elected
         )
         self._positions = QueuePositions(self._inbox, self._backlogs, replicated=replicated)
+        self._queue_reader = QueueReader(self._inbox, self._backlogs, replicated=replicated)
         self._jobs = StreamReader(self._inbox, JOBS_STREAM, replicated=replicated)
         self._unstarted: dict[bytes, StartMark] = {}
         """Jobs of which no event has come, by token."""
@@ -541,6 +544,9 @@ class NatsGatewayBus:
 
     async def oldest_queued_at(self, depth: QueueDepth) -> int | None:
         return await self._positions.oldest_queued_at(depth)
+
+    async def list_jobs(self, model: str, after: str, limit: int) -> QueuePage:
+        return await self._queue_reader.page(model, after, limit)
 
     async def dead_letter_counts(self) -> dict[str, int]:
         return await read_dead_letter_counts(self._inbox)

@@ -184,41 +184,54 @@ async def holds_job(inbox: RequestInbox, seq: int, message_id: bytes) -> bool:
     """Return whether NATS holds this very job under its sequence: after a loss of data its sequence belongs to another one. Raises
     Unavailable.
     """
+    return await read_job(inbox, seq, message_id) is not None
+
+
+async def read_job(inbox: RequestInbox, seq: int, message_id: bytes) -> bytes | None:
+    """Return the message of a job under its sequence; None: the sequence is that of another one, or of none. Raises Unavailable."""
     try:
         answer = await call_api(inbox, f"STREAM.MSG.GET.{stream_of_job(seq)}", {"seq": seq})
     except JetStreamError as error:
         if error.code in {NO_MESSAGE, STREAM_NOT_FOUND}:
-            return False
+            return None
         raise Unavailable(f"NATS: {error}") from error
     headers = base64.b64decode(answer["message"].get("hdrs", ""))
-    return b": %b\r\n" % message_id in headers
+    # A message that has replaced another one has the other's sequence behind its id.
+    is_same = b": %b\r\n" % message_id in headers or b": %b." % message_id in headers
+    return base64.b64decode(answer["message"].get("data", "")) if is_same else None
 
 
 async def find_job(jobs: StreamReader, subject: str, message_id: bytes) -> int | None:
     """Return the sequence of a job near the head of its queue; None: it is not there. Raises Unavailable."""
     messages, _ = await jobs.batch(1, subject)
-    return next((message.seq for message in messages if message.header(b"Nats-Msg-Id") == message_id), None)
+    ids = ((message.seq, message.header(b"Nats-Msg-Id") or b"") for message in messages)
+    return next((seq for seq, found in ids if found == message_id or found.startswith(message_id + b".")), None)
 
 
-async def read_depths(inbox: RequestInbox, on_missing: Callable[[Queue], None]) -> list[QueueDepth]:
-    """Return the depth of every queue that holds a job; `on_missing` gets the queues without a consumer. Raises Unavailable."""
+async def read_depths(
+    inbox: RequestInbox, on_missing: Callable[[Queue], None], *, jobs: str = ">", backlogs: str = ">"
+) -> list[QueueDepth]:
+    """Return the depth of every queue that holds a job; `on_missing` gets the queues without a consumer. Raises Unavailable.
+
+    `jobs`, `backlogs`: the subjects of the queues, and of their backlogs.
+    """
     try:
         queued, backlogged = await asyncio.gather(
-            read_subjects(inbox, JOBS_STREAM), read_subjects(inbox, BACKLOG_STREAM)
+            read_subjects(inbox, JOBS_STREAM, jobs), read_subjects(inbox, BACKLOG_STREAM, backlogs)
         )
-        backlogs: Counter[Queue] = Counter()
+        in_backlogs: Counter[Queue] = Counter()
         for subject, count in backlogged.items():
             if (parts := parse_backlog_subject(subject)) is not None:
-                backlogs[Queue(*parts[:3])] += count
+                in_backlogs[Queue(*parts[:3])] += count
         stored = {queue: count for subject, count in queued.items() if (queue := _queue_of(subject)) is not None}
-        queues = list(dict.fromkeys((*stored, *backlogs)))
+        queues = list(dict.fromkeys((*stored, *in_backlogs)))
         consumers = await _read_consumers(inbox, queues)
     except JetStreamError as error:
         raise Unavailable(f"NATS: {error}") from error
     for queue in queues:
         if queue not in consumers:
             on_missing(queue)
-    return [_depth(queue, stored.get(queue, 0), backlogs[queue], consumers.get(queue)) for queue in queues]
+    return [_depth(queue, stored.get(queue, 0), in_backlogs[queue], consumers.get(queue)) for queue in queues]
 
 
 def _depth(queue: Queue, stored: int, backlogged: int, consumer: dict[str, Any] | None) -> QueueDepth:

@@ -20,7 +20,7 @@ from backbone.bus.nats.backlogs import Backlogs
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.dead_letters import DeadLetterStream
 from backbone.bus.nats.event_reader import EventReader
-from backbone.bus.nats.jetstream import SETUP_BACKOFF, find_job, holds_job
+from backbone.bus.nats.jetstream import SETUP_BACKOFF, find_job, holds_job, read_job
 from backbone.bus.nats.outcome_retention import OutcomeRetention
 from backbone.bus.nats.pull_consumer import PullConsumer
 from backbone.bus.nats.queue_positions import QueuePositions
@@ -222,14 +222,15 @@ class NatsJobLog:
 
     # The queue
 
-    async def enqueue(self, envelope: Envelope, body: bytes) -> int:
+    async def enqueue(self, envelope: Envelope, body: bytes, *, replaces: int = 0) -> int:
         """Publish to the jobs stream or the stream of backlogs, which `NatsGatewayBus` creates."""
         if len(body) > self._max_payload - self._max_envelope_bytes:
             raise RequestTooLarge(
                 f"the request is larger than {self._max_payload - self._max_envelope_bytes} bytes, the limit of NATS"
             )
         queue = Queue(envelope.capability, envelope.lane, envelope.model)
-        headers = message_id_headers(f"{require_token(envelope.job)}.{envelope.run}")
+        message_id = f"{require_token(envelope.job)}.{envelope.run}"
+        headers = message_id_headers(f"{message_id}.{replaces}" if replaces else message_id)
         try:
             async with self._backlogs.durable_subject(queue, envelope.owner) as subject:
                 stored = await store_message(
@@ -251,6 +252,9 @@ class NatsJobLog:
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
         return await self._queue_positions.before(queue, seq)
+
+    async def read_job(self, seq: int, job: str, run: int) -> bytes | None:
+        return await read_job(self._inbox, seq, f"{job}.{run}".encode())
 
     async def delete_job(self, queue: Queue, seq: int, job: str, run: int) -> None:
         """Delete by sequence after a check of the stored job, until NATS confirms it."""

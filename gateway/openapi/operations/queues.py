@@ -4,13 +4,42 @@ from __future__ import annotations
 
 from gateway.openapi.operation import Operation, json_response
 from gateway.openapi.operations.common import MODEL
-from gateway.openapi.shapes.overview import QueueHoldState
-from gateway.operator_requests import HoldReason
+from gateway.openapi.operations.operators import NO_TEAM_JOB, TEAM_JOB
+from gateway.openapi.shapes.operators import TeamJob
+from gateway.openapi.shapes.overview import QueuedJobList, QueueHoldState
+from gateway.operator_requests import HoldReason, LaneChoice
 
 QUEUE_MODEL = {"model": {"description": "The model's name, not an alias.", "example": MODEL}}
 NO_MODEL = {404: "The model does not exist (`model_not_found`)."}
 
 OPERATIONS = {
+    "GET /v1/queues/{model}/jobs": Operation(
+        id="listQueuedJobs",
+        tag="operation",
+        scope="admin:read",
+        summary="List the jobs of a queue",
+        description="Return the jobs that wait for a model, in the order in which they will start by lanes and by the teams' shares, and those that run. "
+        "Nothing of their content is shown. Jobs of one lane that take longer or shorter than before change the order; a worker that keeps a loaded model may, too.",
+        responses=json_response(QueuedJobList, "A page of the queue."),
+        errors=NO_MODEL | {400: "`after` is not a cursor of this queue, or `model` is an alias."},
+        parameters=QUEUE_MODEL
+        | {
+            "after": {"description": "The cursor `next` of the page before."},
+            "limit": {"description": "The number of waiting jobs on a page. Pages of very large jobs are shorter."},
+        },
+    ),
+    "POST /v1/admin/jobs/{job_id}/lane": Operation(
+        id="changeTeamJobLane",
+        tag="operation",
+        scope="admin:operate",
+        summary="Change the lane of a job",
+        description="Let a waiting job of a team wait in another lane, behind the team's jobs there. It runs once, whatever is killed meanwhile.",
+        body=LaneChoice,
+        examples={"First": {"lane": "priority"}},
+        responses=json_response(TeamJob, "The job in its new lane."),
+        errors=NO_TEAM_JOB | {409: "The job does not wait (`job_not_waiting`)."},
+        parameters=TEAM_JOB,
+    ),
     "POST /v1/queues/{model}/hold": Operation(
         id="holdQueue",
         tag="operation",

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from schemas.jobs import Capability
+from schemas.keys import LaneName
 
 
 class LaneCounts(BaseModel):
@@ -86,3 +87,62 @@ class QueueHoldState(BaseModel):
     held_since: int | None
     """Unix seconds."""
     reason: str
+
+
+class QueuedJobEntry(BaseModel):
+    """A job in a queue."""
+
+    id: str
+    object: Literal["queued_job"]
+    kind: Literal["job", "request"]
+    """`request`: its caller waits on an open connection, and it has no record."""
+    team: str
+    lane: LaneName
+    capability: Capability
+    endpoint: str
+    model: str
+    """The name in the request: the model or an alias for it."""
+    batch: str | None
+    queued_at: int
+    """When it was stored in the queue, in Unix seconds; a job that moved to its owner's turn was stored again then."""
+    size_bytes: int
+    """The size of the request's body."""
+    eta_seconds: float | None
+    """The seconds until it ends, by what jobs took lately. Null if unknown."""
+
+
+class WaitingJobEntry(QueuedJobEntry):
+    """A job that waits."""
+
+    queue_position: int
+    """How many jobs of the model start before it, over all lanes."""
+
+
+class RunningJobEntry(QueuedJobEntry):
+    """A job that a worker has. What is null is not known; of a request, only the gateway of its caller knows it."""
+
+    worker: str | None
+    attempts: int | None
+    started_at: int | None
+    """When the newest attempt began, in Unix seconds."""
+    progress: float | None
+    """From 0 to 1, if the inference server reports it."""
+
+
+class QueuedJobList(BaseModel):
+    """A page of the jobs that wait for a model, and the jobs that run."""
+
+    object: Literal["list"]
+    model: str
+    is_held: bool
+    held_since: int | None
+    reason: str
+    total: int
+    """The number of waiting jobs."""
+    data: list[WaitingJobEntry]
+    """In the order in which they will start."""
+    running: list[RunningJobEntry]
+    """Up to 100; on the first page only."""
+    has_more: bool
+    next: str | None
+    """The cursor of the next page. Null if there is none, or if the pages so far hold jobs of more than 500 teams."""

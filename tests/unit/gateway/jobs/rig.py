@@ -31,6 +31,7 @@ from gateway.jobs.attempt_gate import AttemptGate
 from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.expiry import ExpiryWatcher
+from gateway.jobs.lane_change import LaneChanger
 from gateway.jobs.outcome_recorder import OutcomeRecorder
 from gateway.jobs.seal_refusals import SealRefusalCounter
 from gateway.jobs.service import JobService
@@ -135,6 +136,7 @@ class Gateway:
             submitter,
             self.terminator,
             estimator,
+            LaneChanger(self.log, rig.store, self.terminator, bus),
             keep_s=KEEP_S,
             usage=usage,
             content=content,
