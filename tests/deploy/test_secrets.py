@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 import stat
 import subprocess
 from collections.abc import AsyncIterator
@@ -17,11 +18,17 @@ from cli.embedded.servers import HOST, free_port
 from tests.deploy.production import DEPLOY, ProductionNats, Secrets, worker_block
 
 
-@pytest.fixture
-def secrets(tmp_path: Path) -> Secrets:
-    made = Secrets(tmp_path / "secrets")
+@pytest.fixture(scope="module")
+def first_secrets(tmp_path_factory: pytest.TempPathFactory) -> Secrets:
+    made = Secrets(tmp_path_factory.mktemp("first") / "secrets")
     made.make()
     return made
+
+
+@pytest.fixture
+def secrets(first_secrets: Secrets, tmp_path: Path) -> Secrets:
+    """The test's own, as a first run makes them."""
+    return Secrets(Path(shutil.copytree(first_secrets.folder, tmp_path / "secrets", symlinks=True)))
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ import pytest
 from cli.embedded.managed_process import ManagedProcess
 from tests.cluster import KEY, ROOT, Cluster, chat, free_port, texts
 from tests.conftest import Eventually
+from tests.fork_server import forked
 
 TEMPLATE = ROOT / "deploy" / "service-template"
 SETTINGS: dict[str, Any] = {"WORKER_HEALTH_INTERVAL_S": "1", "WORKER_LEASE_S": "2"}
@@ -36,7 +37,6 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 async def ended(folder: Path, *command: str, **settings: str) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
         *command,
         cwd=folder,
         env=os.environ | settings,
@@ -68,7 +68,7 @@ async def started(folder: Path, http: httpx.AsyncClient) -> tuple[ManagedProcess
 
 async def test_its_own_test_passes_where_it_was_copied_to(copied: Path) -> None:
     """It needs nothing of the repository."""
-    code, out = await ended(copied, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    code, out = await ended(copied, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     assert code == 0, out
 
 
@@ -103,7 +103,7 @@ async def test_what_it_refuses_reaches_the_caller(copied: Path, cluster: Cluster
 async def enter(cluster: Cluster, url: str) -> None:
     """By the console, as the README says."""
     command = ("services", "add", "upside-down", url, "--url", cluster.url)
-    code, out = await ended(ROOT, "-m", "cli.main", *command, NEXUS_API_KEY=KEY)
+    code, out = await ended(ROOT, *forked("cli.main"), *command, NEXUS_API_KEY=KEY)
     assert (code, out) == (0, f"upside-down: {url}\n")
 
 

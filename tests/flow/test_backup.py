@@ -31,6 +31,7 @@ from tests.conftest import Eventually
 from tests.flow.conftest import SETTINGS
 from tests.flow.test_jobs import Event
 from tests.flow.test_webhooks import ERROR, OK, Receiver, receiving
+from tests.fork_server import forked
 from tests.servers import here
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
@@ -55,7 +56,7 @@ class Nexus:
     async def run(self, *arguments: str) -> tuple[int, str]:
         """`nexus ...`; its exit code and what it said."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cli.main", *arguments),
+            *(*forked("cli.main"), *arguments),
             env=self.cluster.environment(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

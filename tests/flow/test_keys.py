@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +14,7 @@ import pytest_asyncio
 
 from tests.cluster import KEY, ROOT, Cluster, Crew, chat
 from tests.conftest import Eventually
+from tests.fork_server import forked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -261,7 +261,7 @@ async def test_the_command_line(cluster: Cluster) -> None:
 
     async def nexus(*arguments: str) -> Any:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cli.main", "keys", *arguments, "--url", cluster.url, "--key", KEY, "--json"),
+            *(*forked("cli.main"), "keys", *arguments, "--url", cluster.url, "--key", KEY, "--json"),
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
         )

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 
@@ -17,6 +16,7 @@ import pytest_asyncio
 from tests.backends.doubles.ollama import CHAT, EMBED, OllamaDouble
 from tests.cluster import KEY, ROOT, Cluster, Crew
 from tests.conftest import Eventually
+from tests.fork_server import forked
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -94,7 +94,7 @@ class Shell:
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cli.main", *arguments), cwd=ROOT, env=self._env, stdout=PIPE, stderr=PIPE
+            *(*forked("cli.main"), *arguments), cwd=ROOT, env=self._env, stdout=PIPE, stderr=PIPE
         )
 
     async def run(self, *arguments: str) -> tuple[int | None, str, str]:
