@@ -16,7 +16,7 @@ from schemas.hops import MAX_HOPS
 from schemas.keys import LaneName
 
 LANE_NAMES = TypeAdapter(tuple[LaneName, ...])
-PUBLIC_ROUTES = frozenset({"", "metrics", "docs", "readiness"})
+PUBLIC_ROUTES = frozenset({"", "metrics", "docs", "readiness", "status"})
 
 
 class CommonSettings(BaseSettings):
@@ -105,7 +105,7 @@ class GatewaySettings(CommonSettings):
     """Port of those routes. Process n of `GATEWAY_WORKERS` uses this port + n."""
     public_routes: str = ""
     """Those routes that the API's port serves too, separated by commas: `metrics`, `docs` (with `/openapi.json`),
-    `readiness` (the details).
+    `readiness` (the details). `status` adds the public page `/ui/status` and `/status.json`, which show anybody the names of models.
     """
     gateway_bearer_token: SecretStr | None = None
     """The bootstrap key, which has all scopes. Without it, only keys that were created before are valid. `nexus up`

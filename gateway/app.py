@@ -25,6 +25,7 @@ from gateway.routes import (
     dead_letters,
     docs,
     files,
+    hosts,
     jobs,
     keys,
     landing_page,
@@ -53,6 +54,7 @@ ROUTERS = [
     operations.health_router,
     operations.router,
     overview.router,
+    hosts.router,
     queues.router,
     models.router,
     voices.router,
@@ -104,6 +106,8 @@ def make_app(
     app.include_router(operations.readiness if "readiness" in public else operations.public_readiness)
     if "metrics" in public:
         app.include_router(operations.metrics_router)
+    if "status" in public:
+        app.include_router(overview.status_router)
     if "docs" in public:
         app.include_router(docs.router)
     _list_hot_routes(app, model_jobs)

@@ -88,7 +88,9 @@ from gateway.limits.rate_limiter import RateLimiter
 from gateway.log_search import LogSearch
 from gateway.metrics import GatewayMetrics, MetricsExposition
 from gateway.metrics_collector import MetricsCollector
+from gateway.overview.hosts import HostDirectory
 from gateway.overview.monitor import OverviewMonitor, OverviewSources
+from gateway.overview.public_status import PublicStatus
 from gateway.overview.queue_page import QueueBrowser
 from gateway.overview.traffic import TrafficExchange
 from gateway.peers import GatewayPeers
@@ -329,6 +331,7 @@ class _Services:
             clients.storage_health,
             clients.clock.check,
         )
+        self.hosts = HostDirectory(clients.registry)
         self.holds = QueueHolds(clients.bus, clients.registry)
         self.traffic = TrafficExchange(clients.bus, metrics.model_totals)
         self.overview = OverviewMonitor(
@@ -370,6 +373,8 @@ class _Services:
             log_search=clients.log_search,
             overview=self.overview,
             holds=self.holds,
+            hosts=self.hosts,
+            status=PublicStatus(self.overview),
             queues=QueueBrowser(clients.bus, self.dispatcher, clients.store),
         )
 
@@ -463,6 +468,7 @@ class _Services:
             self.batch_scheduler,
             self.metrics_collector,
             self.holds,
+            self.hosts,
             self.traffic,
             self.overview,
         )

@@ -29,7 +29,9 @@ from gateway.limits.budget_limiter import BudgetLimiter
 from gateway.limits.followers import FollowerLimiter
 from gateway.log_search import LogSearch
 from gateway.metrics import MetricsExposition
+from gateway.overview.hosts import HostDirectory
 from gateway.overview.monitor import OverviewMonitor
+from gateway.overview.public_status import PublicStatus
 from gateway.overview.queue_page import QueueBrowser
 from gateway.people.assembly import PeopleParts
 from gateway.queue_holds import QueueHolds
@@ -75,6 +77,8 @@ class Parts:
     overview: OverviewMonitor
     holds: QueueHolds
     queues: QueueBrowser
+    hosts: HostDirectory
+    status: PublicStatus
 
 
 def get_parts(request: Request) -> Parts:

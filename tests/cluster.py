@@ -168,7 +168,7 @@ class Cluster:
 
     def _with(self, settings: dict[str, str]) -> dict[str, str]:
         # No load balancer has to turn away from a gateway that stops.
-        common = {"GATEWAY_BEARER_TOKEN": KEY, "GATEWAY_LAME_DUCK_S": "0", "PUBLIC_ROUTES": "metrics,docs"}
+        common = {"GATEWAY_BEARER_TOKEN": KEY, "GATEWAY_LAME_DUCK_S": "0", "PUBLIC_ROUTES": "metrics,docs,status"}
         return common | self.settings | settings
 
     @property

@@ -22,6 +22,8 @@ const has = (scope: Scope) => () => session.has(scope);
 
 export const screens: Screen[] = [
   { path: "now", title: strings.now.title, group: "live", visible: has("admin:read"), load: () => import("./screens/now/Now.svelte") },
+  { path: "hosts", title: strings.hosts.title, group: "live", visible: has("admin:read"), load: () => import("./screens/hosts/Hosts.svelte") },
+  { path: "status", title: strings.status.title, public: true, load: () => import("./screens/status/Status.svelte") },
   { path: "queues/:model", title: strings.queue.waiting, visible: has("admin:read"), load: () => import("./screens/queue/Queue.svelte") },
   { path: "services", title: strings.services.title, group: "manage", visible: has("admin:read"), load: () => import("./screens/services/Services.svelte") },
 ];

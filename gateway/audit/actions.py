@@ -16,6 +16,8 @@ SESSION_BEGIN, SESSION_END = "session.begin", "session.end"
 ROUTES: Mapping[str, str] = {
     "GET /v1/workers": "worker.list",
     "POST /v1/workers/{worker_id}/drain": "worker.drain",
+    "GET /v1/workers/{worker_id}/logs": "worker.read_log",
+    "GET /v1/hosts": "host.list",
     "GET /v1/queues": "queue.list",
     "POST /v1/admin/jobs/{job_id}/lane": "job.change_lane",
     "GET /v1/queues/{model:path}/jobs": "queue.read",

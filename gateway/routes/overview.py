@@ -16,6 +16,7 @@ from gateway.limits.followers import HoldingResponse
 from gateway.sse_frames import EVENT_STREAM
 
 router = APIRouter(tags=["operation"], route_class=AuditedRoute)
+status_router = APIRouter(tags=["operation"])
 
 
 @router.get("/v1/overview")
@@ -32,6 +33,14 @@ async def follow_overview(parts: PartsDep, caller: AdminReader) -> Response:
         headers = {name.decode(): value.decode() for name, value in STREAM_HEADERS}
         stream = StreamingResponse(_events(parts), media_type=EVENT_STREAM, headers=headers)
         return HoldingResponse(stream, resources.pop_all())
+
+
+@status_router.get("/status.json")
+async def get_status(parts: PartsDep) -> Response:
+    """Return which models are up, for anybody."""
+    return Response(
+        await parts.status.text(), media_type="application/json", headers={"cache-control": "public, max-age=5"}
+    )
 
 
 async def _events(parts: Parts) -> AsyncIterator[bytes]:

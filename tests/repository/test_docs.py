@@ -18,7 +18,7 @@ from docs.generator.log_events import events
 from gateway.app import ROUTERS
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.metrics import GatewayMetrics
-from gateway.routes import operations
+from gateway.routes import operations, overview
 from schemas.endpoints import ENDPOINTS
 from tests.conftest import ATTACKS
 from workers.metrics import WorkerMetrics
@@ -142,7 +142,7 @@ def test_every_command_is_in_the_reference() -> None:
 def test_the_reference_lists_every_route() -> None:
     """The routes in docs/reference/routes.md are the ones that are served."""
     served = {("POST", endpoint.path) for endpoint in ENDPOINTS} | {("POST", SUBMIT), ("GET", f"{SUBMIT}/{{id}}")}
-    for router in (*ROUTERS, operations.public_readiness, operations.metrics_router):
+    for router in (*ROUTERS, operations.public_readiness, operations.metrics_router, overview.status_router):
         for route in cast("list[Any]", router.routes):
             path = re.sub(r"\{[^}]+\}", "{id}", route.path)
             served |= {(method, path) for method in route.methods if method != "HEAD"}

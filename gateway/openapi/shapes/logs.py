@@ -48,3 +48,12 @@ class LogLineList(BaseModel):
     has_more: bool
     """Older lines were left out."""
     processes: list[LogProcess]
+
+
+class WorkerLogLines(BaseModel):
+    """The newest log lines of one worker, oldest first."""
+
+    object: Literal["list"]
+    data: list[LogLine]
+    has_more: bool
+    """Older lines were left out."""

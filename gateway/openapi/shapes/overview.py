@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from schemas.jobs import Capability
 from schemas.keys import LaneName
+from schemas.presence import WorkerPresence
 
 
 class LaneCounts(BaseModel):
@@ -146,3 +147,50 @@ class QueuedJobList(BaseModel):
     has_more: bool
     next: str | None
     """The cursor of the next page. Null if there is none, or if the pages so far hold jobs of more than 500 teams."""
+
+
+class HostWorker(WorkerPresence):
+    """A worker of a host, as it announced itself last."""
+
+    gone_at: int | None
+    """When it vanished, in Unix seconds. Null while it is there."""
+
+
+class Host(BaseModel):
+    """A host with its workers."""
+
+    host: str
+    object: Literal["host"]
+    gone_at: int | None
+    """When its last worker vanished, in Unix seconds. Null while one is there."""
+    slots: int
+    busy: int
+    workers: list[HostWorker]
+
+
+class HostList(BaseModel):
+    """The hosts by name. What vanished is listed for 15 minutes, by each gateway process that has seen it."""
+
+    object: Literal["list"]
+    data: list[Host]
+
+
+class ModelStatus(BaseModel):
+    """The public state of a model."""
+
+    model: str
+    state: Literal["up", "paused", "down"]
+    is_loaded: bool | None
+    """Whether a server has it in memory. Null if none reports that."""
+    expected_wait: Literal["short", "minutes", "long"] | None
+    """How long a new job takes, its wait included: up to 30 s, up to 5 minutes, or longer. Null if unknown."""
+
+
+class PublicStatusObject(BaseModel):
+    """The public status."""
+
+    object: Literal["status"]
+    at: int
+    """When it was computed, in Unix seconds."""
+    state: Literal["up", "degraded", "down"]
+    models: list[ModelStatus]
