@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from schemas.keys import Scope
 from schemas.model_jobs import ModelJobRequest
-from schemas.openai.chat import ChatRequest
+from schemas.openai.chat import ChatRequest, TokenCount, TokenCountRequest
 from schemas.openai.completions import CompletionRequest
 from schemas.openai.embeddings import EmbeddingsRequest
 from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
@@ -97,6 +97,15 @@ class EndpointDescription:
     """Requests by title."""
 
 
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """How requests to an endpoint of another API reach the workers: as requests to one that the workers know."""
+
+    target: EndpointSpec
+    request: Callable[[Any], dict[str, Any]]
+    """Returns the body for `target`, for a request that the endpoint's own schema has checked. Raises InvalidRequest."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSpec:
     """One endpoint whose requests become jobs."""
@@ -135,6 +144,18 @@ class EndpointSpec:
     """A pattern, in lower case, of the names of models that are known to serve it."""
     description: EndpointDescription | None = None
     """None: `gateway/openapi/operations/` describes it."""
+    translation: Translation | None = None
+    """None: requests travel as they come. No row of the table has one: an API that is translated lies in `gateway/dialects`."""
+
+    @property
+    def job_path(self) -> str:
+        """Return the path whose form the jobs have."""
+        return self.path if self.translation is None else self.translation.target.path
+
+    @property
+    def shown_path(self) -> str:
+        """Return the path that records show in place of `job_path`; empty if it is the same."""
+        return "" if self.translation is None else self.path
 
 
 ENDPOINTS: tuple[EndpointSpec, ...] = (
@@ -147,6 +168,26 @@ ENDPOINTS: tuple[EndpointSpec, ...] = (
         time_limits=TimeLimits.TEXT,
         writes_text=True,
         job="ChatCompletionJob",
+    ),
+    EndpointSpec(
+        path="/v1/chat/completions/input_tokens",
+        capability=Capability.CHAT,
+        schema=TokenCountRequest,
+        name="chat/completions/input_tokens",
+        stream_type=never_stream,
+        time_limits=TimeLimits.TEXT,
+        job="TokenCountJob",
+        description=EndpointDescription(
+            operation_id="countChatTokens",
+            summary="Count the tokens of a chat request",
+            text="Return how many tokens the prompt of a chat request has, as the inference server counts them, without an answer. llama.cpp and vLLM "
+            "count; a server that cannot is 400 `unsupported_endpoint`, as is a request with pictures or sound.",
+            answer=TokenCount,
+            answer_text="The number of tokens.",
+            examples={
+                "A question": {"model": "smollm2", "messages": [{"role": "user", "content": "What is gravity?"}]}
+            },
+        ),
     ),
     EndpointSpec(
         path="/v1/completions",
@@ -303,6 +344,7 @@ ENDPOINTS: tuple[EndpointSpec, ...] = (
 BY_PATH: Mapping[str, EndpointSpec] = {spec.path: spec for spec in ENDPOINTS}
 CHAT = BY_PATH["/v1/chat/completions"]
 """What responses travel as."""
+INPUT_TOKENS = BY_PATH["/v1/chat/completions/input_tokens"]
 SERVED: tuple[EndpointSpec, ...] = tuple(spec for spec in ENDPOINTS if spec.scope is Scope.INFERENCE)
 """The endpoints that a model answers. The others are jobs about models."""
 CAPABILITIES: tuple[Capability, ...] = tuple(dict.fromkeys(spec.capability for spec in SERVED))

@@ -67,3 +67,17 @@ class ChatRequest(TextRequest):
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
+
+
+class TokenCountRequest(ChatRequest):
+    """A chat request whose prompt is counted and not answered."""
+
+    stream: NeverStreamed | None = None
+
+
+class TokenCount(BaseModel):
+    """How many tokens the prompt of a chat request has."""
+
+    object: Literal["chat.completion.input_tokens"]
+    model: str
+    input_tokens: int

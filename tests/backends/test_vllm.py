@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from schemas.frames import Progress
-from schemas.jobs import Capability
+from schemas.jobs import Capability, Usage
 from schemas.presence import BackendLoad
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.contract import Contract, Rig, chat, collect, completion, events
@@ -383,6 +383,20 @@ async def test_a_server_that_stays_asleep_fails_the_request(server: VLLMDouble, 
 )
 async def test_prompt_tokens_are_counted_by_the_server(backend: VLLMBackend, work: Task, count: int) -> None:
     assert await backend.count_tokens(work) == count
+
+
+async def test_a_count_of_tokens_is_an_answer_of_its_own(server: VLLMDouble, backend: VLLMBackend) -> None:
+    """It runs nothing and costs no token; where the tokenizer cannot be reached, or for a picture, it is refused with its code."""
+    asked = replace(chat(MODEL, max_tokens=5), endpoint="/v1/chat/completions/input_tokens")
+    [chunk], finish = await collect(backend, asked)
+    answer = {"object": "chat.completion.input_tokens", "model": MODEL, "input_tokens": 7}
+    assert (json.loads(chunk.data), finish.usage) == (answer, Usage())
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}]
+    server.start_with(tokenizer=False)
+    for refused in (asked, replace(chat(MODEL, messages=picture), endpoint=asked.endpoint)):
+        with pytest.raises(BackendRefused) as caught:
+            await collect(backend, refused)
+        assert caught.value.info.code == "unsupported_endpoint"
 
 
 async def test_tokens_of_a_text_and_back(backend: VLLMBackend) -> None:

@@ -37,6 +37,7 @@ from schemas.presence import ModelOffer
 from workers.adapter_kit.audio.codecs import AudioFormat
 from workers.adapter_kit.audio.speech import SynthesisRequest, choose_voice, parse_voices_option, respond_with_speech
 from workers.adapter_kit.child_process import run_program
+from workers.adapter_kit.error_mapping import UNSUPPORTED_ENDPOINT
 from workers.adapter_kit.options import parse_choice
 from workers.adapter_kit.request_fields import JSON, parse_json_object, requested_choices
 from workers.adapter_kit.requirements import AUDIO_CODECS, Program
@@ -112,7 +113,7 @@ class CommandBackend(Backend):
         if task.model not in self._models:
             raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
         if task.endpoint != ENDPOINTS[self._capability]:
-            raise BackendRefused(f"this backend does not serve {task.endpoint}")
+            raise BackendRefused(f"this backend does not serve {task.endpoint}", code=UNSUPPORTED_ENDPOINT)
         made = self._speak(task) if self._capability is Capability.SPEECH else self._generate_text(task)
         async with aclosing(made) as outputs:
             async for output in outputs:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import orjson
 from pydantic import ValidationError
 
-from schemas.endpoints import BY_PATH
+from schemas.endpoints import BY_PATH, INPUT_TOKENS
 from schemas.jobs import Capability, Usage
 from schemas.openai.score import ScoreRequest
 from workers.adapter_kit.error_mapping import UNSUPPORTED_ENDPOINT
@@ -17,6 +17,7 @@ from workers.adapter_kit.openai.client import OpenAIClient, forwarded_fields, pa
 from workers.adapter_kit.openai.embeddings import embed, request_scores, rerank
 from workers.adapter_kit.openai.images import generate_images
 from workers.adapter_kit.openai.text import generate_text
+from workers.adapter_kit.openai.token_counts import count_tokens
 from workers.adapter_kit.request_fields import parse_json_object
 from workers.adapter_kit.rerank import RankingRequest
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
@@ -40,9 +41,11 @@ def call_of(task: Task) -> Call:
     spec = BY_PATH.get(task.endpoint)
     if task.endpoint == "/v1/score":
         return score
+    if task.endpoint == INPUT_TOKENS.path:
+        return count_tokens
     call = relay if spec is not None and spec.relayed else CALLS.get(task.capability)
     if call is None:
-        raise BackendRefused(f"this backend does not serve {task.endpoint}")
+        raise BackendRefused(f"this backend does not serve {task.endpoint}", code=UNSUPPORTED_ENDPOINT)
     return call
 
 

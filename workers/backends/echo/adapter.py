@@ -70,6 +70,7 @@ from workers.backends.echo.media import EMBEDDING_LENGTH, MEDIA, answer
 JSON = dict[str, Any]
 
 CHAT = "/v1/chat/completions"
+INPUT_TOKENS = "/v1/chat/completions/input_tokens"
 TEXT = (Capability.CHAT, Capability.COMPLETIONS)
 REMEMBERED_JOBS = 4096
 TOKENS_PER_TURN = 64
@@ -144,6 +145,10 @@ class EchoBackend(Backend):
         fail = self._failure_of(task.job, options)
         if fail in ("before", "refuse", "unavailable", "error", "hang"):
             await _raise_failure(fail)
+        if task.endpoint == INPUT_TOKENS:
+            yield Chunk(_token_count(task, body), 0)
+            yield Finish(Usage())
+            return
         output = (
             _answer_text(task, body, options, fail) if task.capability in TEXT else _answer_media(task, options, fail)
         )
@@ -330,6 +335,12 @@ class _EchoAnswer:
             {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
         )
         return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+
+
+def _token_count(task: Task, body: JSON) -> bytes:
+    _, tokens = _texts_to_echo(body, chat=True)
+    answer = {"object": "chat.completion.input_tokens", "model": task.public_model, "input_tokens": tokens}
+    return orjson.dumps(answer)
 
 
 def _object(chat: bool, stream: bool) -> str:

@@ -22,6 +22,7 @@ from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
 from schemas.presence import ModelOffer
 from workers.adapter_kit.embeddings import embeddings_body
+from workers.adapter_kit.error_mapping import UNSUPPORTED_ENDPOINT
 from workers.adapter_kit.model_jobs import LOAD, PULL, ModelJob, unloads
 from workers.adapter_kit.request_fields import parse_json_object, wants_usage
 from workers.adapter_kit.text.adaptations import ADAPTABLE_PARAMETERS, AdaptationPlan, plan_adaptations
@@ -245,7 +246,7 @@ class OllamaBackend(Backend):
     async def _parse_task(self, task: Task) -> tuple[OllamaModel, JSON]:
         """Return the model and the body of a task. Raises BackendRefused for a task that this server cannot run."""
         if CAPABILITIES.get(task.endpoint) is not task.capability:
-            raise BackendRefused(f"this backend does not serve {task.endpoint}")
+            raise BackendRefused(f"this backend does not serve {task.endpoint}", code=UNSUPPORTED_ENDPOINT)
         model = await self._find_model(task.model)
         if task.capability not in model.capabilities:
             raise BackendRefused(f"the model {model.name!r} does not serve {task.capability}", param="model")

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from schemas.presence import Limitation, ServiceRecord
-from workers.adapter_kit.error_mapping import error_from_response
+from workers.adapter_kit.error_mapping import UNSUPPORTED_ENDPOINT, error_from_response
 from workers.adapter_kit.http_client import HttpClient
 from workers.adapter_kit.openai.calls import call_of
 from workers.adapter_kit.openai.client import OpenAIClient
@@ -212,7 +212,9 @@ class ServiceInstance:
         """Run a task on the service. Raises BackendRefused when the service does not have the endpoint."""
         if not self.serves(task.endpoint):
             has = ", ".join(sorted(self.metadata.endpoints)) if self.metadata is not None else "nothing yet"
-            raise BackendRefused(f"the service {self.name} does not serve {task.endpoint}; it serves {has}")
+            raise BackendRefused(
+                f"the service {self.name} does not serve {task.endpoint}; it serves {has}", code=UNSUPPORTED_ENDPOINT
+            )
         return call_of(task)(self._server, task)
 
     def _make_error(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
