@@ -12,6 +12,7 @@ from gateway.audit.audit_log import AuditLog
 from gateway.audit.model_jobs import AuditedModelJobs
 from gateway.console.files import ConsoleFiles
 from gateway.dependencies import Parts
+from gateway.dialects.anthropic.endpoint import COUNT_PATH, MESSAGES_PATH
 from gateway.http.error_handlers import answer_errors
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.landing_page import LandingPage
@@ -30,6 +31,7 @@ from gateway.routes import (
     keys,
     landing_page,
     logs,
+    message_batches,
     models,
     operations,
     organization,
@@ -72,6 +74,7 @@ ROUTERS = [
     files.router,
     batches.router,
     responses.router,
+    message_batches.router,
     results.router,
     usage.router,
     budgets.router,
@@ -79,6 +82,9 @@ ROUTERS = [
     audit.router,
     logs.router,
 ]
+
+DIALECT_PATHS = (MESSAGES_PATH, COUNT_PATH)
+"""The paths of `POST` requests that a dialect serves before FastAPI."""
 
 
 def make_app(
@@ -140,7 +146,7 @@ def _bare_app(title: str) -> FastAPI:
 
 
 async def served_by_asgi_app(request: Request) -> Response:
-    """Stand in for a route that `AsgiApp` serves: FastAPI lists it, and answers 405 to other methods."""
+    """Stand in for a route that is served before FastAPI, which lists it, and answers 405 to other methods."""
     raise InternalError(f"{request.url.path} was not served by AsgiApp")
 
 
@@ -151,6 +157,7 @@ def _list_hot_routes(app: FastAPI, model_jobs: AuditedModelJobs | None) -> None:
     }
     if model_jobs is not None:
         hot |= {(endpoint.path, "POST"): model_jobs.route(endpoint) for endpoint in ENDPOINTS if endpoint not in SERVED}
+    hot |= {(path, "POST"): served_by_asgi_app for path in DIALECT_PATHS}
     hot |= {(SUBMIT, "POST"): served_by_asgi_app, (SUBMIT + "/{job_id}", "GET"): served_by_asgi_app}
     for (path, method), serve in hot.items():
         app.add_api_route(path, serve, methods=[method], tags=["inference"])

@@ -54,7 +54,7 @@ from gateway.auth.key_store import KeyStore
 from gateway.auth.team_store import TeamStore
 from gateway.batches.key_work import KeyWork
 from gateway.batches.line_jobs import BatchDependencies
-from gateway.batches.line_types import EndpointLineType, LineType, ResponsesLineType
+from gateway.batches.line_types import EndpointLineType, LineType, MessagesLineType, ResponsesLineType
 from gateway.batches.repository import KIND as BATCH_KIND
 from gateway.batches.repository import BatchRepository
 from gateway.batches.scheduler import BatchScheduler
@@ -62,6 +62,10 @@ from gateway.batches.service import BatchService, max_window_s
 from gateway.cached_result import CachedResult
 from gateway.clock import ClockSync
 from gateway.dependencies import Parts
+from gateway.dialects.anthropic.asgi_app import AnthropicApp
+from gateway.dialects.anthropic.endpoint import MESSAGES_PATH, count_endpoint, messages_endpoint
+from gateway.dialects.anthropic.from_chat import AnswerFacts
+from gateway.dialects.anthropic.results import message_result
 from gateway.dispatcher import Dispatcher
 from gateway.files import KIND as FILE_KIND
 from gateway.files import FileReferences, FileStore
@@ -282,8 +286,17 @@ class _Services:
         )
         self.file_references = FileReferences(self.files.open)
         self.caller_tasks, self.poll_tasks = CallerTasks(), CallerTasks()
-        self.job_responder = JobResponder(self.jobs, clients.blobs, self.url_signer, settings.queue_comment_after_s)
+        self.job_responder = JobResponder(
+            self.jobs,
+            clients.blobs,
+            self.url_signer,
+            settings.queue_comment_after_s,
+            {MESSAGES_PATH: lambda data, job: message_result(data, job, AnswerFacts())},
+        )
         idempotency = Idempotency(clients.job_log, clients.blobs)
+        refuse_server_tools = settings.responses_other_tools == "refuse"
+        self.messages = messages_endpoint(refuse_server_tools=refuse_server_tools)
+        self.token_counts = count_endpoint(refuse_server_tools=refuse_server_tools)
         self.durable_handler = DurableRequestHandler(
             self.jobs,
             self.job_responder,
@@ -291,7 +304,7 @@ class _Services:
             idempotency,
             self.job_reader,
             self.auth,
-            BY_PATH,
+            {**BY_PATH, self.messages.path: self.messages},
             self.file_references,
             self.webhooks.check_url,
             self.audit_log,
@@ -427,6 +440,7 @@ class _Services:
             for endpoint in ENDPOINTS
             if endpoint.batchable
         }
+        line_types[MESSAGES_PATH] = MessagesLineType(self.messages, self.job_responder.payload)
         line_types[RESPONSES] = ResponsesLineType(CHAT, clients.blobs)
         longest_s = max_window_s(settings.job_keep_s)
         service = BatchService(
@@ -488,7 +502,7 @@ class _Services:
         observability = make_observability_app(self.parts, api, settings.public_url, settings.gateway_port)
         return RunningGateway(
             api=AsgiApp(
-                api,
+                AnthropicApp(api, self.inference, self.messages, self.token_counts),
                 self.inference,
                 ENDPOINTS if self.audit_log is None else SERVED,
                 settings.cors_origins,

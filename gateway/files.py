@@ -89,6 +89,39 @@ class FileStore:
                     await self.quotas.release(owner, file_id)
                 raise
 
+    async def write(
+        self,
+        owner: str,
+        pieces: AsyncIterator[bytes],
+        *,
+        filename: str,
+        purpose: str,
+        content_type: str,
+        max_stored_bytes: int | None,
+    ) -> FileRecord:
+        """Store bytes that came in another form than an upload. Raises StorageFull, Unavailable and the errors of `pieces`; no file is stored then."""
+        file_id = new_file_id()
+        writer, size = self.writer(owner, self.keep_s), 0
+        try:
+            async for piece in _Reservation(self.quotas, owner, file_id, max_stored_bytes).counted(pieces):
+                size += len(piece)
+                await writer.write(piece)
+            return await self.add(
+                owner,
+                blob=(await writer.close()).name,
+                size=size,
+                filename=filename,
+                purpose=purpose,
+                keep_s=self.keep_s,
+                content_type=content_type,
+                file_id=file_id,
+            )
+        except BaseException:
+            await writer.abort()
+            with suppress(Unavailable):
+                await self.quotas.release(owner, file_id)
+            raise
+
     async def _read(
         self,
         owner: str,

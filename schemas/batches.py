@@ -162,6 +162,8 @@ class Batch(BaseModel):
     """The URL under which its caller reached the gateway, for results by URL."""
     runner: str = ""
     """The id of the newest run of the batch. Other runs stop."""
+    unfinished: int = 0
+    """The number of requests that were cancelled or expired with the batch. They count as failed too."""
     reserved: tuple[str, str] | None = None
     """The ids of the output file and the error file, once they are being written. Another run writes the same files."""
 

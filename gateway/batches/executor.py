@@ -174,6 +174,7 @@ class BatchExecutor:
                 tokens=finished.tokens,
                 output_file_id=finished.output_file_id,
                 error_file_id=finished.error_file_id,
+                unfinished=finished.unfinished,
                 **{f"{status.value}_at": _now()},
             )
 

@@ -31,6 +31,7 @@ UNFINISHED_MESSAGES = {
     "result_gone": "The result of this request has been deleted after its retention time.",
 }
 """The error messages of lines without a response, by code."""
+ENDED_WITH_BATCH = frozenset({"batch_cancelled", "batch_expired"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class FinalizedBatch:
     tokens: BatchUsage
     output_file_id: str | None
     error_file_id: str | None
+    unfinished: int
+    """The number of requests that did not run to their end because the batch did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class BatchFinalizer:
         self._no_more_results = batch.status is BatchStatus.CANCELLING or clock.now() >= batch.expires_at
         """Whether jobs that have not ended are to be cancelled."""
         self._expired = False
+        self._unfinished = 0
         self._tokens = BatchUsage()
 
     async def write(self, lines: AsyncIterator[InputLine]) -> FinalizedBatch:
@@ -87,7 +91,7 @@ class BatchFinalizer:
             raise
         done, failed = self._output.lines, self._errors.lines
         counts = RequestCounts(total=done + failed, completed=done, failed=failed)
-        return FinalizedBatch(self._status(), counts, self._tokens, output_id, error_id)
+        return FinalizedBatch(self._status(), counts, self._tokens, output_id, error_id, self._unfinished)
 
     def _status(self) -> BatchStatus:
         if self._batch.status is BatchStatus.CANCELLING:
@@ -154,6 +158,7 @@ class BatchFinalizer:
         return "job_cancelled" if result.outcome.status is JobStatus.CANCELLED else "job_expired"
 
     async def _unanswered(self, ended: _LineOutcome, code: str) -> None:
+        self._unfinished += code in ENDED_WITH_BATCH
         await self._writer.unanswered(self._errors, ended.custom_id, ended.job, code, UNFINISHED_MESSAGES[code])
 
 

@@ -1,4 +1,4 @@
-"""The types of batch lines: requests to inference endpoints, and responses, which run as chat."""
+"""The types of batch lines: requests to inference endpoints, and messages and responses, which run as chat."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import orjson
 from backbone.bus.blobs import BlobStore
 from gateway import clock
 from gateway.batches.output_file import ResultBodyFactory, json_body
+from gateway.dialects.anthropic.endpoint import facts_of
+from gateway.dialects.anthropic.from_chat import AnswerFacts
+from gateway.dialects.anthropic.results import message_result
 from gateway.files import FileReferences
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.request_body import validate_body
@@ -18,6 +21,7 @@ from gateway.jobs.http_response import ResultBody
 from gateway.responses.from_chat import ResponseBuilder
 from gateway.responses.resource import initial_response
 from gateway.responses.to_chat import chat_body, conversation, reject_unsupported
+from schemas.anthropic.messages import MessagesRequest
 from schemas.endpoints import SSE, EndpointSpec
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import ResponsesRequest
@@ -78,6 +82,28 @@ class EndpointLineType:
     async def answer(self, _remembered: None, result: JobResult, base_url: str) -> ResultBody:
         """Return the job's body unchanged."""
         return self.payload(result, base_url)
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesLineType:
+    """Lines for `/v1/messages`. They run as chat jobs, and their messages are written to the output file only."""
+
+    endpoint: EndpointSpec
+    payload: ResultBodyFactory
+
+    async def read(self, _owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
+        """See `LineType`."""
+        reject_stream(body)
+        return await reader.read_value(self.endpoint, body)
+
+    def context(self, body: JSON, _job: str) -> AnswerFacts:
+        """Return how the message looks."""
+        return facts_of(validate_body(body, MessagesRequest))
+
+    async def answer(self, context: AnswerFacts, result: JobResult, base_url: str) -> ResultBody:
+        """Build the message from the chat completion."""
+        data = b"".join([piece async for piece in self.payload(result, base_url).pieces()])
+        return json_body(message_result(data, result.outcome.job, context))
 
 
 @dataclass(frozen=True, slots=True)

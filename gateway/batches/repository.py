@@ -77,9 +77,24 @@ class BatchRepository:
                     await self._documents.remove(UNFINISHED_KIND, owner, batch_id)
                 return new
 
-    async def page(self, owner: str, *, after: str, limit: int) -> tuple[list[Batch], bool]:
-        """Return up to `limit` batches after the id `after`, newest first, and whether there are more."""
-        return await read_page(self._documents, KIND, owner, Batch.model_validate_json, after=after, limit=limit)
+    async def page(
+        self, owner: str, *, after: str, limit: int, endpoint: str = "", newest_first: bool = True
+    ) -> tuple[list[Batch], bool]:
+        """Return up to `limit` batches after the id `after`, and whether there are more. `endpoint`: empty for any."""
+        return await read_page(
+            self._documents,
+            KIND,
+            owner,
+            Batch.model_validate_json,
+            after=after,
+            limit=limit,
+            newest_first=newest_first,
+            wanted=(lambda batch: batch.endpoint == endpoint) if endpoint else None,
+        )
+
+    async def remove(self, batch: Batch) -> None:
+        """Delete a batch that has ended."""
+        await self._documents.remove(KIND, batch.owner, batch.id)
 
     async def _read(self, owner: str, batch_id: str) -> tuple[bytes, Batch]:
         found = await self._documents.get(KIND, owner, batch_id)

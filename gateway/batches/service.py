@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 from backbone.bus.job_log import WorkQueue
@@ -12,8 +13,8 @@ from gateway import clock
 from gateway.auth.authenticator import Principal
 from gateway.batches.repository import BatchRepository
 from gateway.files import FileStore
-from schemas.batches import FINAL_STATUSES, Batch, BatchError, BatchRequest, BatchStatus, parse_window_s
-from schemas.errors import InvalidRequest, RateLimited, Unavailable
+from schemas.batches import FINAL_STATUSES, Batch, BatchError, BatchRequest, BatchStatus, RequestCounts, parse_window_s
+from schemas.errors import InvalidRequest, NotFound, RateLimited, Unavailable
 from schemas.files import BATCH_PURPOSE
 from schemas.jobs import Lane
 from schemas.keys import Scope
@@ -49,8 +50,8 @@ class BatchService:
         self._max_window_s = max_window_s
         self._team_keys = team_keys or TeamKeys({})
 
-    async def create(self, caller: Principal, request: BatchRequest, base_url: str) -> Batch:
-        """Create a batch and queue it. Raises PermissionDenied, InvalidRequest, FileNotFound."""
+    async def create(self, caller: Principal, request: BatchRequest, base_url: str, *, total: int = 0) -> Batch:
+        """Create a batch and queue it. `total`: how many requests it has, where that is known. Raises PermissionDenied, InvalidRequest, FileNotFound."""
         caller.require(Scope.INFERENCE)
         caller.limits.require_retention("Send the lines as requests of their own.")
         caller.limits.require_lane(Lane.FLEX)
@@ -80,6 +81,7 @@ class BatchService:
             blob=file.blob,
             output_keep_s=self._files.granted_keep_s(request.output_expires_after),
             base_url=base_url,
+            counts=RequestCounts(total=total),
         )
         await self._enqueue(batch, caller.limits.batches)
         return batch
@@ -117,9 +119,26 @@ class BatchService:
         batch = await self._repository.get(owner, batch_id)
         return await self._repository.change(owner, batch_id, _overdue) if _overdue(batch) is not batch else batch
 
-    async def page(self, owner: str, *, after: str, limit: int) -> tuple[list[Batch], bool]:
-        """Return up to `limit` batches after the id `after`, newest first, and whether there are more."""
-        return await self._repository.page(owner, after=after, limit=limit)
+    async def page(
+        self, owner: str, *, after: str, limit: int, endpoint: str = "", newest_first: bool = True
+    ) -> tuple[list[Batch], bool]:
+        """Return up to `limit` batches after the id `after`, and whether there are more. `endpoint`: empty for any."""
+        return await self._repository.page(
+            owner, after=after, limit=limit, endpoint=endpoint, newest_first=newest_first
+        )
+
+    async def delete(self, owner: str, batch_id: str) -> None:
+        """Delete a batch that has ended, with its files. Raises BatchNotFound, and InvalidRequest if it has not ended."""
+        batch = await self.get(owner, batch_id)
+        if not batch.is_final:
+            raise InvalidRequest(
+                f"The batch is {batch.status}. Cancel it, and delete it when it has ended.", code="batch_not_ended"
+            )
+        for file_id in (batch.output_file_id, batch.error_file_id, batch.input_file_id):
+            if file_id:
+                with suppress(NotFound):
+                    await self._files.remove(owner, file_id)
+        await self._repository.remove(batch)
 
     async def unfinished(self, owner: str) -> list[Batch]:
         """Return an owner's unfinished batches, oldest first."""

@@ -26,7 +26,7 @@ from gateway.http.request_body import (
     stream_body,
     validate_body,
 )
-from schemas.endpoints import EndpointSpec
+from schemas.endpoints import EndpointSpec, Translation
 from schemas.errors import RequestTooLarge
 from schemas.jobs import Upload
 
@@ -127,6 +127,8 @@ class InferenceBodyReader:
         Raises InvalidRequest, RequestTooLarge, RateLimited, Unavailable.
         """
         request: Any = validate_body(value, endpoint.schema)
+        if endpoint.translation is not None:
+            request, value = _translate(request, endpoint.translation)
         body = orjson.dumps(value)
         if len(body) > self.max_bytes:
             raise RequestTooLarge(f"The request is larger than the limit of {self.max_bytes} bytes.")
@@ -147,6 +149,9 @@ class InferenceBodyReader:
     async def _json(self, endpoint: EndpointSpec, body: bytes, new_writer: Callable[[], BlobWriter]) -> ReceivedRequest:
         request: Any
         request, body = parse_normalized(body, endpoint.schema)
+        if endpoint.translation is not None:
+            request, value = _translate(request, endpoint.translation)
+            body = orjson.dumps(value)
         body = await self.media.inline(request, body)
         received = ReceivedRequest(request, body)
         if len(body) > INLINE_LIMIT_BYTES:
@@ -195,3 +200,9 @@ class InferenceBodyReader:
         if self.quotas is None or max_pending_bytes is None:
             return writer
         return CountedBlobWriter(writer, self.quotas, owner, max_pending_bytes, self.blob_ttl_s)
+
+
+def _translate(request: Any, translation: Translation) -> tuple[Any, dict[str, Any]]:
+    """Return the request that travels to the workers, checked, and its body. Raises InvalidRequest."""
+    value = translation.request(request)
+    return validate_body(value, translation.target.schema), value

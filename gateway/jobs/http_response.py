@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
@@ -56,8 +56,17 @@ class ResultBody:
 class JobResponder:
     """Sends records, results and streams of durable jobs to callers."""
 
-    def __init__(self, jobs: JobsApi, blobs: BlobStore, url_signer: UrlSigner, comment_after_s: float) -> None:
+    def __init__(
+        self,
+        jobs: JobsApi,
+        blobs: BlobStore,
+        url_signer: UrlSigner,
+        comment_after_s: float,
+        translations: Mapping[str, Callable[[bytes, str], bytes]] | None = None,
+    ) -> None:
+        """Create a responder. `translations`: of results, by the endpoint that the caller used; of a result's bytes and the job's id."""
         self._jobs = jobs
+        self._translations = translations or {}
         self._comment_after_s = comment_after_s
         self._blobs = blobs
         self._url_signer = url_signer
@@ -92,6 +101,15 @@ class JobResponder:
                 )
             return ResultBody(result.content_type, len(data) + len(end), lambda: _pieces(data, end))
         return ResultBody(result.content_type, blob.size + len(end), lambda: self._from_blob(blob.name, end))
+
+    async def shown_payload(self, result: JobResult, base: str, key: str | None = None) -> ResultBody:
+        """Return the body of a completed job in the form of the endpoint that the caller used. Arguments as for `payload`."""
+        payload = self.payload(result, base, key)
+        translate = self._translations.get(result.outcome.endpoint)
+        if translate is None:
+            return payload
+        data = translate(b"".join([piece async for piece in payload.pieces()]), result.outcome.job)
+        return ResultBody(payload.content_type, len(data), lambda: _pieces(data, b""))
 
     async def _from_blob(self, name: str, end: bytes) -> AsyncIterator[bytes]:
         async with aclosing(self._blobs.read(name)) as pieces:

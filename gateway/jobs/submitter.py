@@ -219,7 +219,7 @@ class JobSubmitter:
         return Envelope(
             job=job_id,
             request_id=submission.request_id,
-            endpoint=endpoint.path,
+            endpoint=endpoint.job_path,
             capability=endpoint.capability,
             lane=lane,
             model=dispatcher.catalog.resolve(public_model, endpoint.capability, may_wait=not submission.caller_waits),
@@ -235,7 +235,7 @@ class JobSubmitter:
             keep_s=self._keep_s,
             durable=True,
             stream_type=(stream_type or b"").decode(),
-            shown_endpoint=submission.shown_endpoint,
+            shown_endpoint=submission.shown_endpoint or endpoint.shown_path,
             key=principal.key_id,
             unsupported=dispatcher.catalog.unsupported(public_model),
             webhook=submission.webhook,

@@ -8,10 +8,10 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from gateway.openapi.components import REF, component_name, component_schemas
-from gateway.openapi.errors import HEADERS, error_response, errors_of
+from gateway.openapi.errors import HEADERS, error_response, errors_of, request_id_headers
 from gateway.openapi.operation import JSON, JSON_TYPE, Operation, Schema, SuccessResponse
 from gateway.openapi.operations import DESCRIPTION, OPERATIONS, TAGS
-from gateway.openapi.shapes.errors import Error
+from gateway.openapi.shapes.errors import AnthropicError, Error
 
 BEARER = "bearer"
 FORM_TYPE = "multipart/form-data"
@@ -20,7 +20,7 @@ FORM_TYPE = "multipart/form-data"
 def enrich(document: JSON) -> JSON:
     """Return a copy of FastAPI's document with the descriptions from `OPERATIONS`. Does not change `document`."""
     document = copy.deepcopy(document)
-    models: dict[type[BaseModel], None] = {Error: None}
+    models: dict[type[BaseModel], None] = {Error: None, AnthropicError: None}
     for path, methods in document["paths"].items():
         for method, found in methods.items():
             operation = OPERATIONS.get(f"{method.upper()} {path}")
@@ -57,9 +57,10 @@ def _enriched(path: str, found: JSON, operation: Operation, models: dict[type[Ba
         result["parameters"] = parameters
     if operation.body is not None:
         result["requestBody"] = _body(operation, models)
-    successes = {str(status): _success_response(one, models) for status, one in operation.responses.items()}
+    ids = request_id_headers(operation)
+    successes = {str(status): _success_response(one, ids, models) for status, one in operation.responses.items()}
     failures = {
-        code: error_response(code, text)
+        code: error_response(code, text, operation)
         for code, text in errors_of(operation, api=api).items()
         if code not in successes
     }
@@ -139,10 +140,10 @@ def _form(operation: Operation) -> JSON:
     return schema
 
 
-def _success_response(one: SuccessResponse, models: dict[type[BaseModel], None]) -> JSON:
+def _success_response(one: SuccessResponse, ids: tuple[str, ...], models: dict[type[BaseModel], None]) -> JSON:
     result: JSON = {
         "description": one.description,
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", *one.headers)},
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in (*ids, *one.headers)},
     }
     if one.content:
         result["content"] = {kind: {"schema": _reference(schema, models)} for kind, schema in one.content.items()}

@@ -9,9 +9,17 @@ HEADERS: dict[str, JSON] = {
         "description": "The id of the request. Every log line about the request contains it.",
         "schema": {"type": "string", "pattern": "^req_[0-9a-f]{24}$"},
     },
+    "request-id": {
+        "description": "The same id, where Anthropic's clients look for it.",
+        "schema": {"type": "string", "pattern": "^req_[0-9a-f]{24}$"},
+    },
     "x-nexus-job-id": {
         "description": "The id of the job that answers the request.",
         "schema": {"type": "string"},
+    },
+    "x-nexus-token-count": {
+        "description": "Whether the inference server has counted the tokens.",
+        "schema": {"type": "string", "enum": ["exact", "estimate"]},
     },
     "x-nexus-adapted": {
         "description": "Request parameters that the inference server does not support and that Nexus replaced by their nearest equivalent.",
@@ -60,6 +68,7 @@ ERROR_HEADERS = {
     408: ("x-should-retry",),
     429: ("Retry-After",),
     503: ("Retry-After",),
+    529: ("Retry-After",),
 }
 OPTIONAL_ERROR_HEADERS = {
     429: ("x-should-retry",),
@@ -90,6 +99,10 @@ WORK = {
     504: "A time limit was reached.",
     508: "The request passed through more gateways than `GATEWAY_MAX_HOPS` allows. Check that no worker's server URL leads back to this gateway.",
 }
+OVERLOADED = {
+    429: "The key has reached one of its limits. `Retry-After` says when to retry.",
+    529: "The model's queue is full. `Retry-After` says when to retry.",
+}
 ANY_REFUSAL = {
     "4XX": "Another client error: an `Idempotency-Key` that was used with a different request, or a status from the inference server."
 }
@@ -110,20 +123,29 @@ def errors_of(operation: Operation, *, api: bool) -> dict[str, str]:
     if operation.body is not None or operation.files:
         found |= BODY
     if operation.runs_inference:
-        found |= WORK
+        found |= WORK | (OVERLOADED if operation.of_anthropic else {})
     found |= operation.errors
     codes = {str(code): text for code, text in sorted(found.items())}
     return codes | ANY_REFUSAL if operation.runs_inference or operation.may_answer_other_4xx else codes
 
 
-def error_response(code: str, description: str) -> JSON:
+def request_id_headers(operation: Operation) -> tuple[str, ...]:
+    """Return the names of the headers with the request's id."""
+    return ("x-request-id", "request-id") if operation.of_anthropic else ("x-request-id",)
+
+
+def error_response(code: str, description: str, operation: Operation) -> JSON:
     """Return one error response in OpenAPI's form."""
     status = int(code) if code.isdigit() else 0
-    headers: JSON = {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id",)}
+    headers: JSON = {name: {"$ref": f"#/components/headers/{name}"} for name in request_id_headers(operation)}
     for name in (*ERROR_HEADERS.get(status, ()), *OPTIONAL_ERROR_HEADERS.get(status, ())):
         headers[name] = {"$ref": f"#/components/headers/{name}"}
     return {
         "description": description,
         "headers": headers,
-        "content": {JSON_TYPE: {"schema": {"$ref": "#/components/schemas/Error"}}},
+        "content": {
+            JSON_TYPE: {
+                "schema": {"$ref": f"#/components/schemas/{'AnthropicError' if operation.of_anthropic else 'Error'}"}
+            }
+        },
     }

@@ -57,6 +57,8 @@ class Operation:
     """Example bodies by title. Swagger UI sends the first one on "Try it out"."""
     errors: Mapping[int, str] = field(default_factory=dict)
     """Error descriptions by status, added to the common errors of `gateway.openapi.errors` or replacing them."""
+    of_anthropic: bool = False
+    """The route is one of Anthropic's API: its errors have that form, and its answers the header `request-id`."""
     runs_inference: bool = False
     """The route waits for an inference server or returns its answer, and so can also return its errors."""
     may_answer_other_4xx: bool = False

@@ -6,14 +6,14 @@ the same numbers, any number of times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import orjson
 
+from gateway.chat_chunks import call_index, read_chunks
 from gateway.responses.output_items import FunctionCallItem, ItemEvent, OutputItem, TextItem
 from gateway.responses.resource import usage
-from schemas.errors import BackendFailed
 
 JSON = dict[str, Any]
 
@@ -79,7 +79,7 @@ class ResponseBuilder:
     def add_frames(self, data: bytes) -> list[ResponseEvent]:
         """Translate chat frames into events. Raises BackendFailed for malformed frames."""
         item_events: list[ItemEvent] = []
-        for chunk in _payloads(data):
+        for chunk in read_chunks(data):
             item_events += self._add_chunk(chunk)
         return [*self.in_progress_events(), *self._number(item_events)] if item_events else []
 
@@ -156,9 +156,7 @@ class ResponseBuilder:
         """Add a piece of a function call. Calls stay open to the end, since their pieces may be interleaved."""
         item_events = self._close_text()
         function = call.get("function") or {}
-        index = call.get("index")
-        if not isinstance(index, int):
-            index = len(self._calls) if call.get("id") else max(len(self._calls) - 1, 0)
+        index = call_index(call, len(self._calls))
         if index not in self._calls:
             self._calls[index] = FunctionCallItem(len(self._items), self._hex)
             self._items.append(self._calls[index])
@@ -172,25 +170,6 @@ class ResponseBuilder:
         number = self._next
         self._next += 1
         return ResponseEvent(number, {"type": kind, "sequence_number": number, **fields})
-
-
-def _payloads(data: bytes) -> Iterator[JSON]:
-    """Yield the JSON objects in the `data:` lines of complete frames. Raises BackendFailed."""
-    for frame in data.split(b"\n\n"):
-        text = b"\n".join(line[5:].strip() for line in frame.splitlines() if line.startswith(b"data:"))
-        if not text or text == b"[DONE]":
-            continue
-        try:
-            value = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            raise BackendFailed(
-                "The inference server's stream contains an event that is not JSON. Check the worker's server."
-            ) from error
-        if not isinstance(value, dict):
-            raise BackendFailed(
-                "The inference server's stream contains an event that is not a JSON object. Check the worker's server."
-            )
-        yield value
 
 
 def _logprobs(choice: JSON) -> list[JSON]:

@@ -81,7 +81,7 @@ async def get_result(job_id: str, request: Request, parts: PartsDep, caller: Job
     error = result_error(result)
     if error is not None:
         raise NexusError.from_info(error)
-    payload = parts.job_responder.payload(result, base_url(request.scope), caller.key_id)
+    payload = await parts.job_responder.shown_payload(result, base_url(request.scope), caller.key_id)
     pieces = payload.pieces()
     first = await anext(pieces, b"")  # a failure here can still be sent as an error
     headers = {"content-length": str(payload.size)}

@@ -329,7 +329,7 @@ class _InferenceExchange:
             principal.limits.require_lane(lane)
         request = submitter.submit(
             request_id=self._reply.request_id,
-            endpoint=endpoint.path,
+            endpoint=endpoint.path if endpoint.translation is None else endpoint.translation.target.path,
             capability=endpoint.capability,
             lane=lane,
             public_model=public_model,
@@ -439,7 +439,9 @@ class _InferenceExchange:
         if usage is None and reservation is None:
             return
         assert self._principal is not None
-        event = event_of_request(request, self._principal.key_id, self._principal.person, self._bytes_in)
+        event = event_of_request(
+            request, self._endpoint.path, self._principal.key_id, self._principal.person, self._bytes_in
+        )
         if usage is not None:
             usage.emit(event)
         if reservation is not None:

@@ -11,10 +11,10 @@ from gateway.usage.events import Values, media_values, text, token_counts
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 
 
-def event_of_request(request: SyncRequest, key: str, person: str, bytes_in: int) -> Values:
+def event_of_request(request: SyncRequest, endpoint: str, key: str, person: str, bytes_in: int) -> Values:
     """Return the event of a request that has ended, or is about to be abandoned; see `schemas.usage.UsageEvent`.
 
-    `key`: id of the key, or of the person who signed in. `person`: id of the person behind it, or empty.
+    `endpoint`: the path that the caller has called. `key`: id of the key, or of the person who signed in. `person`: id of the person behind it, or empty.
     """
     envelope, done, error, started_at = request.envelope, request.done, request.error, request.started_at
     now = monotonic()
@@ -40,7 +40,7 @@ def event_of_request(request: SyncRequest, key: str, person: str, bytes_in: int)
         envelope.model,
         envelope.public_model,
         request.worker,
-        envelope.endpoint,
+        endpoint,
         envelope.capability,
         envelope.lane,
         status,

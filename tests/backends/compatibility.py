@@ -1,17 +1,20 @@
-"""docs/reference/compatibility.md, of what the recorded shapes say: `python -m tests.backends.compatibility` writes it again."""
+"""docs/reference/compatibility.md, of what the recorded shapes and the lock files say: `python -m tests.backends.compatibility` writes it again."""
 
 from __future__ import annotations
 
+import json
+import tomllib
 from itertools import groupby
 from pathlib import Path
 
 from tests.backends.shape_corpus import Shape, shapes
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "compatibility.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reference" / "compatibility.md"
 INTRODUCTION = """\
-# Tested servers
+# Tested servers and clients
 
-This page lists the tested text servers with their versions, their quirks, and what callers get. The lists are generated from the recorded answers
+This page lists the tested clients, and the tested text servers with their versions, their quirks, and what callers get. The lists are generated from the lock files and the recorded answers
 in `tests/backends/shapes` by `python -m tests.backends.compatibility`, and a test compares them.
 
 ## Tests
@@ -34,17 +37,41 @@ A version is that of the report; later ones may be better, and the same answer i
 ## What callers get
 
 See [what is repaired in text](../how-to/openai-servers.md#what-is-repaired-in-text) and [what an error becomes](../how-to/openai-servers.md#what-a-servers-error-becomes).
+
+## Clients
+
+The test suite runs these clients, unmodified, against a whole Nexus, in the versions of the lock files:
+
+| client | version | tests |
+|---|---|---|
 """
+CLIENTS = (
+    ("openai", "OpenAI's SDK for Python", "test_openai_python.py", "uv"),
+    ("openai", "OpenAI's SDK for Node", "test_openai_node.py", "npm"),
+    ("anthropic", "Anthropic's SDK for Python", "test_anthropic_python.py", "uv"),
+    ("@anthropic-ai/sdk", "Anthropic's SDK for Node", "test_anthropic_node.py", "npm"),
+)
 
 
 def page() -> str:
     """Return the page."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION + "".join(map(_client, CLIENTS))]
     ordered = sorted(shapes(), key=lambda shape: (shape.adapter != "openai", str(shape.entry["server"]).lower()))
     for server, group in groupby(ordered, key=lambda shape: str(shape.entry["server"])):
         rows = "\n".join(map(_row, group))
         parts.append(f"## {server}\n\n| version | quirk | callers get | seen |\n|---|---|---|---|\n{rows}\n")
     return "\n".join(parts)
+
+
+def _client(client: tuple[str, str, str, str]) -> str:
+    package, title, test, lock = client
+    if lock == "npm":
+        packages = json.loads((ROOT / "tests/clients/node/package-lock.json").read_text())["packages"]
+        version = packages[f"node_modules/{package}"]["version"]
+    else:
+        packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+        version = next(one["version"] for one in packages if one["name"] == package)
+    return f"| {title} (`{package}`) | {version} | `tests/clients/{test}` |\n"
 
 
 def _row(shape: Shape) -> str:

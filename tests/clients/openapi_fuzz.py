@@ -54,7 +54,10 @@ async def existing(cluster: Cluster) -> dict[str, str]:
     picture = await cluster.post(
         "/v1/images/generations", {"model": "sd-turbo", "prompt": "x", "response_format": "url"}
     )
+    params = {"model": "smollm2", "max_tokens": 9, "messages": [HELLO]}
+    messages = await cluster.post("/v1/messages/batches", {"requests": [{"custom_id": "1", "params": params}]})
     return {
+        "/v1/messages/batches/": messages.json()["id"],
         "/v1/jobs/": await job(),
         "/v1/dlq/": await job(fail="before"),
         "/v1/files/": file,

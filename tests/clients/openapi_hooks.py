@@ -44,6 +44,8 @@ NO_SCHEMA_SAYS = {
     r"nested deeper than 100 levels": "no schema bounds depth",
     r"^'text\.format\.type' must be|^A format of type json_schema needs": "formats are objects of OpenAI's, which grow",
     r"^Tool choices of type|'tool_choice|^A function needs a name|^Tools of type": "tools are objects of OpenAI's, which grow",
+    r"^The custom_id '[\w-]+' occurs twice": "depends on the other requests",
+    r"'(?:messages|tools)\.\d+\.|'system\.\d+|^A system prompt holds|^'output_config|^A format needs": "blocks and tools are objects of Anthropic's, which grow",
     r"'input\.\d+|^Input items of type|^Only text parts are supported here|^Content of type|^An image needs": "input items are objects of OpenAI's, which grow",
 }
 """Why a body that the schema allows may be 400, by the error's message."""

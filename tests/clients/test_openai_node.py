@@ -52,20 +52,25 @@ async def install() -> None:
     stamp.write_text(lock)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def seen(cluster: Cluster) -> dict[str, Any]:
-    """What each of the client's tests saw."""
+async def run_client(program: str, cluster: Cluster) -> dict[str, Any]:
+    """Run a program that uses an SDK; return what each of its tests saw."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not on PATH")
     await install()
     env = os.environ | {"NEXUS_URL": cluster.url, "NEXUS_KEY": KEY, "NEXUS_MODELS": json.dumps(MODELS)}
-    code, out, err = await run(node, "client.mjs", timeout_s=RUN_S, env=env)
+    code, out, err = await run(node, program, timeout_s=RUN_S, env=env)
     assert code == 0, err.decode(errors="replace")[-2000:]
     answers: dict[str, Any] = json.loads(out)
     unexpected = {name: a["unexpected"] for name, a in answers.items() if isinstance(a, dict) and "unexpected" in a}
     assert not unexpected
     return answers
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def seen(cluster: Cluster) -> dict[str, Any]:
+    """What each of the client's tests saw."""
+    return await run_client("client.mjs", cluster)
 
 
 def check_chunks(chunks: list[dict[str, Any]]) -> str:

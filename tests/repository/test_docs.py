@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from backbone.settings import GatewaySettings, WorkerSettings
 from cli.app import app
 from docs.generator.log_events import events
-from gateway.app import ROUTERS
+from gateway.app import DIALECT_PATHS, ROUTERS
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.metrics import GatewayMetrics
 from gateway.routes import operations, overview
@@ -35,7 +35,7 @@ METRIC = re.compile(r"\bnexus_(?!teller\b|inference_gateway\b)[a-z_]+\b")  # an 
 SUFFIXES = ("_bucket", "_sum", "_count")
 SETTING = re.compile(r"\b(?:[A-Z]+_)+[A-Z]+\b")
 NOT_SETTINGS = re.compile(
-    r"NEXUS_\w+|BASE_URL|ETCD_UNSAFE_NO_FSYNC|MAX_STARTS|BODY_LIMIT|TESTCONTAINERS_RYUK_DISABLED|OLLAMA_\w+|OPENAI_\w+|VLLM_\w+|GITHUB_TOKEN|NET_BIND_SERVICE"
+    r"NEXUS_\w+|BASE_URL|ETCD_UNSAFE_NO_FSYNC|MAX_STARTS|BODY_LIMIT|TESTCONTAINERS_RYUK_DISABLED|OLLAMA_\w+|OPENAI_\w+|ANTHROPIC_\w+|VLLM_\w+|GITHUB_TOKEN|NET_BIND_SERVICE"
 )
 """Variables of the console and the embedded stack, of tools, streams, and constants that a page names."""
 COMPOSE = set(re.findall(r"^#([A-Z_0-9]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
@@ -142,6 +142,7 @@ def test_every_command_is_in_the_reference() -> None:
 def test_the_reference_lists_every_route() -> None:
     """The routes in docs/reference/routes.md are the ones that are served."""
     served = {("POST", endpoint.path) for endpoint in ENDPOINTS} | {("POST", SUBMIT), ("GET", f"{SUBMIT}/{{id}}")}
+    served |= {("POST", path) for path in DIALECT_PATHS}
     for router in (*ROUTERS, operations.public_readiness, operations.metrics_router, overview.status_router):
         for route in cast("list[Any]", router.routes):
             path = re.sub(r"\{[^}]+\}", "{id}", route.path)

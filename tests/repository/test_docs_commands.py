@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from cli.app import app
-from gateway.app import ROUTERS
+from gateway.app import DIALECT_PATHS, ROUTERS
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.routes import operations
 from schemas.endpoints import ENDPOINTS
@@ -171,6 +171,7 @@ def served() -> list[re.Pattern[str]]:
     routes = {("POST", endpoint.path) for endpoint in ENDPOINTS} | {("POST", SUBMIT), ("GET", f"{SUBMIT}/{{id}}")}
     for router in (*ROUTERS, operations.public_readiness, operations.metrics_router):
         routes |= {(method, route.path) for route in cast("list[Any]", router.routes) for method in route.methods}
+    routes |= {("POST", path) for path in DIALECT_PATHS}
     routes |= {("GET", "/docs"), ("GET", "/openapi.json")}
     return [
         re.compile(f"{method} " + re.sub(r"\\\{[^/]*\\\}", r"[^/]+", re.escape(path)))

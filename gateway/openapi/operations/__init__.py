@@ -10,6 +10,7 @@ from gateway.openapi.operations import (
     jobs,
     logs,
     media,
+    messages,
     models,
     operators,
     overview,
@@ -25,7 +26,7 @@ Nexus is one OpenAI-compatible gateway in front of many AI servers, with a durab
 - **Keys.** All routes under `/v1` need `Authorization: Bearer KEY`, except `GET /v1/results/{name}`, whose signed URL is the permission.
 - **Sessions.** People who have signed in at `/auth/login` use the same routes with a cookie, as far as their role allows. Unsafe methods then need
   the header `x-csrf-token`, from `GET /auth/session`.
-- **Errors** have the form of OpenAI's error object. An unknown path returns 404, an unsupported method 405 with `Allow`, headers above the limit 431.
+- **Errors** have the form of OpenAI's error object; for Anthropic's routes, and with the header `anthropic-version`, that of Anthropic's. An unknown path returns 404, an unsupported method 405 with `Allow`, headers above the limit 431.
 - **Compressed bodies** are accepted: `Content-Encoding: gzip`, `deflate` or `zstd`.
 - **Durable jobs.** With `Prefer: respond-async`, every inference route returns 202 immediately; see `POST /v1/jobs`.
 - **Idempotency.** Inference routes, `POST /v1/jobs` and `POST /v1/responses` take an `Idempotency-Key` (1 to 255 characters): requests of
@@ -35,6 +36,7 @@ Nexus is one OpenAI-compatible gateway in front of many AI servers, with a durab
 TAGS = {
     "inference": "OpenAI-compatible chat, completions, embeddings, images, audio and rerank.",
     "responses": "OpenAI's Responses API. Every response is a durable chat job.",
+    "messages": "Anthropic's Messages API, on every chat model. The key may come in `x-api-key`; errors have the form of Anthropic's error object.",
     "jobs": "Durable jobs: submit, follow, cancel and retry requests that run later.",
     "files": "OpenAI's Files API: input and output files of batches, and files for jobs.",
     "batches": "OpenAI's Batch API: run many requests from one file.",
@@ -48,6 +50,7 @@ OPERATIONS: dict[str, Operation] = (
     inference.OPERATIONS
     | media.OPERATIONS
     | responses.OPERATIONS
+    | messages.OPERATIONS
     | jobs.OPERATIONS
     | batches.OPERATIONS
     | models.OPERATIONS

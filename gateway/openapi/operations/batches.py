@@ -13,7 +13,7 @@ from schemas.batches import BatchRequest
 from schemas.endpoints import ENDPOINTS
 from schemas.files import UPLOAD_PURPOSES
 
-BATCH_ENDPOINTS = tuple(sorted(["/v1/responses", *(spec.path for spec in ENDPOINTS if spec.batchable)]))
+BATCH_ENDPOINTS = tuple(sorted(["/v1/messages", "/v1/responses", *(spec.path for spec in ENDPOINTS if spec.batchable)]))
 WINDOW = r"^([1-9][0-9]{0,3}m|([1-9][0-9]?|1[0-5][0-9]|16[0-7])h|[1-6]d)$"
 """The windows that the gateway accepts with its default configuration."""
 FIELDS: dict[str, Any] = {

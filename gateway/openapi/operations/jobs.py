@@ -21,6 +21,7 @@ from gateway.openapi.operation import (
 )
 from gateway.openapi.operations.common import JOB_ID, MODEL, PAGE
 from gateway.openapi.operations.inference import HELLO
+from gateway.openapi.operations.messages import DOCUMENTED_REQUEST as DOCUMENTED_MESSAGE
 from gateway.openapi.shapes.jobs import DeadLetterDeleted, DeadLetterList, DeadLetterObject, Job, JobList
 from schemas.endpoints import ENDPOINTS, EndpointSpec
 from schemas.openai.speech import SPEECH_CONTENT_TYPES
@@ -55,6 +56,8 @@ def _submissions() -> Iterator[type[BaseModel]]:
         paths = (first.path, *(spec.path for spec in others))
         fields: dict[str, Any] = {"endpoint": (Literal[paths], ...), "body": (_body_of(first), ...)}
         yield create_model(job, __base__=SubmitRequest, __doc__=f"A job for `{'`, `'.join(paths)}`.", **fields)
+    fields = {"endpoint": (Literal["/v1/messages"], ...), "body": (DOCUMENTED_MESSAGE, ...)}
+    yield create_model("MessageJob", __base__=SubmitRequest, __doc__="A job for `/v1/messages`.", **fields)
 
 
 SUBMISSIONS = tuple(_submissions())

@@ -30,7 +30,8 @@ OPERATIONS = {
         id="listModels",
         tag="models",
         summary="List models",
-        description="Return the live models and the aliases that resolve to them.",
+        description="Return the live models and the aliases that resolve to them. With the header `anthropic-version`: those that chat, as a page in "
+        "Anthropic's form.",
         responses=json_response(ModelList, "The models."),
     ),
     "GET /v1/models/{model_id}": Operation(

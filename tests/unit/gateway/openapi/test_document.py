@@ -19,7 +19,6 @@ from gateway.openapi.operation import SSE_TYPE
 from gateway.openapi.operations import OPERATIONS, TAGS
 from gateway.openapi.operations.batches import BATCH_ENDPOINTS
 from schemas.endpoints import ENDPOINTS
-from schemas.jobs import Capability
 
 JSON = dict[str, Any]
 
@@ -101,15 +100,16 @@ def test_parameters_are_described_and_bounded(operations: dict[str, JSON]) -> No
 
 
 def test_every_answer_says_what_it_is(operations: dict[str, JSON]) -> None:
-    """No answer has an empty schema, and every error is OpenAI's object, with the headers that come with it."""
+    """No answer has an empty schema, and every error is OpenAI's or Anthropic's object, with the headers that come with it."""
     for route, operation in operations.items():
         for code, answer in operation["responses"].items():
             assert "x-request-id" in answer["headers"], (route, code)
             for content in answer.get("content", {}).values():
                 assert content["schema"], (route, code)
             if not code.startswith("2") and route != "GET /readyz":
-                assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
-            if code in {"429", "503"} and route != "GET /readyz":
+                error = "AnthropicError" if "/v1/messages" in route else "Error"
+                assert answer["content"]["application/json"]["schema"] == {"$ref": f"#/components/schemas/{error}"}
+            if code in {"429", "503", "529"} and route != "GET /readyz":
                 assert "Retry-After" in answer["headers"], (route, code)
         assert "422" not in operation["responses"], route
 
@@ -123,6 +123,7 @@ def test_streams_are_said_to_be_streams(operations: dict[str, JSON]) -> None:
     }
     assert streamed == {
         "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/images/generations", "POST /v1/images/edits",
+        "POST /v1/messages",
         "POST /v1/audio/speech", "POST /v1/audio/transcriptions", "POST /v1/responses", "GET /v1/responses/{response_id}",
         "POST /v1/models/pull", "POST /v1/models/load", "POST /v1/models/unload",
         "GET /v1/jobs/{job_id}/result", "GET /v1/jobs/{job_id}/events", "GET /v1/overview/events",
@@ -146,10 +147,10 @@ def test_bodies_are_those_that_are_read(operations: dict[str, JSON], document: J
             assert set(endpoint.files) <= set(form["properties"])
             assert form["required"][0] == endpoint.files[0]
             assert not any(part.get("type") == "null" for part in walk(form))
-    named = {endpoint.path for endpoint in ENDPOINTS if endpoint.capability is not Capability.MODELS}
-    assert set(BATCH_ENDPOINTS) == named | {"/v1/responses"}
+    named = {endpoint.path for endpoint in ENDPOINTS if endpoint.batchable}
+    assert set(BATCH_ENDPOINTS) == named | {"/v1/messages", "/v1/responses"}
     mapping = operations["POST /v1/jobs"]["requestBody"]["content"]["application/json"]["schema"]["discriminator"]
-    assert set(mapping["mapping"]) == {endpoint.path for endpoint in ENDPOINTS}
+    assert set(mapping["mapping"]) == {endpoint.path for endpoint in ENDPOINTS} | {"/v1/messages"}
 
 
 def test_keys_are_asked_for_where_they_are_needed(operations: dict[str, JSON]) -> None:

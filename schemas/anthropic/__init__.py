@@ -1,0 +1,1 @@
+"""What callers send to the routes of Anthropic's Messages API."""
