@@ -10,7 +10,7 @@ from gateway.clock import now
 from schemas.presence import RegistrySnapshot, WorkerPresence
 
 REMEMBERED_S = 900.0
-"""A worker that vanished is former for this time."""
+"""A worker that vanished is listed for this time."""
 MAX_REMEMBERED = 200
 
 
