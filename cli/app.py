@@ -19,7 +19,7 @@ COMMANDS = {
     "status": ("cli.operations:status", "Show the gateway's dependencies, the workers and the queues."),
     "workers": ("cli.operations:workers", "Show the workers, their slots and their models."),
     "queues": ("cli.operations:queues", "Show how many jobs wait and run, per model and lane."),
-    "models": ("cli.models:models", "Show the models and aliases, and which workers serve them."),
+    "models": ("cli.models:app", "Show the models and aliases, their workers and their parameters."),
     "pull": ("cli.models:pull", "Download a model to a worker's server."),
     "drain": ("cli.operations:drain", "Let a worker finish its jobs and take no new ones."),
     "chat": ("cli.chat:chat", "Chat with a model."),

@@ -1,4 +1,4 @@
-"""`nexus models` and `nexus pull`: list the models, and download one to a worker's server."""
+"""`nexus models` and `nexus pull`: list the models, show what one can be told, and download one to a worker's server."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from cli import options
 from cli.errors import INTERRUPTED_EXIT_CODE, GatewayError
 from cli.gateway_client import ApiClient
+from cli.resources import record_path
 from cli.views import show
 
 if TYPE_CHECKING:
@@ -20,10 +21,45 @@ if TYPE_CHECKING:
 PULL_PATH = "/v1/models/pull"
 
 
+app = typer.Typer(help="Show the models and aliases, their capabilities, and the workers that serve them.")
+
+
+@app.command("list")
 @options.gateway_command
-def models(api: ApiClient, *, as_json: options.Json = False, watch: options.Watch = False) -> None:
+def list_models(api: ApiClient, *, as_json: options.Json = False, watch: options.Watch = False) -> None:
     """Show the models and aliases, their capabilities, and the workers that serve them."""
     show(api, fetch_models, render_models, as_json=as_json, watch=watch)
+
+
+@app.callback(invoke_without_command=True)
+def list_without_subcommand(
+    ctx: typer.Context,
+    as_json: options.Json = False,
+    watch: options.Watch = False,
+    url: options.Url = None,
+    key: options.Key = None,
+    key_file: options.KeyFile = None,
+    data_dir: options.Data = None,
+) -> None:
+    """Show the models and aliases, their capabilities, and the workers that serve them."""
+    if ctx.invoked_subcommand is None:
+        list_models(as_json=as_json, watch=watch, url=url, key=key, key_file=key_file, data_dir=data_dir)
+    elif any(ctx.params.values()):  # the subcommand would ignore them
+        raise typer.BadParameter(f"write options after `{ctx.invoked_subcommand}`", ctx=ctx)
+
+
+@app.command("show")
+@options.gateway_command
+def show_model(
+    api: ApiClient,
+    name: Annotated[str, typer.Argument(help="Name of the model or alias.")],
+    *,
+    as_json: options.Json = False,
+) -> None:
+    """Show a model's state, its workers, its parameters, and a first request for each of its endpoints."""
+    from cli.parameters import render_model
+
+    show(api, lambda api: api.get(record_path("/v1/catalog", name)), render_model, as_json=as_json, watch=False)
 
 
 @options.gateway_command

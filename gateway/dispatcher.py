@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from time import monotonic
+from typing import Any
 
 import structlog
 
 from backbone.bus.bus import GatewayBus, Queue
 from backbone.registry.registry import Registry
+from gateway.descriptors.entries import CatalogEntries
+from gateway.descriptors.reader import DescriptorReader
 from gateway.metrics import GatewayMetrics
 from gateway.model_catalog import CatalogModel, ModelCatalog
 from gateway.paused_models import PausedModels
 from schemas.endpoints import TIME_LIMITS, TimeLimits
-from schemas.errors import NexusError, Unavailable
+from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Limits
 from schemas.presence import ModelHold, RegistrySnapshot
 
@@ -45,6 +48,8 @@ class Dispatcher:
         self.catalog = ModelCatalog()
         self._paused = PausedModels()
         self._holds: Mapping[str, ModelHold] = {}
+        self._descriptors = DescriptorReader()
+        self.catalog_entries = CatalogEntries(self.catalog, self._paused, self._descriptors)
         self._metrics = metrics
         # Media are not made token by token: their first event may be the whole answer.
         media_limits = limits.model_copy(
@@ -92,6 +97,16 @@ class Dispatcher:
                 self._metrics.child(self._metrics.unserved, capability.value, model).inc()
             raise
 
+    def require_in_bounds(self, model: str, path: str, values: Mapping[str, Any]) -> None:
+        """Raise InvalidRequest for a parameter that every worker of the model certainly refuses, by their own descriptors."""
+        violation = self._descriptors.violation(model, path, values)
+        if violation is not None:
+            name, must = violation
+            raise InvalidRequest(
+                f"'{name}' {must} for the model '{model[:100]}'. GET /v1/catalog/{model[:100]} shows its parameters.",
+                param=name,
+            )
+
     def require_unpaused(self, model: str, wait_s: float, now: float) -> None:
         """Raise Unavailable if an operator holds the model's jobs, or if its servers asked for pauses, so that no worker takes its
         jobs within `wait_s`.
@@ -135,6 +150,7 @@ class Dispatcher:
         self.catalog.load(snapshot)
         self._paused.load(snapshot)
         self._holds = snapshot.holds
+        self._descriptors.load(snapshot)
 
     def _has_queue(self, model: CatalogModel) -> bool:
         name = model.resolves_to or model.name

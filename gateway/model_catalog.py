@@ -88,6 +88,12 @@ class ModelCatalog:
         listed = [*self.list_live(), *(alias for alias in aliases if alias.live)]
         return sorted((model for model in listed if model.live - MANAGEMENT), key=lambda model: model.name)
 
+    def list_all(self) -> list[CatalogModel]:
+        """Return all models and aliases that callers may name, live or not, sorted by name; without those that can only be managed."""
+        aliases = (self._as_model(alias) for name, alias in self._aliases.items() if name not in self._models)
+        models = (model for model in self._models.values() if model.capabilities - MANAGEMENT)
+        return sorted((*models, *aliases), key=lambda model: model.name)
+
     def get(self, name: str) -> CatalogModel | None:
         """Return a model that is or was served, or an alias for one; None for other names."""
         model = self._find(name)

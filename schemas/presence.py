@@ -41,6 +41,8 @@ class ModelOffer(BaseModel):
     """The voices of a speech model."""
     embedding_length: int | None = None
     """The length of an embedding."""
+    descriptor: str = ""
+    """The digest of the model's descriptor among those of its worker; empty: the endpoints' usual parameters."""
 
 
 class WorkerState(StrEnum):
@@ -174,3 +176,5 @@ class RegistrySnapshot(BaseModel):
     services: dict[str, ServiceRecord] = Field(default_factory=dict)
     holds: dict[str, ModelHold] = Field(default_factory=dict)
     """By model."""
+    descriptors: dict[str, bytes] = Field(default_factory=dict)
+    """By worker, the JSON of an object that holds each of its descriptors as a text, by digest. Unread: `schemas.descriptors` parses it."""

@@ -35,6 +35,7 @@ class PresenceReporter:
         self._limitations: tuple[Limitation, ...] = ()
         self._load_figures: BackendLoad | None = None
         self._announced_pauses: tuple[Pause, ...] = ()
+        self._announced_descriptors = b""
         self._next_update = 0.0
         self._next_pauses_update = 0.0
 
@@ -51,6 +52,7 @@ class PresenceReporter:
         busy: int,
         models: tuple[ModelOffer, ...],
         problems: tuple[str, ...],
+        descriptors: bytes,
     ) -> None:
         """Announce the worker, or update its announcement."""
         self._load_figures = self._backend.load_figures()
@@ -74,6 +76,9 @@ class PresenceReporter:
             self._announcement = await self._registry.announce(presence)
         else:
             await self._announcement.update(presence)
+        if descriptors != self._announced_descriptors:
+            self._announced_descriptors = descriptors
+            await self._announcement.describe(descriptors)
 
     def take_update(self, now: float, busy: int) -> bool:
         """Return whether to announce the worker again now, and note the limitations and pauses to announce."""

@@ -30,6 +30,7 @@ from workers.backends.base import Backend, BackendError, BackendUnavailable, is_
 from workers.event_outbox import EventOutbox
 from workers.load_monitor import LoadMonitor
 from workers.metrics import WorkerMetrics
+from workers.model_descriptors import ModelDescriptors
 from workers.model_pauses import ModelPauses
 from workers.model_turns import ModelTurns
 from workers.outbox import Outbox
@@ -95,6 +96,7 @@ class Worker:
         self._puller: Puller | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._models: tuple[ModelOffer, ...] = ()
+        self._descriptors = ModelDescriptors(backend)
         self._last_model: str | None = None
         self._unservable: set[str] = set()
         self._services: Mapping[str, ServiceRecord] = {}
@@ -219,8 +221,10 @@ class Worker:
                         discovery = await self._backend.discover()
                         self._update_model_turns(discovery.models, loads_before)
                         next_discovery = monotonic() + HEALTH_CHECKS_PER_DISCOVERY * self._health_interval_s
-                        self._update_problems(discovery.problems + optional_problems(missing, discovery.models))
-                        await self._serve(discovery.models, discovery.slots)
+                        models, undescribed = self._descriptors.describe(discovery.models)
+                        optional = optional_problems(missing, models)
+                        self._update_problems(discovery.problems + optional + undescribed)
+                        await self._serve(models, discovery.slots)
                     else:
                         await self._backend.health()
                         self._resume_pulling()
@@ -314,6 +318,7 @@ class Worker:
             busy=len(self._attempts),
             models=self._models,
             problems=self._problems,
+            descriptors=self._descriptors.encoded,
         )
 
     def _update_model_turns(self, models: tuple[ModelOffer, ...], loads_before: int) -> None:

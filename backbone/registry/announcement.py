@@ -44,6 +44,8 @@ class EtcdAnnouncement:
         self._lease = 0
         self._written: WorkerPresence | None = None
         self._cataloged: frozenset[ModelOffer] = frozenset()
+        self._descriptors = b""
+        self._written_descriptors = b""
         self._wake = asyncio.Event()
         self._recheck = False
         self._renewed = 0.0
@@ -64,6 +66,11 @@ class EtcdAnnouncement:
         if presence.id != self._presence.id:
             raise ValueError("the id of an announced worker cannot change")
         self._presence = presence
+        self._wake.set()
+
+    async def describe(self, descriptors: bytes) -> None:
+        """Replace the descriptors of the worker's models. Returns at once; the newest value is written as soon as etcd accepts it."""
+        self._descriptors = descriptors
         self._wake.set()
 
     async def withdraw(self) -> None:
@@ -125,6 +132,7 @@ class EtcdAnnouncement:
         if not self._lease:
             self._lease = await self._client.grant_lease(self._lease_s)
             self._written, self._cataloged, self._recheck = None, frozenset(), False
+            self._written_descriptors = b""
             self._renewed = monotonic()
         if self._recheck or self._seconds_to_renewal() <= 0:
             began = monotonic()
@@ -136,6 +144,7 @@ class EtcdAnnouncement:
             self._written = presence
         await self._write_catalog()
         self._entered.set()
+        await self._write_descriptors()
 
     async def _check(self) -> None:
         """Renew the lease, and check that the entry belongs to it."""
@@ -144,7 +153,7 @@ class EtcdAnnouncement:
         if entry is None or entry.lease != self._lease:
             if entry is not None:
                 log.warning("registry.duplicate_worker_name", worker=self._presence.id)
-            self._written = None
+            self._written, self._written_descriptors = None, b""
 
     async def _wait(self) -> None:
         """Wait until there is something to write, or the lease must be renewed."""
@@ -171,6 +180,23 @@ class EtcdAnnouncement:
         for offer in sorted(offers - self._cataloged, key=lambda offer: offer.name):
             await self._write_catalog_entry(offer)
         self._cataloged = offers
+
+    async def _write_descriptors(self) -> None:
+        """Write the descriptors, if they have changed. Where etcd refuses them, the worker is served without them."""
+        descriptors = self._descriptors
+        if self._written_descriptors == descriptors:
+            return
+        key = self._keys.worker_descriptors(self._presence.id)
+        try:
+            if descriptors:
+                await self._client.put(key, descriptors, lease=self._lease)
+            else:
+                await self._client.delete(key)
+        except Unavailable as error:
+            if not self._client.connected:
+                raise
+            log.warning("registry.descriptors_refused", worker=self._presence.id, error=str(error))
+        self._written_descriptors = descriptors
 
     async def _write_catalog_entry(self, offer: ModelOffer) -> None:
         """Add `offer` to the model's catalog entry without losing the additions of other workers.

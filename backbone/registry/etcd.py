@@ -193,12 +193,14 @@ class EtcdRegistry:
         aliases = [alias for entry in entries if (alias := read.alias(entry.key, entry.value))]
         holds = [hold for entry in entries if (hold := read.hold(entry.key, entry.value))]
         services = [service for entry in entries if (service := read.service(entry.key, entry.value))]
+        descriptors = [found for entry in entries if (found := read.descriptors(entry.key, entry.value))]
         self._state.replace(
             {worker.id: worker for worker in workers},
             {model.name: model for model in models},
             {alias.name: alias for alias in aliases},
             {service.name: service for service in services},
             {hold.model: hold for hold in holds},
+            dict(descriptors),
             after_outage=after_outage,
         )
         self._publish(revision)
@@ -250,6 +252,9 @@ class EtcdRegistry:
         elif (name := keys.hold_of(key)) is not None:
             hold = read.hold(key, value)
             state.put_hold(hold) if hold else state.remove_hold(name)
+        elif (worker_id := keys.descriptors_of(key)) is not None:
+            found = read.descriptors(key, value)
+            state.put_descriptors(*found) if found else state.remove_descriptors(worker_id)
 
     async def _remove(self, key: str) -> bool:
         was_there, revision = await self._client.delete(key)

@@ -45,9 +45,18 @@ class RegistryKeys:
         """The prefix of all holds."""
         return f"{self.prefix}holds/"
 
+    @property
+    def descriptors(self) -> str:
+        """The prefix of the descriptors of all workers' models."""
+        return f"{self.prefix}descriptors/"
+
     def worker(self, worker_id: str) -> str:
         """Return the key of a worker's presence."""
         return self.workers + quote(worker_id, safe="")
+
+    def worker_descriptors(self, worker_id: str) -> str:
+        """Return the key of the descriptors of a worker's models."""
+        return self.descriptors + quote(worker_id, safe="")
 
     def model(self, name: str) -> str:
         """Return the key of a model's catalog entry."""
@@ -68,6 +77,10 @@ class RegistryKeys:
     def worker_of(self, key: str) -> str | None:
         """Return the worker's id; None when `key` is not a worker's."""
         return unquote(key.removeprefix(self.workers)) if key.startswith(self.workers) else None
+
+    def descriptors_of(self, key: str) -> str | None:
+        """Return the id of the worker whose descriptors `key` holds; None when it holds none."""
+        return unquote(key.removeprefix(self.descriptors)) if key.startswith(self.descriptors) else None
 
     def model_of(self, key: str) -> str | None:
         """Return the model's name; None when `key` is not in the catalog."""

@@ -40,6 +40,7 @@ def role_grants(prefix: str) -> dict[str, tuple[EtcdGrant, ...]]:
         WORKER: (
             EtcdGrant(keys.workers, EtcdPermission.READWRITE),
             EtcdGrant(keys.models, EtcdPermission.READWRITE),
+            EtcdGrant(keys.descriptors, EtcdPermission.READWRITE),
             EtcdGrant(keys.services, EtcdPermission.READ),
         ),
     }

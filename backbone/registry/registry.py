@@ -26,6 +26,9 @@ class Announcement(Protocol):
     async def update(self, presence: WorkerPresence) -> None:
         """Replace the entry. Returns at once when the registry is away; the newest value is written later."""
 
+    async def describe(self, descriptors: bytes) -> None:
+        """Replace the descriptors of the worker's models, which stand beside the entry and vanish with it. Returns at once."""
+
     async def withdraw(self) -> None:
         """Remove the entry. Idempotent; returns within about two seconds, whatever the registry does."""
 

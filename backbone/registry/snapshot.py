@@ -44,6 +44,7 @@ class RegistryState:
         self._aliases: dict[str, Alias] = {}
         self._services: dict[str, ServiceRecord] = {}
         self._holds: dict[str, ModelHold] = {}
+        self._descriptors: dict[str, bytes] = {}
         self._retained: set[str] = set()
         self._retain_until = 0.0
         self._listeners: dict[object, SnapshotListener] = {}
@@ -61,6 +62,7 @@ class RegistryState:
         aliases: Mapping[str, Alias] | None = None,
         services: Mapping[str, ServiceRecord] | None = None,
         holds: Mapping[str, ModelHold] | None = None,
+        descriptors: Mapping[str, bytes] | None = None,
         *,
         after_outage: bool,
     ) -> None:
@@ -74,6 +76,7 @@ class RegistryState:
         self._aliases = dict(aliases or {})
         self._services = dict(services or {})
         self._holds = dict(holds or {})
+        self._descriptors = dict(descriptors or {})
 
     def put_worker(self, presence: WorkerPresence) -> None:
         """Add or replace a worker."""
@@ -120,6 +123,14 @@ class RegistryState:
         """Remove a hold."""
         self._holds.pop(model, None)
 
+    def put_descriptors(self, worker_id: str, value: bytes) -> None:
+        """Add or replace the descriptors of a worker's models."""
+        self._descriptors[worker_id] = value
+
+    def remove_descriptors(self, worker_id: str) -> None:
+        """Remove the descriptors of a worker's models."""
+        self._descriptors.pop(worker_id, None)
+
     def remaining_retention_s(self) -> float | None:
         """Return the seconds until retained workers are dropped; None when there are none."""
         return max(0.0, self._retain_until - self._clock()) if self._retained else None
@@ -135,8 +146,8 @@ class RegistryState:
     def publish(self) -> None:
         """Make the snapshot, and call the listeners if it differs from the last one."""
         last = self.snapshot
-        now = (self._workers, self._models, self._aliases, self._services, self._holds)
-        if last and (last.workers, last.models, last.aliases, last.services, last.holds) == now:
+        now = (self._workers, self._models, self._aliases, self._services, self._holds, self._descriptors)
+        if last and (last.workers, last.models, last.aliases, last.services, last.holds, last.descriptors) == now:
             return
         self.snapshot = RegistrySnapshot(
             workers=dict(self._workers),
@@ -144,6 +155,7 @@ class RegistryState:
             aliases=dict(self._aliases),
             services=dict(self._services),
             holds=dict(self._holds),
+            descriptors=dict(self._descriptors),
         )
         for listener in list(self._listeners.values()):
             try:

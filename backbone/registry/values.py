@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from backbone.registry.keys import RegistryKeys
+from schemas.descriptors import MAX_WORKER_BYTES
 from schemas.presence import Alias, CatalogEntry, ModelHold, ServiceRecord, WorkerPresence
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,16 @@ class RegistryReader:
             _malformed(key, "the name in the value differs from the key")
             return None
         return entry
+
+    def descriptors(self, key: str, value: bytes | None) -> tuple[str, bytes] | None:
+        """Return a worker's id and the descriptors of its models, unparsed."""
+        worker_id = self._keys.descriptors_of(key)
+        if not worker_id or value is None:
+            return None
+        if len(value) > MAX_WORKER_BYTES:
+            _malformed(key, f"the descriptors of a worker may have {MAX_WORKER_BYTES} bytes")
+            return None
+        return worker_id, value
 
     def alias(self, key: str, value: bytes | None) -> Alias | None:
         """Return an alias: `{"targets": ["a", "b"]}`, `["a", "b"]` or `"a"`."""

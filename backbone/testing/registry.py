@@ -18,6 +18,7 @@ class MemoryHub:
         self.aliases: dict[str, Alias] = {}
         self.services: dict[str, ServiceRecord] = {}
         self.holds: dict[str, ModelHold] = {}
+        self.descriptors: dict[str, bytes] = {}
         self.registries: set[MemoryRegistry] = set()
         self.announcements: dict[str, MemoryAnnouncement] = {}
         self._available = True
@@ -38,6 +39,8 @@ class MemoryHub:
         if not self._available:
             return
         self.workers = {id_: announcement.presence for id_, announcement in self.announcements.items()}
+        described = ((id_, one.descriptors) for id_, one in self.announcements.items())
+        self.descriptors = {id_: descriptors for id_, descriptors in described if descriptors}
         for presence in self.workers.values():
             for offer in cataloged_offers(presence):
                 self.models[offer.name] = catalog_entry(offer, self.models.get(offer.name))
@@ -51,9 +54,14 @@ class MemoryAnnouncement:
     def __init__(self, hub: MemoryHub, presence: WorkerPresence) -> None:
         self._hub = hub
         self.presence = presence
+        self.descriptors = b""
 
     async def update(self, presence: WorkerPresence) -> None:
         self.presence = presence
+        self._hub.sync()
+
+    async def describe(self, descriptors: bytes) -> None:
+        self.descriptors = descriptors
         self._hub.sync()
 
     async def withdraw(self) -> None:
@@ -143,5 +151,7 @@ class MemoryRegistry:
     def refresh(self) -> None:
         """Take over the hub's state and publish it."""
         hub = self.hub
-        self._state.replace(hub.workers, hub.models, hub.aliases, hub.services, hub.holds, after_outage=False)
+        self._state.replace(
+            hub.workers, hub.models, hub.aliases, hub.services, hub.holds, hub.descriptors, after_outage=False
+        )
         self._state.publish()

@@ -216,13 +216,15 @@ class JobSubmitter:
         lane = submission.lane or LANE_BY_TIER.get(request.service_tier, Lane.DEFAULT)
         principal.limits.require_model(public_model)
         principal.limits.require_lane(lane)
+        model = dispatcher.catalog.resolve(public_model, endpoint.capability, may_wait=not submission.caller_waits)
+        dispatcher.require_in_bounds(model, endpoint.path, {**request.__dict__, **(request.model_extra or {})})
         return Envelope(
             job=job_id,
             request_id=submission.request_id,
             endpoint=endpoint.job_path,
             capability=endpoint.capability,
             lane=lane,
-            model=dispatcher.catalog.resolve(public_model, endpoint.capability, may_wait=not submission.caller_waits),
+            model=model,
             public_model=public_model,
             stream=stream_type is not None,
             reply=EVENT_SUBJECT_PREFIX + job_id,

@@ -116,6 +116,19 @@ class TestContract:
         assert registry.snapshot is None
         await registry.ping()
 
+    async def test_descriptors_come_change_and_go_with_their_worker(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        announcement = await registry.announce(worker("w"))
+        await announcement.describe(b'{"one": "{}"}')
+        await eventually(lambda: gateway.snapshot.descriptors == {"w": b'{"one": "{}"}'})
+        await announcement.describe(b'{"two": "{}"}')
+        await eventually(lambda: gateway.snapshot.descriptors == {"w": b'{"two": "{}"}'})
+        later = await cast.gateway()
+        assert later.snapshot is not None
+        assert later.snapshot.descriptors == gateway.snapshot.descriptors
+        await announcement.withdraw()
+        await eventually(lambda: gateway.snapshot.descriptors == {} and ids(gateway) == set())
+
     async def test_a_worker_is_seen_with_all_it_says(self, cast, eventually):
         gateway, registry = await cast.gateway(), await cast.worker()
         presence = worker("gpu-1_a", offer("m", Capability.CHAT, Capability.EMBEDDINGS), slots=4, busy=1)

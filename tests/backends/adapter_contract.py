@@ -14,6 +14,7 @@ import pytest
 
 from schemas.frames import Progress
 from schemas.jobs import Capability
+from tests.backends.described import check_description
 from workers.backends.base import (
     Backend,
     BackendError,
@@ -89,6 +90,10 @@ class AdapterContract:
         offer = next(model for model in found.models if model.name == rig.short.model)
         assert rig.capability in offer.capabilities
         assert found.slots is None or found.slots > 0
+
+    async def test_says_what_its_models_can_be_told(self, rig: AdapterRig) -> None:
+        described = await check_description(rig.backend, rig.short.model)
+        assert rig.short.endpoint in described.endpoints
 
     async def test_is_healthy(self, rig: AdapterRig) -> None:
         await rig.backend.health()

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from schemas.jobs import Capability
+from tests.backends.described import check_description
 from workers.backends.base import (
     Backend,
     BackendRefused,
@@ -119,6 +120,10 @@ class Contract:
         assert {Capability.CHAT, Capability.COMPLETIONS} <= set(offer.capabilities)
         assert offer.context_length == rig.context_length
         assert found.slots is None or found.slots > 0
+
+    async def test_says_what_its_models_can_be_told(self, rig: Rig) -> None:
+        described = await check_description(rig.backend, rig.model)
+        assert {CHAT, COMPLETIONS} <= set(described.endpoints)
 
     async def test_is_healthy(self, rig: Rig) -> None:
         await rig.backend.health()

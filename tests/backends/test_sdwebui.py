@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator
 from io import BytesIO
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
+from tests.backends.described import check_description
 from tests.backends.doubles.sdwebui import SDWebUIDouble, png
 from tests.backends.image_tasks import answer_of, events_of, file_of, image_of, image_task, picture_bytes
 from workers.backends.base import (
@@ -34,8 +36,8 @@ def task(**fields: Any) -> Task:
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.backends.sdwebui.PROGRESS_INTERVAL_S", 0.02)
-    monkeypatch.setattr("workers.backends.sdwebui.INTERRUPT_INTERVAL_S", 0.02)
+    monkeypatch.setattr("workers.backends.sdwebui.adapter.PROGRESS_INTERVAL_S", 0.02)
+    monkeypatch.setattr("workers.backends.sdwebui.adapter.INTERRUPT_INTERVAL_S", 0.02)
 
 
 @pytest.fixture
@@ -114,6 +116,51 @@ async def test_everything_asked_for_reaches_the_server(double: SDWebUIDouble, ba
     assert (call["width"], call["height"], call["steps"], call["cfg_scale"]) == (64, 32, 3, 5.5)
     assert call["override_settings"] == {"sd_model_checkpoint": "sdxl [ab12]"}
     assert double.loaded == "sdxl"
+
+
+async def test_a_request_chooses_among_what_the_server_has(double: SDWebUIDouble, backend: SDWebUIBackend) -> None:
+    """A LoRA stands in the prompt, as the WebUI reads it; a name that would change the prompt is not offered."""
+    described = await check_description(backend, "sdxl")
+    properties = described.endpoints["/v1/images/generations"].parameters["properties"]
+    assert (properties["sampler"]["enum"], properties["scheduler"]["enum"]) == (
+        ["Euler a", "DPM++ 2M"],
+        ["automatic", "karras"],
+    )
+    assert properties["loras"]["items"]["properties"]["name"]["enum"] == ["pixel-art"]
+    double.calls.clear()
+    loras = [{"name": "pixel-art", "weight": 0.8}]
+    await outputs_of(backend, image_task("sdxl", sampler="DPM++ 2M", scheduler="karras", loras=loras))
+    [call] = double.calls
+    assert (call["sampler_name"], call["scheduler"]) == ("DPM++ 2M", "karras")
+    assert call["prompt"] == "a cat <lora:pixel-art:0.8>"
+    files = (file_of("image", png(64, 64)),)
+    await outputs_of(backend, task(files=files, loras=json.dumps(loras)))
+    assert double.calls[-1]["prompt"].endswith("<lora:pixel-art:0.8>")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sampler", "Nothing"),
+        ("scheduler", 1),
+        ("loras", "pixel-art"),
+        ("loras", [{"name": "bad<name>"}]),
+        ("loras", [{"name": "pixel-art", "weight": "1> <lora:x"}]),
+        ("loras", [{"name": "pixel-art"}] * 17),
+    ],
+)
+async def test_what_the_server_does_not_have_is_refused(backend: SDWebUIBackend, field: str, value: Any) -> None:
+    with pytest.raises(BackendRefused) as caught:
+        await outputs_of(backend, image_task("sdxl", **{field: value}))
+    assert caught.value.info.param == field
+
+
+async def test_a_server_without_lists_offers_no_choice(double: SDWebUIDouble, backend: SDWebUIBackend) -> None:
+    double.behave(cpp=True)
+    described = await check_description(backend, "v1-5")
+    assert "sampler" not in described.endpoints["/v1/images/generations"].parameters["properties"]
+    with pytest.raises(BackendRefused, match="sampler"):
+        await outputs_of(backend, image_task("v1-5", sampler="Euler a"))
 
 
 async def test_what_is_not_asked_for_is_the_operators_choice(double: SDWebUIDouble) -> None:

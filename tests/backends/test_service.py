@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import wave
 from collections.abc import AsyncIterator
@@ -15,9 +16,11 @@ import pytest
 from schemas.errors import NexusError
 from schemas.frames import Progress
 from schemas.jobs import Capability
+from schemas.parameters.audio import SAMPLE_SOUND
 from schemas.presence import ServiceRecord
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually
 from tests.backends.contract import Contract, Rig, body_of, chat, check_stream, collect, events, task
+from tests.backends.described import check_description
 from tests.backends.doubles.service import CHAT, ServiceDouble, embedding, form_of, picture, whole_chat
 from workers.backends.base import (
     BackendConfig,
@@ -191,6 +194,46 @@ async def test_what_metadata_lacks_the_descriptor_says(services: Services) -> No
     assert [(one.name, one.capabilities, one.voices) for one in found.models] == [
         ("voice", (Capability.SPEECH,), ("amy", "joe"))
     ]
+
+
+async def test_a_form_says_what_the_models_can_be_told(services: Services) -> None:
+    """Its fields narrow the endpoint's usual parameters, and add others."""
+    double = await services.add("talker", SPEECH)
+    options = [
+        {"key": "model", "type": "enum", "values": ["voice"]},
+        {"key": "mood", "label": "Mood", "type": "enum", "values": [{"value": "calm"}, "glad"], "required": True},
+        {"key": "speed", "type": "slider", "min": 0.5, "max": 2, "step": 0.1, "default": 1.0},
+        {"key": "<script>", "type": "text"},
+        {"key": "loud", "type": "boolean", "default": False},
+        "nonsense",
+    ]
+    double.documents["/v1/descriptor"] = {"ui": {"options": options}}
+    double.answers = {SPEECH: base64.b64decode(SAMPLE_SOUND)}
+    described = await check_description(services.backend, "voice")
+    properties = described.endpoints[SPEECH].parameters["properties"]
+    assert properties["mood"] == {"type": "string", "title": "Mood", "enum": ["calm", "glad"]}
+    assert (properties["speed"]["minimum"], properties["speed"]["maximum"]) == (0.5, 2)
+    assert properties["loud"]["type"] == "boolean"
+    assert {"model", "<script>"}.isdisjoint(properties)
+    assert described.endpoints[SPEECH].parameters["required"] == ["input", "mood"]
+
+
+async def test_a_service_may_give_the_schema_itself(services: Services) -> None:
+    """An invalid one is not used, and the operator reads why."""
+    double = await services.add("talker", EMBEDDINGS)
+    schema = {"type": "object", "properties": {"input": {"type": "string", "title": "Text"}}, "required": ["input"]}
+    entry = {"path": "/embeddings", "parameters": schema, "example": {"input": "Hello."}}
+    double.documents["/v1/descriptor"] = {"endpoints": [entry]}
+    double.answers = {EMBEDDINGS: embedding([1.0, 0.0])}
+    described = await check_description(services.backend, "talker")
+    assert described.endpoints[EMBEDDINGS].parameters == schema
+    entry["parameters"] = {"$ref": "https://elsewhere.example"}
+    [problem] = (await services.backend.discover()).problems
+    assert "talker" in problem
+    assert "$ref" in problem
+    double.answers = {EMBEDDINGS: embedding([1.0, 0.0], [0.0, 1.0])}
+    described = await check_description(services.backend, "talker")
+    assert "dimensions" in described.endpoints[EMBEDDINGS].parameters["properties"]
 
 
 async def test_metadata_may_lie_elsewhere(services: Services) -> None:

@@ -56,6 +56,30 @@ async def test_embeddings_in_both_forms(cluster: Cluster, crew: Crew) -> None:
     assert plain["model"] == crew.model
 
 
+async def test_the_catalog_shows_a_request_that_works(cluster: Cluster, crew: Crew, eventually: Eventually) -> None:
+    """From the adapter through the registry to a caller; a job out of its bounds is refused before it waits."""
+
+    async def described() -> bool:
+        answer = (await cluster.get(f"/v1/catalog/{crew.model}")).json()
+        return "echo" in answer["endpoints"]["/v1/images/generations"]["parameters"]["properties"]
+
+    await eventually(described)
+    entry = (await cluster.get(f"/v1/catalog/{crew.model}")).json()
+    assert (entry["state"], entry["workers"][0]["backend"]) == ("loaded", "echo")
+    for path in ("/v1/images/generations", "/v1/embeddings", "/v1/chat/completions"):
+        answer = await cluster.post(path, entry["endpoints"][path]["example"])
+        assert answer.status_code == 200, answer.text
+    listed = (await cluster.get("/v1/catalog?capability=images")).json()
+    row = next(one for one in listed["data"] if one["id"] == crew.model)
+    shared = listed["descriptors"][row["descriptor"]]
+    assert shared["/v1/images/generations"]["parameters"] == entry["endpoints"]["/v1/images/generations"]["parameters"]
+    body = {"model": crew.model, "prompt": "x", "steps": 5000}
+    refused = await cluster.post("/v1/jobs", {"endpoint": "/v1/images/generations", "body": body})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "body.steps")
+    assert "at most 1000" in refused.json()["error"]["message"]
+    assert (await cluster.post("/v1/images/generations", body)).json()["error"]["param"] == "steps"
+
+
 async def test_a_picture_as_data_and_by_url(cluster: Cluster, crew: Crew) -> None:
     """The URL needs no key, cannot be altered, and shows the same picture."""
     body = {"model": crew.model, "prompt": "a cat", "size": "64x64", "n": 2}

@@ -64,6 +64,8 @@ ROUTES = {
     # The URL's signature is the permission.
     "GET /v1/results/{name}": PUBLIC,
     "GET /v1/models": ANY,
+    "GET /v1/catalog": ANY,
+    "GET /v1/catalog/{model_id:path}": ANY,
     "GET /v1/models/{model_id:path}": ANY,
     "GET /v1/audio/voices": ANY,
     "GET /v1/audio/models": ANY,

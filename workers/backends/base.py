@@ -32,6 +32,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import ClassVar, Protocol
 
+from schemas.descriptors import ModelDescriptor
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, NotFound
 from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
@@ -302,6 +303,14 @@ class Backend(ABC):
 
     def load_figures(self) -> BackendLoad | None:
         """Return the load that the server reported last; None where it reports none. Called several times a second."""
+        return None
+
+    def describe(self, _offer: ModelOffer) -> ModelDescriptor | None:
+        """Return the parameters of a discovered model; None: the usual ones of its endpoints.
+
+        The worker calls it after each discovery, for every model: return the same object while nothing has changed. MUST NOT wait.
+        `schemas/parameters` builds descriptors; docs/how-to/adapters.md says how.
+        """
         return None
 
     async def resident_models(self) -> frozenset[str] | None:

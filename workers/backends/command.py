@@ -32,11 +32,15 @@ from typing import Any
 
 import orjson
 
+from schemas.descriptors import EndpointDescriptor, ModelDescriptor
 from schemas.jobs import Capability
+from schemas.parameters.audio import speech
+from schemas.parameters.text import TextFeatures, chat, completions
 from schemas.presence import ModelOffer
 from workers.adapter_kit.audio.codecs import AudioFormat
 from workers.adapter_kit.audio.speech import SynthesisRequest, choose_voice, parse_voices_option, respond_with_speech
 from workers.adapter_kit.child_process import run_program
+from workers.adapter_kit.descriptors import DescriptorCache
 from workers.adapter_kit.error_mapping import UNSUPPORTED_ENDPOINT
 from workers.adapter_kit.options import parse_choice
 from workers.adapter_kit.request_fields import JSON, parse_json_object, requested_choices
@@ -63,6 +67,13 @@ PLACEHOLDER = re.compile(r"\{(text|voice|speed|rate|instructions|model)\}")
 CODECS = ("wav", "mp3", "opus", "aac", "flac")
 UNSUPPORTED_FIELDS = ("tools", "functions", "stop", "logprobs", "suffix")
 """Fields that change the answer, and that a program which reads only a text does not receive."""
+IGNORED_FIELDS = frozenset(
+    {
+        *("max_completion_tokens", "max_tokens", "temperature", "top_p", "stop", "seed", "frequency_penalty"),
+        *("presence_penalty", "n", "best_of", "logit_bias", "logprobs", "user"),
+    }
+)
+"""Parameters that such a program does not receive."""
 
 
 class CommandBackend(Backend):
@@ -90,6 +101,7 @@ class CommandBackend(Backend):
         self._rate = float(options.get("rate", "175"))
         self._reads_json = parse_choice(options, "input", ("text", "json")) == "json"
         self._program = Program(self._command[0], "correct the option command")
+        self._descriptors = DescriptorCache()
         self._models = config.models or (PurePath(self._command[0]).name,)
 
     def requirements(self) -> tuple[Requirement, ...]:
@@ -102,6 +114,20 @@ class CommandBackend(Backend):
         return Discovery(
             tuple(ModelOffer(name=name, capabilities=(self._capability,), voices=voices) for name in self._models)
         )
+
+    def describe(self, _offer: ModelOffer) -> ModelDescriptor:
+        """Return what the program can be told."""
+        return self._descriptors.get("", None, self._describe)
+
+    def _describe(self) -> dict[str, EndpointDescriptor]:
+        path, reads_all = ENDPOINTS[self._capability], self._reads_json
+        if self._capability is Capability.SPEECH:
+            instructions = reads_all or "instructions" in self._placeholders
+            return {path: speech(tuple(self._voices), instructions=instructions)}
+        features = TextFeatures(
+            tools=reads_all, structured=reads_all, lacks=frozenset({"n"}) if reads_all else IGNORED_FIELDS
+        )
+        return {path: (chat if self._capability is Capability.CHAT else completions)(features)}
 
     async def health(self) -> None:
         """Check that the program exists."""

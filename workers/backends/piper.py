@@ -16,15 +16,19 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
 
+from schemas.descriptors import ModelDescriptor
 from schemas.jobs import Capability
+from schemas.parameters.audio import speech
 from schemas.presence import ModelOffer
 from workers.adapter_kit.audio.codecs import SAMPLE_WIDTH, AudioFormat, WavReader, finish_before_cancel
 from workers.adapter_kit.audio.sentence_splitter import split_sentences
 from workers.adapter_kit.audio.speech import SynthesisRequest, choose_voice, parse_voices_option, respond_with_speech
+from workers.adapter_kit.descriptors import DescriptorCache
 from workers.adapter_kit.error_mapping import error_from_response
 from workers.adapter_kit.http_client import HttpClient
 from workers.adapter_kit.options import parse_flag
@@ -75,6 +79,7 @@ class PiperBackend(Backend):
         self._client = HttpClient(config.url)
         self._voices: dict[str, _PiperVoice] | None = None
         self._default = ""
+        self._descriptors = DescriptorCache()
 
     async def close(self) -> None:
         await self._client.close()
@@ -105,6 +110,14 @@ class PiperBackend(Backend):
         names = dict.fromkeys((self._default, *voices, *self._named))
         offer = ModelOffer(name=self._model, capabilities=(Capability.SPEECH,), loaded=True, voices=tuple(names))
         return Discovery((offer,))
+
+    def describe(self, _offer: ModelOffer) -> ModelDescriptor:
+        """Return the voices, and what they can be told."""
+        known = self._voices or {}
+        speakers = (f"{voice.name}/{speaker}" for voice in known.values() for speaker in voice.speakers)
+        voices = tuple(dict.fromkeys((self._default, *known, *self._named, *speakers)))
+        build = partial(speech, voices, instructions=False, strict_voices=self._strict, enforced=True)
+        return self._descriptors.get("", voices, lambda: {"/v1/audio/speech": build()})
 
     async def health(self) -> None:
         """Poll `/info`. Any answer shows that the server is up."""

@@ -28,8 +28,10 @@ from typing import Any
 
 import orjson
 
+from schemas.descriptors import ModelDescriptor
 from schemas.frames import Progress
 from schemas.jobs import Capability
+from schemas.parameters.audio import transcriptions, translations
 from schemas.presence import Limitation, ModelOffer
 from schemas.usage import MediaUsage
 from workers.adapter_kit.audio.transcripts import (
@@ -96,6 +98,11 @@ AUDIO_SIGNATURES = (
     b"MAC ",
 )
 """How files of sound begin, but for MPEG's."""
+SPEECH_TO_TEXT = ModelDescriptor(
+    endpoints={"/v1/audio/transcriptions": transcriptions(), "/v1/audio/translations": translations()}
+)
+ENGLISH_TO_TEXT = ModelDescriptor(endpoints={"/v1/audio/transcriptions": transcriptions(language=False)})
+ENGLISH_ONLY = re.compile(r"\.en\b", re.IGNORECASE)
 UNSUPPORTED_FIELDS = ("include", "known_speaker_names", "known_speaker_references", "keywords", "languages")
 """Parameters of OpenAI's own models that change the answer, and that these servers do not have."""
 
@@ -164,6 +171,10 @@ class WhisperBackend(Backend):
         names = self._select_models(listed)
         self._served = frozenset(names)
         return Discovery(tuple(ModelOffer(name=name, capabilities=(Capability.TRANSCRIPTIONS,)) for name in names))
+
+    def describe(self, offer: ModelOffer) -> ModelDescriptor:
+        """Return what a model can be told. Whisper's English models (`….en`) do not translate."""
+        return ENGLISH_TO_TEXT if ENGLISH_ONLY.search(offer.name) else SPEECH_TO_TEXT
 
     async def health(self) -> None:
         """Poll `/health`, or the list of models or the front page on a server without it."""

@@ -5,7 +5,14 @@ from __future__ import annotations
 from gateway.openapi.operation import Operation, json_response
 from gateway.openapi.operations.common import MODEL, PREFERENCES, STREAM, inference_responses
 from gateway.openapi.shapes.media import ModelJobDone
-from gateway.openapi.shapes.operators import ModelList, ModelObject, SpeechModelList, VoiceList
+from gateway.openapi.shapes.operators import (
+    CatalogItem,
+    CatalogList,
+    ModelList,
+    ModelObject,
+    SpeechModelList,
+    VoiceList,
+)
 from schemas.model_jobs import ModelJobRequest
 
 
@@ -40,6 +47,25 @@ OPERATIONS = {
         summary="Get a model",
         description="Return one model or alias, even if no worker currently serves it.",
         responses=json_response(ModelObject, "The model."),
+        errors={404: "The model does not exist (`model_not_found`)."},
+        parameters={
+            "model_id": {"description": "The model's id. `:` and `/` may be percent-encoded.", "example": MODEL}
+        },
+    ),
+    "GET /v1/catalog": Operation(
+        id="listCatalog",
+        tag="models",
+        summary="List models with their parameters",
+        description="Return the models and aliases that the key may use, with their state, their workers, and their parameters as JSON Schema.",
+        responses=json_response(CatalogList, "The models."),
+        parameters={"capability": {"description": "Only models with this capability.", "example": "chat"}},
+    ),
+    "GET /v1/catalog/{model_id}": Operation(
+        id="getCatalogEntry",
+        tag="models",
+        summary="Get a model with its parameters",
+        description="Return one model or alias, its parameters as JSON Schema, and for each of its endpoints a request that works.",
+        responses=json_response(CatalogItem, "The model."),
         errors={404: "The model does not exist (`model_not_found`)."},
         parameters={
             "model_id": {"description": "The model's id. `:` and `/` may be percent-encoded.", "example": MODEL}

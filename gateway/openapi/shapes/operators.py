@@ -35,6 +35,95 @@ class ModelObject(BaseModel):
     """For an alias: the target that currently serves its requests. Null if no target is live."""
 
 
+class CatalogWorker(BaseModel):
+    """A worker that offers the model."""
+
+    id: str
+    backend: str
+    """The adapter's name."""
+    state: WorkerState
+    slots: int
+    """The jobs that the worker runs at once, of all its models."""
+    load: Literal["loaded", "loading", "cold"] | None = None
+    """Missing if the inference server does not report it."""
+
+
+class CatalogEndpoint(BaseModel):
+    """What requests to an endpoint may hold."""
+
+    content_type: Literal["application/json", "multipart/form-data"]
+    parameters: dict[str, Any]
+    """The JSON Schema (2020-12) of the body. Of a form, a property with `contentMediaType` is a file, base64 in the example."""
+    example: dict[str, Any]
+    """A first request that works."""
+
+
+class Modalities(BaseModel):
+    """The kinds of content."""
+
+    input: list[str]
+    """`text`, `image`, `audio`."""
+    output: list[str]
+    """`text`, `image`, `audio`, `embedding`, `score`."""
+
+
+class CatalogSummary(BaseModel):
+    """A model or an alias, with its state."""
+
+    model_config = ConfigDict(title="CatalogSummary")
+
+    id: str
+    object: Literal["catalog.model"]
+    created: int
+    owned_by: str
+    capabilities: list[Capability]
+    state: Literal["loaded", "loading", "cold", "ready", "held", "paused", "offline"]
+    """`ready`: a worker serves the model, and does not report whether it is loaded. `held`: an operator holds its jobs. `paused`: all its servers asked to wait. `offline`: no worker serves it."""
+    workers: list[CatalogWorker]
+    """The workers that offer the model, or the model that an alias resolves to."""
+    slots: int
+    """Of all ready workers."""
+    limitations: list[str]
+    """Features that a server lacks, by its worker's own probes."""
+    modalities: Modalities | None = None
+    context_length: int | None = None
+    embedding_length: int | None = None
+    voices: list[str] | None = None
+    alias_for: list[str] | None = None
+    resolves_to: str | None = None
+    differing: list[str] | None = None
+    """Parameters that differ between workers: they are left out, or in their narrower form."""
+    problems: list[str] | None = None
+    """For keys with `admin:read`: workers whose description of the model is invalid."""
+
+
+class CatalogItem(CatalogSummary):
+    """A model or an alias, with its parameters."""
+
+    model_config = ConfigDict(title="CatalogItem")
+
+    endpoints: dict[str, CatalogEndpoint]
+    """By path."""
+
+
+class CatalogListEntry(CatalogSummary):
+    """A model or an alias, with a reference to its parameters."""
+
+    model_config = ConfigDict(title="CatalogListEntry")
+
+    descriptor: str | None = None
+    """The key of its parameters in `descriptors`."""
+
+
+class CatalogList(BaseModel):
+    """The models and aliases, and their parameters. Models with the same parameters share one descriptor."""
+
+    object: Literal["list"]
+    data: list[CatalogListEntry]
+    descriptors: dict[str, dict[str, CatalogEndpoint]]
+    """Endpoints by path, by the digest of the descriptor."""
+
+
 class ModelList(BaseModel):
     """The live models and the aliases that resolve to them."""
 

@@ -96,6 +96,9 @@ class SDWebUIDouble:
                 web.post("/sdapi/v1/interrupt", self._interrupt),
                 web.get("/sdapi/v1/sd-models", self._list),
                 web.get("/sdapi/v1/options", self._options),
+                web.get("/sdapi/v1/samplers", _names("Euler a", "DPM++ 2M")),
+                web.get("/sdapi/v1/schedulers", _names("automatic", "karras")),
+                web.get("/sdapi/v1/loras", _names("pixel-art", "bad<name>")),
             ]
         )
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
@@ -129,7 +132,7 @@ class SDWebUIDouble:
             wanted = f"Basic {base64.b64encode(behavior.auth.encode()).decode()}"
             if request.headers.get("authorization") != wanted:
                 return web.json_response({"detail": "Incorrect username or password"}, status=401)
-        if behavior.cpp and request.path.endswith(("/progress", "/interrupt")):
+        if behavior.cpp and request.path.endswith(("/progress", "/interrupt", "/samplers", "/schedulers", "/loras")):
             return web.Response(status=404)
         return await handler(request)
 
@@ -213,6 +216,13 @@ class SDWebUIDouble:
             "parameters": body,
             "info": json.dumps(info),
         }
+
+
+def _names(*names: str) -> Any:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response([{"name": name, "label": name, "options": {}} for name in names])
+
+    return answer
 
 
 def png(width: int, height: int) -> bytes:

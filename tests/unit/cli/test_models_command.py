@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 from cli import options
 from cli.app import app
 from cli.gateway_client import ApiClient, GatewayTarget
+from schemas.jobs import Capability
+from schemas.parameters.standard import standard_descriptor
 from tests.unit.cli.gateway_double import serve
 
 CHAT = {"id": "smollm2", "object": "model", "capabilities": ["chat"], "context_length": 4096}
@@ -90,3 +92,38 @@ def test_a_key_that_may_not_see_workers_sees_models(gateway: Gateway) -> None:
 def test_without_models_it_says_how_to_begin(gateway: Gateway) -> None:
     gateway.models, gateway.workers = [], []
     assert "nexus worker --backend" in run().stdout
+
+
+def test_a_model_with_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values, defaults, and a first request for each endpoint, as a command."""
+    usual = standard_descriptor((Capability.CHAT, Capability.IMAGES))
+    assert usual is not None
+    kinds = {path: "multipart/form-data" if path.endswith("edits") else "application/json" for path in usual.endpoints}
+    endpoints = {path: one.model_dump() | {"content_type": kinds[path]} for path, one in usual.endpoints.items()}
+    entry = {
+        "id": "org/m",
+        "state": "loaded",
+        "capabilities": ["chat", "images"],
+        "workers": [{"id": "w1", "backend": "comfyui", "state": "ready", "load": "loaded"}],
+        "modalities": {"input": ["image", "text"], "output": ["image", "text"]},
+        "alias_for": ["a", "org/m"],
+        "resolves_to": "org/m",
+        "limitations": ["n"],
+        "endpoints": endpoints,
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.url.raw_path == b"/v1/catalog/org%2Fm"
+        return httpx.Response(200, json=entry)
+
+    monkeypatch.setattr(options, "client", lambda *_: ApiClient(GatewayTarget(serve(answer), "sk")))
+    shown = run("show", "org/m")
+    assert shown.exit_code == 0, shown.output
+    assert "w1 (comfyui, loaded)" in shown.stdout
+    assert "image, text -> image, text" in shown.stdout
+    assert "number, from 0.0 to 2.0" in shown.stdout
+    assert "file (image/*)" in shown.stdout
+    assert "| nexus submit /v1/chat/completions - --wait" in shown.stdout
+    assert "-F image=@FILE" in shown.stdout
+    assert json.loads(run("show", "org/m", "--json").stdout) == entry
+    assert run("--json", "show", "org/m").exit_code == 2

@@ -13,12 +13,15 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
+from schemas.descriptors import ModelDescriptor
 from schemas.jobs import Capability
+from schemas.parameters.standard import features_of, standard_descriptor
 from schemas.presence import Limitation, ModelOffer
 from workers.adapter_kit.error_mapping import error_from_response
 from workers.adapter_kit.http_client import BackendResponse, HttpClient
@@ -34,7 +37,7 @@ from workers.adapter_kit.openai.loaded_models import (
     model_state,
     resident_models,
 )
-from workers.adapter_kit.openai.unsupported_parameters import parse_lacks_option
+from workers.adapter_kit.openai.unsupported_parameters import PARAMETERS, parse_lacks_option
 from workers.adapter_kit.requirements import AUDIO_CODECS, OPTIONAL_PILLOW
 from workers.backends.base import (
     Backend,
@@ -78,6 +81,8 @@ class OpenAICompatibleBackend(Backend):
         self._served: frozenset[str] | None = None
         """Names of the served models; None before the first `discover`."""
         self._created: dict[str, int] = {}
+        self._seeing: frozenset[str] = frozenset()
+        """Models that read pictures, as the server says."""
 
     @classmethod
     def has_option(cls, name: str) -> bool:
@@ -115,6 +120,7 @@ class OpenAICompatibleBackend(Backend):
         offers = await self._add_voices([self.make_offer(name, known.get(name, {}), props) for name in names], known)
         self.server.voices = {offer.name: offer.voices[0] for offer in offers if offer.voices}
         self._served = frozenset(names)
+        self._seeing = frozenset(name for name in names if _reads_pictures(known.get(name, {}), props))
         slots = props.get("total_slots")
         return Discovery(offers, slots if isinstance(slots, int) and slots > 0 else None)
 
@@ -146,6 +152,15 @@ class OpenAICompatibleBackend(Backend):
             created=self._created[name],
             embedding_length=_embedding_length(model, capabilities),
         )
+
+    def describe(self, offer: ModelOffer) -> ModelDescriptor | None:
+        """Return the usual parameters of the model's endpoints, without those that the server lacks."""
+        lacks = self.server.declared_lacks | {
+            name for name in PARAMETERS if self.server.limitations.lacks(offer.name, name)
+        }
+        usual = features_of(offer)
+        text = replace(usual.text, vision=offer.name in self._seeing, lacks=lacks)
+        return standard_descriptor(offer.capabilities, replace(usual, text=text))
 
     async def _add_voices(self, offers: list[ModelOffer], known: dict[str, JSON]) -> tuple[ModelOffer, ...]:
         """Return the offers with the voices of their speech models: a model's own voices, else the server's."""
@@ -283,6 +298,19 @@ def _context_length(model: JSON, props: JSON) -> int | None:
     settings = settings if isinstance(settings, dict) else {}
     candidates = (model.get("max_model_len"), settings.get("n_ctx"), meta.get("n_ctx"), meta.get("n_ctx_train"))
     return next((length for length in candidates if isinstance(length, int) and length > 0), None)
+
+
+def _reads_pictures(model: JSON, props: JSON) -> bool:
+    """Return whether the server says that the model reads pictures: llama.cpp, its router, LM Studio, OpenRouter."""
+    modalities, architecture = props.get("modalities"), model.get("architecture")
+    inputs = architecture.get("input_modalities") if isinstance(architecture, dict) else None
+    capabilities = model.get("capabilities")
+    return (
+        (isinstance(modalities, dict) and modalities.get("vision") is True)
+        or (isinstance(inputs, list) and "image" in inputs)
+        or (isinstance(capabilities, list) and not {"vision", "multimodal"}.isdisjoint(map(str, capabilities)))
+        or model.get("type") == "vlm"
+    )
 
 
 def _embedding_length(model: JSON, capabilities: Capabilities) -> int | None:

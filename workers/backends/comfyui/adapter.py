@@ -17,7 +17,10 @@ from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
+from schemas.descriptors import ModelDescriptor
 from schemas.frames import Progress
+from schemas.presence import ModelOffer
+from workers.adapter_kit.descriptors import DescriptorCache
 from workers.adapter_kit.images.backend import ImageBackend, image_discovery
 from workers.adapter_kit.images.responses import (
     KEEP_METADATA,
@@ -47,6 +50,7 @@ from workers.backends.comfyui.client import (
     PromptState,
     PromptStatus,
 )
+from workers.backends.comfyui.descriptors import describe_checkpoint, describe_workflow
 from workers.backends.comfyui.node_checks import lists_files, node_classes, workflow_problem
 from workers.backends.comfyui.prompt_builder import (
     PromptPlan,
@@ -85,6 +89,7 @@ class ComfyUIBackend(ImageBackend):
         self._classes: dict[str, JSON | None] = {}
         """ComfyUI's node classes, None for one that it lacks. Cleared when it does not answer: it may restart with others."""
         self._server = ComfyUIClient(config.url, config.api_key)
+        self._descriptors = DescriptorCache()
         self._cleanups: set[asyncio.Task[None]] = set()
         """Tasks that stop prompts in ComfyUI."""
         self._served: frozenset[str] | None = None
@@ -153,6 +158,14 @@ class ComfyUIBackend(ImageBackend):
 
     async def _checkpoints(self) -> tuple[str, ...]:
         return tuple(str(name) for name in await self._server.get("/models/checkpoints"))
+
+    def describe(self, offer: ModelOffer) -> ModelDescriptor:
+        """Return the slots of a workflow, or what a checkpoint can be told."""
+        workflow = self._workflows.get(offer.name)
+        if workflow is None:
+            return self._descriptors.get(offer.name, None, lambda: describe_checkpoint(offer.name))
+        classes = {kind: self._classes.get(kind) for kind in node_classes(workflow)}
+        return self._descriptors.get(offer.name, (workflow, classes), lambda: describe_workflow(workflow, classes))
 
     async def health(self) -> None:
         """Poll `/prompt`, which reports the length of the queue."""

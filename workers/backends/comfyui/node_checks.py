@@ -31,7 +31,7 @@ def lists_files(info: JSON) -> bool:
     """Return whether a node class lists model files, which may be added while ComfyUI runs."""
     inputs = info.get("input")
     fields = [name for group in ("required", "optional") for name in ((inputs or {}).get(group) or {})]
-    return any(_are_model_files(_choices(info, name)) for name in fields)
+    return any(_are_model_files(input_choices(info, name)) for name in fields)
 
 
 def _are_model_files(choices: list[str] | None) -> bool:
@@ -64,7 +64,7 @@ def _missing_files(workflow: Workflow, classes: Classes) -> Iterator[str]:
         for name, value in node["inputs"].items():
             if not isinstance(value, str) or not value.lower().endswith(MODEL_FILES) or NodeInput(key, name) in filled:
                 continue
-            choices = _choices(classes.get(str(node["class_type"])), name)
+            choices = input_choices(classes.get(str(node["class_type"])), name)
             if choices is not None and value not in choices:
                 near = get_close_matches(value, choices, MAX_NAMED) or choices[:MAX_NAMED]
                 has = f"it has {', '.join(near)}" if near else "it has none"
@@ -87,7 +87,7 @@ def _reachable(workflow: Workflow, classes: Classes) -> list[str]:
     return list(seen)
 
 
-def _choices(info: JSON | None, name: str) -> list[str] | None:
+def input_choices(info: JSON | None, name: str) -> list[str] | None:
     """Return the values that an input lists; None where it lists none, or takes uploads or remote values."""
     inputs = (info or {}).get("input")
     for group in ("required", "optional"):

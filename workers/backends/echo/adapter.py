@@ -47,6 +47,7 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from schemas.descriptors import ModelDescriptor
 from schemas.jobs import Capability, Usage
 from schemas.presence import ModelOffer
 from workers.adapter_kit.request_fields import parse_json_object, requested_choices, wants_usage
@@ -65,6 +66,7 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
+from workers.backends.echo.descriptors import descriptor
 from workers.backends.echo.media import EMBEDDING_LENGTH, MEDIA, answer
 
 JSON = dict[str, Any]
@@ -131,6 +133,10 @@ class EchoBackend(Backend):
             for name in self._models
         )
         return Discovery(offers, self.server_options.slots)
+
+    def describe(self, _offer: ModelOffer) -> ModelDescriptor:
+        """Return the parameters of every endpoint."""
+        return descriptor()
 
     async def health(self) -> None:
         if self.server_options.down:

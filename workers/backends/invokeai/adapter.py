@@ -16,7 +16,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
+from schemas.descriptors import ModelDescriptor
 from schemas.frames import Progress
+from schemas.presence import ModelOffer
+from workers.adapter_kit.descriptors import DescriptorCache
 from workers.adapter_kit.images.backend import ImageBackend, image_discovery
 from workers.adapter_kit.images.responses import (
     KEEP_METADATA,
@@ -38,6 +41,7 @@ from workers.backends.base import (
     UploadedFile,
 )
 from workers.backends.invokeai.client import InvokeAIClient
+from workers.backends.invokeai.descriptors import describe_model
 from workers.backends.invokeai.events import open_listener
 from workers.backends.invokeai.graphs import FLUX, MAX_SEED, Graph, ImageSpec, InstalledModel, graph_for, size_for
 from workers.backends.invokeai.queue import QueuedBatch
@@ -57,6 +61,7 @@ class InvokeAIBackend(ImageBackend):
         super().__init__(config)
         self._keep_images = parse_flag(config.options, "keep_images")
         self._client = InvokeAIClient(config.url, config.api_key)
+        self._descriptors = DescriptorCache()
         self._installed: tuple[InstalledModel, ...] = ()
         self._served: dict[str, InstalledModel] | None = None
         """Models by name, also those that lack a part; None before the first `discover`."""
@@ -101,6 +106,11 @@ class InvokeAIBackend(ImageBackend):
         except BackendRefused as error:
             return str(error)
         return None
+
+    def describe(self, offer: ModelOffer) -> ModelDescriptor:
+        """Return what an installed model can be told."""
+        model = (self._served or {})[offer.name]
+        return self._descriptors.get(offer.name, model, lambda: describe_model(model))
 
     async def health(self) -> None:
         """Poll `/api/v1/app/version`."""

@@ -18,9 +18,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from schemas.descriptors import ModelDescriptor
 from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
 from schemas.presence import ModelOffer
+from workers.adapter_kit.descriptors import DescriptorCache
 from workers.adapter_kit.embeddings import embeddings_body
 from workers.adapter_kit.error_mapping import UNSUPPORTED_ENDPOINT
 from workers.adapter_kit.model_jobs import LOAD, PULL, ModelJob, unloads
@@ -41,6 +43,7 @@ from workers.backends.base import (
     Task,
 )
 from workers.backends.ollama.client import JSON, LineSplitter, OllamaClient
+from workers.backends.ollama.descriptors import describe_model
 from workers.backends.ollama.models import (
     ModelDetails,
     OllamaModel,
@@ -88,6 +91,7 @@ class OllamaBackend(Backend):
         self._client = OllamaClient(config.url, config.api_key)
         self._models: dict[str, OllamaModel] | None = None
         """Served models by full name; None before the first `discover`."""
+        self._descriptors = DescriptorCache()
         self._details: dict[str, ModelDetails] = {}
         """Details of models, by digest."""
         self._loading: Counter[str] = Counter()
@@ -119,6 +123,12 @@ class OllamaBackend(Backend):
         self._details = {digest: details for digest, details in self._details.items() if digest in digests}
         self._models = models
         return Discovery(tuple(self._offer(model, loaded) for model in models.values() if model.capabilities))
+
+    def describe(self, offer: ModelOffer) -> ModelDescriptor:
+        """Return what a model can be told, by Ollama's own capabilities of it."""
+        details = (self._models or {})[offer.name].details
+        state = (details, offer.context_length, offer.embedding_length)
+        return self._descriptors.get(offer.name, state, lambda: describe_model(offer, details))
 
     def _offer(self, model: OllamaModel, loaded: frozenset[str]) -> ModelOffer:
         name = model.name

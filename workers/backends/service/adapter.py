@@ -14,8 +14,11 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 
+from schemas.descriptors import ModelDescriptor
 from schemas.frames import Progress
+from schemas.parameters.standard import features_of, standard_descriptor
 from schemas.presence import Limitation, ModelOffer, ServiceRecord
+from workers.adapter_kit.descriptors import DescriptorCache
 from workers.adapter_kit.requirements import AUDIO_CODECS, OPTIONAL_PILLOW
 from workers.backends.base import (
     Backend,
@@ -30,6 +33,7 @@ from workers.backends.base import (
     Task,
 )
 from workers.backends.service.instance import ServiceInstance
+from workers.backends.service.parameters import with_fields
 
 QUEUED_INTERVAL_S = 5.0
 """How often a request that waits for a slot yields progress."""
@@ -49,6 +53,7 @@ class ServiceBackend(Backend):
         if config.url:
             raise ValueError("the service adapter takes no URL; register services with `nexus services add`")
         self._instances: dict[str, ServiceInstance] = {}
+        self._descriptors = DescriptorCache()
         self._invalid: dict[str, str] = {}
         """Records that cannot be used, with the reason."""
         self._records: Mapping[str, ServiceRecord] = {}
@@ -101,6 +106,26 @@ class ServiceBackend(Backend):
                 offers[offer.name] = _merge_offers(offers.get(offer.name), offer)
         return Discovery(tuple(offers.values()), sum(map(self._slots, ready)) or None, self._problems())
 
+    def describe(self, offer: ModelOffer) -> ModelDescriptor | None:
+        """Return the usual parameters of the model's endpoints, as the first ready service that has it describes them."""
+        owners = (one.metadata for one in self._ready() if one.offers(offer.name))
+        metadata = next((one for one in owners if one is not None), None)
+        usual = standard_descriptor(offer.capabilities, features_of(offer))
+        if metadata is None or usual is None:
+            return usual
+        own = {path: one for path, one in usual.endpoints.items() if path in metadata.endpoints} or usual.endpoints
+        state = (
+            offer.capabilities,
+            features_of(offer),
+            own.keys(),
+            metadata.parameters,
+            metadata.fields,
+            metadata.required,
+        )
+        return self._descriptors.get(
+            offer.name, state, lambda: with_fields(own, metadata.fields, metadata.required) | dict(metadata.parameters)
+        )
+
     async def health(self) -> None:
         """Poll all services. Raises BackendUnavailable when there are services and none is ready."""
         before = self._ready()
@@ -116,7 +141,13 @@ class ServiceBackend(Backend):
         found = self._invalid | {
             name: instance.problem for name, instance in self._instances.items() if not instance.ready
         }
-        return tuple(f"{name}: {problem}" for name, problem in sorted(found.items()))
+        described = [
+            f"{name}: {problem}"
+            for name, instance in sorted(self._instances.items())
+            if instance.ready and instance.metadata is not None
+            for problem in instance.metadata.problems
+        ]
+        return (*(f"{name}: {problem}" for name, problem in sorted(found.items())), *described)
 
     def _require_ready_service(self) -> None:
         if self._records and not self._ready():

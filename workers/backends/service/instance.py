@@ -157,10 +157,10 @@ class ServiceInstance:
         """Return the metadata, completed from the descriptor, the OpenAPI document and the list of models."""
         documents = await self._fetch_metadata()
         endpoints = frozenset[str]().union(*map(endpoints_in, documents))
-        if not endpoints:
-            descriptor = await self._fetch_document(self._client, f"{self._server.base_path}/descriptor")
+        if not endpoints or not any("ui" in one for one in documents):
+            descriptor = await self._fetch_descriptor(required=not endpoints)
             documents += [descriptor] if descriptor is not None else []
-            endpoints = endpoints_in(descriptor or {})
+            endpoints = endpoints or endpoints_in(descriptor or {})
         guessed = not endpoints and not any("endpoints" in one for one in documents)
         if guessed:
             openapi = await self._fetch_document(self._client, "/openapi.json", OPENAPI_LIMIT)
@@ -183,6 +183,15 @@ class ServiceInstance:
         if document is None and self.record.metadata_url:
             document = await self._fetch_document(self._client, f"{self._server.base_path}/metadata")
         return [] if document is None else [document]
+
+    async def _fetch_descriptor(self, *, required: bool) -> JSON | None:
+        """Return the descriptor; None where the service has none, or unless `required`, where it does not answer well."""
+        try:
+            return await self._fetch_document(self._client, f"{self._server.base_path}/descriptor")
+        except BackendError:
+            if required:
+                raise
+            return None
 
     async def _fetch_document(self, client: HttpClient, path: str, limit: int = DOCUMENT_LIMIT) -> JSON | None:
         """Return the JSON object at a path; None where the path is missing. Raises BackendError for any other answer."""

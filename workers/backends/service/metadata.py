@@ -7,15 +7,17 @@ a list of such names; their name in `service` or at the top.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from schemas.descriptors import EndpointDescriptor
 from schemas.endpoints import SERVED
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
 from workers.adapter_kit.openai.audio import parse_voice_list
 from workers.adapter_kit.openai.capabilities import TEXT, CapabilitySelector
+from workers.backends.service.parameters import form_fields, own_endpoints
 
 JSON = dict[str, Any]
 
@@ -40,6 +42,14 @@ class ServiceMetadata:
     """Concurrent requests; None where the service does not report them."""
     streams: bool = True
     """False for a service that reports that it does not stream."""
+    parameters: Mapping[str, EndpointDescriptor] = field(default_factory=dict)
+    """The parameters that the service gives as JSON Schema, by path."""
+    fields: Mapping[str, JSON] = field(default_factory=dict)
+    """The schemas of the fields of its form."""
+    required: tuple[str, ...] = ()
+    """The required fields of its form."""
+    problems: tuple[str, ...] = ()
+    """Parts of its description that are not used."""
 
 
 def endpoints_in(document: JSON) -> frozenset[str]:
@@ -71,6 +81,7 @@ def parse_metadata(
     known for, else all of the service's. `guessed`: the service did not report its endpoints itself (servers with one code for all models have all
     paths): then a model that reports nothing serves text.
     """
+    documents = list(documents)
     merged: JSON = {}
     for document in documents:
         merged = document | merged
@@ -78,6 +89,8 @@ def parse_metadata(
     capabilities = tuple(dict.fromkeys(ENDPOINTS[path] for path in ENDPOINTS if path in endpoints))
     reported = merged.get("capabilities")
     limits = reported if isinstance(reported, dict) else {}
+    parameters, problems = own_endpoints(documents)
+    fields, required = form_fields(documents)
     concurrency = (source.get(key) for source in (merged, limits) for key in ("concurrency", "max_concurrency"))
     return ServiceMetadata(
         endpoints,
@@ -87,6 +100,10 @@ def parse_metadata(
         ),
         next(_positive_numbers(concurrency), None),
         limits.get("streaming") is not False,
+        {known: one for path, one in parameters.items() if (known := _known_path(path))},
+        fields,
+        required,
+        problems,
     )
 
 

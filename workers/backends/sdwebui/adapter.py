@@ -4,6 +4,8 @@ A checkpoint is a model. Each image of a request is a call of its own, one after
 as soon as it is made, and its seed is known. While a call runs, `progress` reports how far it is, on servers that have that route. A call that
 is cancelled is interrupted, and awaited: these servers do not notice that their caller disconnects.
 
+A request may also name one of the server's samplers, schedulers and LoRAs: see choices.py.
+
 Options: `steps` and `size`, for requests without them; `keep_metadata=true` leaves in images what the server writes into them. The key may be
 `USER:PASSWORD` (`--api-auth`).
 """
@@ -21,7 +23,12 @@ from typing import Any
 
 import orjson
 
+from schemas.descriptors import EndpointDescriptor, ModelDescriptor
 from schemas.frames import Progress
+from schemas.parameters import images
+from schemas.parameters.images import PictureOptions
+from schemas.presence import ModelOffer
+from workers.adapter_kit.descriptors import DescriptorCache
 from workers.adapter_kit.error_mapping import error_from_response
 from workers.adapter_kit.http_client import BackendResponse, HttpClient
 from workers.adapter_kit.images.backend import ImageBackend, image_discovery
@@ -47,6 +54,7 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
+from workers.backends.sdwebui.choices import PictureChoices, listed_names
 
 JSON = dict[str, Any]
 
@@ -78,8 +86,10 @@ class SDWebUIBackend(ImageBackend):
         super().__init__(config)
         self._defaults = _defaults(config.options)
         self._client = HttpClient(config.url, headers=authorization_header(config.api_key))
+        self._descriptors = DescriptorCache()
         self._titles: dict[str, str] | None = None
         """The checkpoint's title of each model; None before the first `discover`."""
+        self._choices = PictureChoices()
         self._loaded = ""
         self._no_progress_until = 0.0
         self._current = ""
@@ -106,8 +116,26 @@ class SDWebUIBackend(ImageBackend):
         if not served:
             raise BackendError(problems[0] if problems else NO_CHECKPOINTS)
         self._loaded = await self._loaded_title()
+        self._choices = PictureChoices(
+            *[await self._list_names(path) for path in ("/samplers", "/schedulers", "/loras")]
+        )
         self._titles = served
         return image_discovery({name: self._is_loaded(title) for name, title in served.items()}, problems)
+
+    def describe(self, _offer: ModelOffer) -> ModelDescriptor:
+        """Return what every checkpoint can be told."""
+        return self._descriptors.get("", self._choices, self._describe)
+
+    def _describe(self) -> dict[str, EndpointDescriptor]:
+        defaults = self._defaults
+        size = f"{defaults['width']}x{defaults['height']}" if "width" in defaults else "512x512"
+        options = PictureOptions(
+            fields=frozenset((*GENERATION_FIELDS, "strength")),
+            defaults={"size": size, "steps": defaults.get("steps")},
+            max_seed=MAX_SEED - 1,
+            extra=self._choices.parameters(),
+        )
+        return {"/v1/images/generations": images.generations(options), "/v1/images/edits": images.edits(options)}
 
     async def health(self) -> None:
         """Poll `/sdapi/v1/sd-models`, which all of these servers have."""
@@ -124,15 +152,16 @@ class SDWebUIBackend(ImageBackend):
         if title is None:
             raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
         request = ImageRequest.from_task(task)
-        request.require_supported(*(EDIT_FIELDS if request.edit else GENERATION_FIELDS))
+        request.require_supported(*(EDIT_FIELDS if request.edit else GENERATION_FIELDS), *self._choices.fields)
         if request.seed is not None and request.seed + request.n > MAX_SEED:
             raise BackendRefused(f"The seed is too large. Send seed + n of at most {MAX_SEED}.", param="seed")
-        return request, self._generate(task, request, title)
+        chosen = self._choices.request_fields(request.extra, request.prompt)
+        return request, self._generate(task, request, title, chosen)
 
     async def _generate(
-        self, task: Task, request: ImageRequest, title: str
+        self, task: Task, request: ImageRequest, title: str, chosen: JSON
     ) -> AsyncGenerator[Progress | GeneratedImage]:
-        body = await self._request_body(request, title)
+        body = chosen | await self._request_body(request, title)
         path = "/img2img" if request.edit else "/txt2img"
         first = random.randrange(RANDOM_SEEDS) if request.seed is None else request.seed
         if self._call_lock.locked():
@@ -147,7 +176,6 @@ class SDWebUIBackend(ImageBackend):
         """Return the fields that all calls of a request have in common."""
         body: JSON = {
             **self._defaults,
-            "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "steps": request.steps or self._defaults.get("steps"),
             "cfg_scale": request.guidance,
@@ -232,6 +260,13 @@ class SDWebUIBackend(ImageBackend):
         await asyncio.wait({call})  # stable-diffusion.cpp cannot be interrupted
         if not call.cancelled():
             call.exception()  # retrieved, so that asyncio does not log it
+
+    async def _list_names(self, path: str) -> tuple[str, ...]:
+        """Return the names of a list; none where the server does not have it."""
+        try:
+            return listed_names(await self._get(path))
+        except BackendRefused:
+            return ()
 
     async def _loaded_title(self) -> str:
         try:
