@@ -25,6 +25,9 @@ export const screens: Screen[] = [
   { path: "hosts", title: strings.hosts.title, group: "live", visible: has("admin:read"), load: () => import("./screens/hosts/Hosts.svelte") },
   { path: "status", title: strings.status.title, public: true, load: () => import("./screens/status/Status.svelte") },
   { path: "queues/:model", title: strings.queue.waiting, visible: has("admin:read"), load: () => import("./screens/queue/Queue.svelte") },
+  { path: "models", title: strings.models.title, group: "use", load: () => import("./screens/models/Models.svelte") },
+  { path: "models/:model", title: strings.models.title, load: () => import("./screens/models/Model.svelte") },
+  { path: "playground", title: strings.playground.title, group: "use", visible: has("inference"), load: () => import("./screens/playground/Playground.svelte") },
   { path: "services", title: strings.services.title, group: "manage", visible: has("admin:read"), load: () => import("./screens/services/Services.svelte") },
 ];
 

@@ -105,7 +105,10 @@ export class EventParser {
   private data: string[] = [];
   private id = "";
 
-  constructor(private readonly emit: (event: ServerEvent) => void) {}
+  constructor(
+    private readonly emit: (event: ServerEvent) => void,
+    private readonly onComment?: (text: string) => void,
+  ) {}
 
   feed(text: string): void {
     const lines = (this.rest + text).split(/\r\n|\n|\r(?!$)/);
@@ -121,7 +124,10 @@ export class EventParser {
       return;
     }
     const colon = line.indexOf(":");
-    if (colon === 0) return;
+    if (colon === 0) {
+      this.onComment?.(line.slice(1).trim());
+      return;
+    }
     const name = colon < 0 ? line : line.slice(0, colon);
     const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
     if (name === "event") this.event = value;
