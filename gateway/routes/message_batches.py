@@ -22,7 +22,7 @@ from gateway.dialects.anthropic.message_batches import (
     shown_id,
     unread_result_line,
 )
-from gateway.dialects.anthropic.pages import page_object, read_query
+from gateway.dialects.anthropic.pages import AFTER, BEFORE, page_object, read_query
 from gateway.http.request_body import CallerDisconnected, parse_body
 from gateway.signed_urls import base_url
 from schemas.anthropic.batches import MessageBatchRequest
@@ -73,8 +73,8 @@ async def create_message_batch(request: Request, parts: PartsDep, caller: JobsCa
 async def list_message_batches(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """List the caller's batches of messages, newest first."""
     wanted = read_query(request.query_params)
-    for name, cursor in (("after_id", wanted.after), ("before_id", wanted.before)):
-        if cursor and not own_id(cursor):
+    for name in (AFTER, BEFORE):
+        if (cursor := request.query_params.get(name)) is not None and not own_id(cursor):
             raise InvalidRequest(f"'{cursor[:100]}' is not the id of a batch: '{name}'", param=name)
     found, more = await parts.batches.page(
         caller.owner,
