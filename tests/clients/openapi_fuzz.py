@@ -23,9 +23,9 @@ HELLO = {"role": "user", "content": "hello"}
 
 
 async def start(cluster: Cluster) -> None:
-    """Start a gateway that shows its documentation, and a worker that can do everything."""
+    """Start a gateway that shows its documentation, and a worker that can do everything, with short answers to the longest requests."""
     await cluster.start_gateway(PUBLIC_ROUTES="metrics,docs,readiness")
-    await cluster.start_worker("echo", name=WORKER, WORKER_MODELS=MODELS)
+    await cluster.start_worker("echo", name=WORKER, WORKER_MODELS=MODELS, WORKER_BACKEND_OPTIONS="size=2000")
 
 
 async def existing(cluster: Cluster) -> dict[str, str]:
