@@ -720,7 +720,7 @@ class TestFuzz:
                 assert 400 <= answer.status_code < 500, (body, answer.text)
                 check_error(answer, answer.status_code)
 
-        @settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(body=REQUEST.map(json.dumps) | MUTATED, path=st.sampled_from([CHAT, COMPLETIONS]))
         def fuzz(body: str, path: str) -> None:
             check(cluster.url, body, path)

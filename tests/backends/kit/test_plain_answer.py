@@ -117,7 +117,7 @@ def relay(stream: bytes, cuts: list[int], *, chat: bool, pushes: bool) -> tuple[
     return b"".join(got), sum(tokens)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.data(), st.booleans(), st.lists(st.integers(0, 3000), max_size=6))
 def test_pushed_events_stand_where_yielded_ones_would(data: st.DataObject, chat: bool, cuts: list[int]) -> None:
     """Any stream, cut anywhere and between its events: the same bytes in the same order, or the same error."""
@@ -126,7 +126,7 @@ def test_pushed_events_stand_where_yielded_ones_would(data: st.DataObject, chat:
     assert relay(stream, cuts, chat=chat, pushes=True) == relay(stream, cuts, chat=chat, pushes=False)
 
 
-@settings(max_examples=1500)
+@settings(max_examples=400)
 @given(st.data(), st.booleans(), st.lists(st.integers(0, 3000), max_size=6))
 def test_both_ways_give_the_same_answer(data: st.DataObject, chat: bool, cuts: list[int]) -> None:
     """Any stream, cut anywhere: the same body and usage, or the same error. By events, texts that are empty may count as tokens."""

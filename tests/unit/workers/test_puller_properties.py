@@ -137,7 +137,7 @@ ARRIVALS = st.lists(
 BURST = [Arrival(1.0, 1, 24, 10.0)]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @example(slots=24, count=6, arrivals=BURST, seed=0)
 @example(slots=24, count=6, arrivals=[Arrival(0.01, 1, 1, 0.001)] * 200 + BURST, seed=0)
 @given(slots=st.integers(1, 80), count=st.integers(1, 24), arrivals=ARRIVALS, seed=st.integers(0, 9))
@@ -148,7 +148,7 @@ def test_no_slot_is_idle_beside_a_waiting_job(slots: int, count: int, arrivals: 
     assert desk.refused == 0
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     slots=st.sampled_from([8, 24, 64]),
     count=st.sampled_from([1, 3, 8]),

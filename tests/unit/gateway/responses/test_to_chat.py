@@ -369,7 +369,7 @@ ITEMS = st.tuples(KINDS, st.dictionaries(PLACES, VALUES | st.lists(PARTS, max_si
 
 
 @given(st.dictionaries(NAMES, VALUES, max_size=4), st.none() | st.lists(ITEMS, min_size=1, max_size=3))
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_any_request_is_understood_or_refused(fields: dict[str, Any], items: Any) -> None:
     """Whatever is asked, there is a chat request and a response for it, or a 400."""
     try:
