@@ -25,7 +25,7 @@ JSON = dict[str, Any]
 FOLDER = Path(__file__).parent / "shapes"
 MODEL = "shape"
 CUTS = ("whole", "events", "random", "characters", "bytes")
-DRIBBLE_LIMIT = 20_000
+DRIBBLE_LIMIT = 4_000
 """Bytes that are sent one by one at most."""
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 DOCUMENTS: dict[str, Any] = {
