@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-HIDDEN = "rich"
-"""structlog draws tracebacks with it on a terminal. `backbone.terminal_log` writes them here."""
+HIDDEN = ("rich", "opentelemetry.sdk")
+"""structlog draws tracebacks with rich on a terminal; `backbone.terminal_log` writes them here. redis would count its calls with
+OpenTelemetry's SDK; `backbone.tracing` imports it where tracing is on.
+"""
 DEFERRED = "aiohttp"
 """nats-py connects to `ws://` and `wss://` with it."""
 
@@ -35,7 +37,7 @@ def lean_imports() -> Iterator[None]:
     holds for a library that is imported already, or behind the block. The garbage collector pauses, and never looks at what exists at the end of the block again.
     """
     # None is the import system's way to say that a module does not exist.
-    stand_ins: dict[str, Any] = {HIDDEN: None, DEFERRED: _Deferred(DEFERRED)}
+    stand_ins: dict[str, Any] = {**dict.fromkeys(HIDDEN), DEFERRED: _Deferred(DEFERRED)}
     stand_ins = {name: module for name, module in stand_ins.items() if name not in sys.modules}
     sys.modules.update(stand_ins)
     gc.disable()

@@ -84,6 +84,10 @@ class CommonSettings(BaseSettings):
     """Memory of each process for its newest log lines, which `nexus logs REQUEST` searches. 0: the process finds
     nothing.
     """
+    tracing: bool = False
+    """Export traces as OpenTelemetry (OTLP over HTTP). It needs the extra `otel`; OpenTelemetry's own variables
+    (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, …) say where to, and which. Set it for gateways and workers.
+    """
     log_prompts: bool = False
     """Log request bodies, at level `debug`. Off by default, because prompts are private to their owners."""
     ack_wait_s: float = Field(default=15.0, gt=0)

@@ -41,6 +41,7 @@ from backbone.store.redis_quotas import RedisByteQuotas
 from backbone.store.redis_rates import RedisRateStore
 from backbone.store.sealed_documents import SealedDocumentStore
 from backbone.team_keys import TeamKeys
+from backbone.tracing.setup import make_tracer
 from gateway.app import make_app, make_observability_app
 from gateway.asgi_app import App, AsgiApp
 from gateway.audit.audit_log import AuditLog
@@ -107,6 +108,7 @@ from gateway.responses.service import ResponseService
 from gateway.signed_urls import UrlSigner
 from gateway.sync.handler import HandlerOptions, InferenceHandler
 from gateway.sync.submitter import SyncSubmitter
+from gateway.traces import JobTraces
 from gateway.usage.emitter import UsageEmitter
 from gateway.usage.prices import PriceFile
 from gateway.usage.report import UsageReports
@@ -164,6 +166,8 @@ async def run_gateway(
     clients = _Clients(settings, name, metrics)
     services = _Services(settings, clients, metrics, shutdown_state)
     async with contextlib.AsyncExitStack() as stack:
+        if clients.tracer is not None:
+            stack.push_async_callback(clients.tracer.close)
         stack.push_async_callback(services.webhook_client.close)
         stack.push_async_callback(services.reader.media.close)
         for part in services.in_start_order(clients):
@@ -184,6 +188,7 @@ class _Clients:
     """The gateway's clients of NATS, etcd and Redis."""
 
     def __init__(self, settings: GatewaySettings, name: str, metrics: GatewayMetrics) -> None:
+        self.tracer = make_tracer(settings, "nexus-gateway", name)
         nats = read_nats_access(settings)
         self.storage_health = StorageHealth()
         self.registry = EtcdRegistry(read_etcd_access(settings), settings.etcd_prefix)
@@ -220,6 +225,8 @@ class _Services:
         self, settings: GatewaySettings, clients: _Clients, metrics: GatewayMetrics, shutdown_state: ShutdownState
     ) -> None:
         self.metrics = metrics
+        tracer = clients.tracer
+        traces = JobTraces(tracer) if tracer is not None else None
         self.unread = UnreadBudget(settings.max_unread_bytes)
         self.dispatcher = _dispatcher(settings, clients.bus, clients.registry, metrics)
         self.submitter = SyncSubmitter(
@@ -231,7 +238,7 @@ class _Services:
         self.auth, self.url_signer = _auth(settings, token, self.keys, self.rate_limiter)
         self.people = build_people(settings, clients.documents, self.keys, self.auth, token)
         self.webhook_client = _webhook_client(settings)
-        self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics, self.keys)
+        self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics, self.keys, traces)
         self.body_quotas = RedisByteQuotas(clients.store, "bodies")
         self.usage_reports = UsageReports(None)
         self.audit_reports = AuditReports(None)
@@ -270,6 +277,7 @@ class _Services:
                     keep_s=settings.job_keep_s,
                 ),
                 usage=self.usage_emitter,
+                traces=traces,
             ),
         )
         self.jobs = self.job_runtime.jobs
@@ -308,6 +316,7 @@ class _Services:
             self.file_references,
             self.webhooks.check_url,
             self.audit_log,
+            tracer,
         )
         self.inference = InferenceHandler(
             self.submitter,
@@ -322,6 +331,7 @@ class _Services:
             self.budgets,
             self.caller_tasks,
             self.usage_emitter,
+            tracer,
         )
         self.batches, self.batch_scheduler = self._batches(settings, clients)
         self.responses = ResponseService(
@@ -365,7 +375,7 @@ class _Services:
             readiness=CachedResult(self.readiness.check, 0.0),
             blobs=clients.blobs,
             url_signer=self.url_signer,
-            exposition=MetricsExposition(metrics.registry),
+            exposition=MetricsExposition(metrics.registry, has_exemplars=tracer is not None),
             keys=self.keys,
             teams=TeamStore(self.keys),
             key_work=KeyWork(clients.store, self.jobs, self.batches),
@@ -536,6 +546,7 @@ def _webhooks(
     auth: Authenticator,
     metrics: GatewayMetrics,
     keys: KeyStore,
+    traces: JobTraces | None,
 ) -> WebhookSender:
     def bounds_of(key: str, owner: str) -> tuple[Bound, ...]:
         return keys.limits(key).webhooks or (Bound(f"team:{owner}", settings.team_max_webhooks),)
@@ -549,6 +560,7 @@ def _webhooks(
         timeout_s=settings.webhook_timeout_s,
         count=lambda state: metrics.child(metrics.webhook_tries, state).inc(),
         bounds_of=bounds_of,
+        traces=traces,
     )
 
 

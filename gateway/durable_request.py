@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from backbone.tracing.spans import Span
 from gateway.auth.authenticator import Principal
 from gateway.http.asgi import HttpExchange, Receive, Reply, Scope
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
@@ -25,6 +26,8 @@ class DurableRequest:
     receive: Receive
     reply: Reply
     exchange: HttpExchange | None
+    span: Span | None = None
+    """The span of the request; None: tracing is off."""
 
 
 class DurableAnswerer(Protocol):

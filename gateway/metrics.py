@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from time import time
 from typing import Any, cast
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from backbone.bus.bus import QueueChange, QueueDepth, StorageUsage
@@ -27,6 +30,8 @@ LAG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ITL = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10)
 SERVER_ERROR = 500
 FAILURES = frozenset({JobStatus.FAILED.value, JobStatus.EXPIRED.value})
+OPENMETRICS_TYPE = "application/openmetrics-text"
+OPENMETRICS_END = b"# EOF\n"
 MAX_AGE_S = 1.0
 """Age up to which scrapes get the same text."""
 
@@ -43,8 +48,10 @@ class FastHistogram(Collector):
         labels: tuple[str, ...] = ("model",),
     ) -> None:
         self._name, self._text, self._bounds, self._labels = name, text, buckets, labels
+        self._bound_names = [*map(floatToGoString, buckets), "+Inf"]
         self._counts: dict[tuple[str, ...], list[int]] = {}
         self._sums: dict[tuple[str, ...], float] = {}
+        self._exemplars: dict[tuple[tuple[str, ...], int], Exemplar] = {}
         registry.register(self)
 
     def observe(self, value: float, *labels: str) -> None:
@@ -61,14 +68,21 @@ class FastHistogram(Collector):
         for labels, counts in self._counts.items():
             yield labels, sum(counts), self._sums[labels]
 
+    def add_exemplar(self, value: float, trace_id: str, *labels: str) -> None:
+        """Keep a trace as the example of an observed value's bucket."""
+        bucket = bisect_left(self._bounds, value)
+        self._exemplars[labels, bucket] = Exemplar({"trace_id": trace_id}, value, time())
+
     def collect(self) -> Iterable[Metric]:
         """Return the metrics' samples, for prometheus_client."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for labels, counts in self._counts.items():
-            total, buckets = 0, []
-            for bound, count in zip([*map(floatToGoString, self._bounds), "+Inf"], counts, strict=True):
+            total = 0
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+            for at, (bound, count) in enumerate(zip(self._bound_names, counts, strict=True)):
                 total += count
-                buckets.append((bound, total))
+                exemplar = self._exemplars.get((labels, at))
+                buckets.append((bound, total) if exemplar is None else (bound, total, exemplar))
             family.add_metric(labels, buckets, sum_value=self._sums[labels])
         yield family
 
@@ -405,20 +419,34 @@ class _SingleMetricRegistry:
 class MetricsExposition:
     """Renders the metrics of one process."""
 
-    content_type = CONTENT_TYPE_LATEST
-
-    def __init__(self, registry: CollectorRegistry, max_age_s: float = MAX_AGE_S) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, max_age_s: float = MAX_AGE_S, *, has_exemplars: bool = False
+    ) -> None:
+        """`has_exemplars`: scrapers that accept OpenMetrics get it, since the other format has no place for them."""
         self._registry = registry
+        self._has_exemplars = has_exemplars
         self._text = CachedResult(self._render, max_age_s)
+        self._openmetrics = CachedResult(self._render_openmetrics, max_age_s)
 
     async def text(self) -> bytes:
         """Return the metrics, at most `max_age_s` old."""
         return await self._text.get()
 
+    async def scrape(self, accept: str) -> tuple[bytes, str]:
+        """Return the metrics for an `Accept` header, at most `max_age_s` old, and their content type."""
+        if self._has_exemplars and OPENMETRICS_TYPE in accept:
+            return await self._openmetrics.get(), openmetrics.CONTENT_TYPE_LATEST
+        return await self._text.get(), CONTENT_TYPE_LATEST
+
     async def _render(self) -> bytes:
+        return b"".join([part async for part in self._parts(generate_latest)])
+
+    async def _render_openmetrics(self) -> bytes:
+        parts = [part.removesuffix(OPENMETRICS_END) async for part in self._parts(openmetrics.generate_latest)]
+        return b"".join((*parts, OPENMETRICS_END))
+
+    async def _parts(self, render: Callable[[CollectorRegistry], bytes]) -> AsyncIterator[bytes]:
         """Render metric by metric, so that streams get their turn in between."""
-        parts = []
         for metric in self._registry.collect():
-            parts.append(generate_latest(cast("CollectorRegistry", _SingleMetricRegistry(metric))))
+            yield render(cast("CollectorRegistry", _SingleMetricRegistry(metric)))
             await asyncio.sleep(0)
-        return b"".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import AliasPath, BaseModel, ConfigDict, Field
 
 from schemas.endpoints import Capability as Capability  # noqa: PLC0414 - a job names it, and those who read jobs need it
 from schemas.names import Subject, SubjectToken
+from schemas.traces import TraceContext, Traceparent, Tracestate, read_trace_context
 
 
 class Lane(StrEnum):
@@ -153,6 +155,9 @@ class Envelope(JobSpec):
     """The body is encrypted (`backbone.bus.content_seals`). The worker gets its key with the start grant, and does not start without."""
     sealed_blobs: tuple[str, ...] = ()
     """For a sealed job: `own_blobs` without their keys. The sealed body holds the fields that lead to content."""
+    traceparent: Traceparent = ""
+    """The span below which the job's trace goes on (W3C Trace Context). Empty: the job is not traced."""
+    tracestate: Tracestate = ""
     ticket: str = ""
     """For durable jobs: the key of the attempts' tokens. Gateways check it and the seals (`backbone.bus.seals`)."""
     seal: str = ""
@@ -163,6 +168,11 @@ class Envelope(JobSpec):
     def spec(self) -> dict[str, Any]:
         """Return the specification; see `JobSpec.spec`."""
         return super().spec() | {"endpoint": self.shown_endpoint or self.endpoint, "uploads": self.own_blobs}
+
+    @property
+    def trace(self) -> TraceContext | None:
+        """Return the position in the trace; None: the job is not traced."""
+        return read_trace_context(self.traceparent, self.tracestate) if self.traceparent else None
 
     @property
     def own_blobs(self) -> tuple[str, ...]:
@@ -202,6 +212,14 @@ class EnvelopeTemplate:
         envelope.__setstate__(self._state | {"__dict__": self._values | ids})
         line = f'{{"job":"{job}","request_id":"{request_id}","reply":"{reply}",'.encode() + self._line_end
         return envelope, line
+
+
+def with_trace(envelope: Envelope, line: bytes, trace: TraceContext) -> tuple[Envelope, bytes]:
+    """Return the envelope, and its line of the job message (empty: there is none), below a span."""
+    head = b'{"traceparent":"%b",' % trace.traceparent.encode()
+    if trace.tracestate:
+        head += b'"tracestate":%b,' % json.dumps(trace.tracestate).encode()
+    return envelope.model_copy(update=trace._asdict()), line and head + line[1:]
 
 
 def is_sse(content_type: str) -> bool:
@@ -297,6 +315,8 @@ class JobRecord(JobSpec):
     """The blobs that came with the request and are deleted with the job: `Envelope.own_blobs`."""
     sealed: Literal[True] | None = None
     """The job's content is encrypted, and may be forgotten before its record. None: it is not."""
+    traceparent: Traceparent | None = None
+    """The span below which the job's trace goes on. None: the job is not traced."""
     reserved_tokens: int | None = None
     """Tokens that the run has taken of its limits per minute, by estimate. None: it took none."""
 
@@ -305,7 +325,10 @@ class JobRecord(JobSpec):
         """Return a record of the job. `state` holds the fields that are not part of the specification."""
         webhook = WebhookState(url=job.webhook) if job.webhook else None
         sealed = getattr(job, "sealed", None) or None
-        return cls.model_validate(job.spec() | {"webhook_state": webhook, "sealed": sealed} | state)
+        traceparent = getattr(job, "traceparent", None) or None
+        return cls.model_validate(
+            job.spec() | {"webhook_state": webhook, "sealed": sealed, "traceparent": traceparent} | state
+        )
 
     def encode(self) -> bytes:
         """Return the record as JSON."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, StringConstraints
 from schemas.errors import ErrorInfo
 from schemas.frames import BlobRef
 from schemas.jobs import Envelope, JobSpec, JobStatus, Usage
+from schemas.traces import Traceparent
 from schemas.usage import MediaUsage
 
 
@@ -59,6 +60,8 @@ class Outcome(
     error: ErrorInfo | None = None
     dead: bool = False
     """The job has a dead letter."""
+    traceparent: Traceparent = ""
+    """By a worker: the span below which the job's trace goes on."""
     sealed: bool = False
     """The job is sealed: the payload is encrypted, and so is `blob` within it (`backbone.bus.content_seals`)."""
     seal: str = ""
@@ -81,4 +84,6 @@ def outcome_of(job: JobSpec, status: JobStatus, **fields: object) -> Outcome:
     """Return an outcome of the job. `fields` are those of `Outcome` that are not part of the specification."""
     seal = job.seal if isinstance(job, Envelope) else ""
     sealed = bool(getattr(job, "sealed", False))
-    return Outcome.model_validate(job.spec() | {"status": status, "seal": seal, "sealed": sealed} | fields)
+    traceparent = job.traceparent if isinstance(job, Envelope) else ""
+    given = {"status": status, "seal": seal, "sealed": sealed, "traceparent": traceparent}
+    return Outcome.model_validate(job.spec() | given | fields)

@@ -31,6 +31,7 @@ from schemas.errors import WORKER_DRAINED, BackendFailed, DeadlineExceeded, Erro
 from schemas.frames import LOADING_PHASE, MAX_PREVIEW, AdaptedParameters, FrameKind, Progress
 from schemas.job_events import GateReply, GateVerdict
 from workers.adapter_kit.http_client import GATEWAY_HOPS
+from workers.attempt_trace import AttemptTrace
 from workers.backends.base import (
     Adaptation,
     Backend,
@@ -118,6 +119,10 @@ class Attempt:
         self.error: ErrorInfo | None = None
         self.failure: BackendError | None = None
         """The error of the backend, where it failed."""
+        self._trace: AttemptTrace | None = None
+        """Records the attempt's spans; None: it is not traced."""
+        if context.tracer is not None and (parent := self.envelope.trace) is not None:
+            self._trace = AttemptTrace(context.tracer, parent, self.envelope, outbox.job, context.worker)
 
     def _log_fields(self) -> dict[str, Any]:
         env = self.envelope
@@ -280,7 +285,9 @@ class Attempt:
     # The work
 
     async def _work(self) -> None:
-        output = cast("AsyncGenerator[Output, None]", self._backend.run(await self._read_task()))
+        task = await self._read_task()
+        run = self._backend.run(task) if self._trace is None else self._trace.run(self._backend, task)
+        output = cast("AsyncGenerator[Output, None]", run)
         outbox = self._outbox
         try:
             async for piece in output:
@@ -483,8 +490,13 @@ class Attempt:
         """Write the attempt's log line."""
         seconds = round(ended - self.began, 4)
         fields = {"outcome": self.outcome, "seconds": seconds, "tokens": self._outbox.tokens}
-        if self._stop_reason is not None:
-            fields["stop_reason"] = self._stop_reason.value
+        reason = self._stop_reason.value if self._stop_reason is not None else ""
+        if reason:
+            fields["stop_reason"] = reason
+        if self._trace is not None:
+            fields["trace_id"] = self._trace.trace_id
+            code = (self.error.code or self.error.type) if self.error is not None else ""
+            self._trace.end(ended, self.outcome, reason, code)
         if self.error is not None:
             message = "" if self._is_private else self.error.message
             self._log.warning("attempt.finished", error=message, code=self.error.code, **fields)

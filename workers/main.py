@@ -24,6 +24,7 @@ from backbone.secret_files import ConfigurationError
 from backbone.setting_errors import read_settings
 from backbone.settings import WorkerSettings
 from backbone.startup_errors import report_startup_error
+from backbone.tracing.setup import make_tracer
 from schemas.errors import NexusError
 from schemas.redaction import REDACTOR
 from workers.backend_options import split_options
@@ -100,6 +101,7 @@ async def _main(settings: WorkerSettings) -> None:
     name = worker_id(settings)
     structlog.contextvars.bind_contextvars(worker=name)
     metrics = WorkerMetrics()
+    tracer = make_tracer(settings, "nexus-worker", name)
     nats = read_nats_access(settings)
     registry = EtcdRegistry(
         read_etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s, services_only=True
@@ -120,6 +122,7 @@ async def _main(settings: WorkerSettings) -> None:
         swap_patience_s=settings.worker_swap_patience_s,
         drain_s=settings.worker_drain_s,
         adapts=settings.worker_unsupported_parameters == "adapt",
+        tracer=tracer,
     )
     bus = NatsWorkerBus(nats, worker=name, ack_wait_s=settings.ack_wait_s, on_job=worker.on_job)
     loop = asyncio.get_running_loop()
@@ -128,6 +131,8 @@ async def _main(settings: WorkerSettings) -> None:
     _open_probes(settings, metrics, worker)
     tune_garbage_collector()
     async with contextlib.AsyncExitStack() as stack:
+        if tracer is not None:
+            stack.push_async_callback(tracer.close)
         for part in (blobs, jobs):
             await part.start()
             stack.push_async_callback(part.close)

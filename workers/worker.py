@@ -15,6 +15,7 @@ from backbone.bus.job_log import WorkerLog
 from backbone.bus.subjects import encode_model
 from backbone.logging import answer_log_query
 from backbone.registry.registry import Registry
+from backbone.tracing.spans import Tracer
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError
 from schemas.jobs import LANES, Capability, Envelope
@@ -74,8 +75,9 @@ class Worker:
         swap_patience_s: float = 10.0,
         drain_s: float = 25.0,
         adapts: bool = True,
+        tracer: Tracer | None = None,
     ) -> None:
-        """Create a worker. `adapts`: parameters that the server lacks are replaced by their nearest equivalent, not refused."""
+        """Create a worker. `adapts`: parameters that the server lacks are replaced by their nearest equivalent, not refused. `tracer`: None where tracing is off."""
         self.id = worker_id
         self._backend = backend
         self._blobs = blobs
@@ -107,7 +109,7 @@ class Worker:
         self._next_connection_loss = 0.0
         self._slots = 1
         self._state = WorkerState.UNHEALTHY
-        self._context = WorkerContext(worker_id, backend.name, adapts=adapts)
+        self._context = WorkerContext(worker_id, backend.name, adapts=adapts, tracer=tracer)
         self._drain_requested = asyncio.Event()
         backend.notify_changed = self._changed.set
         metrics.busy.set_function(lambda: len(self._attempts))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from backbone.ids import new_token
+from backbone.tracing.spans import Tracer
 from schemas.frames import AttemptStarted
 from workers.gateway_health import GatewayHealth
 from workers.start_timer import StartTimer
@@ -33,6 +34,8 @@ class WorkerContext:
 
     tokens: Iterator[str] = field(default_factory=make_tokens, compare=False)
     """The names of this worker's attempts at synchronous jobs."""
+    tracer: Tracer | None = field(default=None, compare=False)
+    """None where tracing is off."""
     start_timer: StartTimer = field(default_factory=StartTimer, compare=False)
 
     @cached_property

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from backbone.bus.job_log import StoredDeadLetter
+from backbone.tracing.spans import Span
 from gateway.auth.authenticator import Principal
 from gateway.http.inference_body import ReceivedRequest
 from schemas.endpoints import EndpointSpec
@@ -73,6 +74,8 @@ class Submission:
     shown_endpoint: str = ""
     """The endpoint that the record shows. Empty: the endpoint's path."""
     batch: str = ""
+    span: Span | None = None
+    """The span of the request; None: the job, if it is traced, has a trace of its own."""
     caller_waits: bool = False
     """Whether the caller waits on an open connection. The queue limits of synchronous requests then apply, and a model
     without a live worker is rejected."""

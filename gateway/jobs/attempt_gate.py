@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any
 
 import structlog
@@ -32,6 +33,7 @@ from backbone.store.store import IllegalMove, JobLimit, LimitReached, Store
 from gateway.jobs.attempts import count_attempts
 from gateway.jobs.records import now, seconds_until_due
 from gateway.jobs.terminator import read_initial_record
+from gateway.traces import JobTraces, LostAttempt
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
 from schemas.frames import FrameKind
 from schemas.job_events import GateReply, GateRequest, GateVerdict
@@ -63,6 +65,7 @@ class AttemptGate:
         max_running: Callable[[str], JobLimit | None],
         content_keys: ContentKeys | None = None,
         on_start: Callable[[Queue], None] = lambda _: None,
+        traces: JobTraces | None = None,
     ) -> None:
         """Create a gate.
 
@@ -74,6 +77,7 @@ class AttemptGate:
             content_keys: The keys of sealed jobs. None: no job is sealed.
             max_running: Returns the limit of running jobs of an API key and its owner, by the key's id.
             on_start: Called with the queue of each job that starts.
+            traces: Records the attempts whose workers fell silent. None: tracing is off.
         """
         self._log = jobs
         self._store = store
@@ -83,6 +87,7 @@ class AttemptGate:
         self._max_running = max_running
         self._content_keys = content_keys
         self._on_start = on_start
+        self._traces = traces
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -183,7 +188,23 @@ class AttemptGate:
         except (IllegalMove, NexusError) as error:
             log.debug("gate.start_not_recorded", job=request.job, error=str(error))
 
+    async def _trace_lost_attempt(self, request: GateRequest, traces: JobTraces) -> None:
+        """Record the attempt before this one, if it ended without a word."""
+        record = await self._store.get(request.owner, request.job)
+        if (
+            record is None
+            or not record.traceparent
+            or (record.status, record.run) != (JobStatus.IN_PROGRESS, request.run)
+        ):
+            return
+        seen = monotonic()
+        began = seen - max(0, now() - (record.started_at or now()))
+        lost = LostAttempt(record.worker or "", record.attempts, began, seen)
+        traces.record_lost_attempt(record.traceparent, record.job, lost)
+
     async def _move_to_start(self, request: GateRequest, attempt: int, limit: JobLimit | None) -> bool:
+        if self._traces is not None and attempt > 1:
+            await self._trace_lost_attempt(request, self._traces)
         record = await self._store.move(
             request.owner,
             request.job,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
 import structlog
 
+from backbone.tracing.spans import Span, Tracer
 from gateway.audit.actions import ENDPOINT_ACTIONS
 from gateway.audit.audit_log import AuditLog
 from gateway.audit.entry import AUDIT_ENTRY, entry_of
@@ -26,6 +28,7 @@ from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.records import job_object
 from gateway.limits.followers import FollowerLimiter
 from gateway.signed_urls import base_url
+from gateway.traces import end_request, start_request
 from schemas.endpoints import EndpointSpec
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobRecord, Lane
@@ -54,8 +57,9 @@ class DurableRequestHandler:
         uploads: FileReferences,
         check_url: Callable[[str], None],
         audit_log: AuditLog | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """Create a handler.
+        """Create a handler. `tracer`: None where tracing is off.
 
         `reader` stores blobs for the lifetime of a job. `check_url` raises InvalidRequest for an invalid webhook URL.
         """
@@ -69,6 +73,7 @@ class DurableRequestHandler:
         self._uploads = uploads
         self._audit_log = audit_log
         self._check_url = check_url
+        self._tracer = tracer
 
     # Inference requests
 
@@ -85,6 +90,7 @@ class DurableRequestHandler:
             endpoint=request.endpoint,
             received=request.received,
             request_id=reply.request_id,
+            span=request.span,
             caller_waits=not preferences.respond_async,
         )
         if preferences.key:
@@ -141,11 +147,17 @@ class DurableRequestHandler:
         info: ErrorInfo | None = None
         job = ""
         principal: Principal | None = None
+        span: Span | None = None
         try:
             principal = self._auth.authenticate(scope)
-            job = await self._submit(principal, scope, receive, reply)
+            if self._tracer is not None:
+                headers, began_at = scope["headers"], monotonic()
+                span = start_request(self._tracer, PATH, reply.request_id, principal.owner, headers, began_at)
+            job = await self._submit(principal, scope, receive, reply, span)
         except (CallerDisconnected, OSError):
             entry_of(scope).end(CLIENT_CLOSED)
+            if span is not None:
+                end_request(span, CLIENT_CLOSED, monotonic())
             return
         except Exception as error:
             info = to_error_info(error, reply.request_id)
@@ -153,6 +165,10 @@ class DurableRequestHandler:
             entry_of(scope).end(info.status, info.code or info.type)
             if not reply.started:
                 await reply.send_error(info)
+        traced: dict[str, str] = {}
+        if span is not None:
+            traced["trace_id"] = span.context.trace_id
+            end_request(span, reply.status, monotonic(), (info.code or info.type) if info is not None else "")
         log.info(
             "request.finished",
             request_id=reply.request_id,
@@ -160,9 +176,12 @@ class DurableRequestHandler:
             status=reply.status,
             **caller_fields(principal, scope.get(CALLER_INFO)),
             **({"error": info.code or info.type} if info is not None else {"job": job}),
+            **traced,
         )
 
-    async def _submit(self, principal: Principal, scope: Scope, receive: Receive, reply: Reply) -> str:
+    async def _submit(
+        self, principal: Principal, scope: Scope, receive: Receive, reply: Reply, span: Span | None
+    ) -> str:
         """Submit the job and return its id."""
         headers = scope["headers"]
         principal.require(KeyScope.JOBS)
@@ -186,6 +205,7 @@ class DurableRequestHandler:
                 metadata=request.metadata,
                 webhook=request.webhook.url if request.webhook is not None else "",
                 timeout_s=request.timeout,
+                span=span,
             )
             if preferences is not None and preferences.key:
                 about = request.model_dump(mode="json", exclude={"body"})

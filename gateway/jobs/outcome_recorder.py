@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 import structlog
 
@@ -19,6 +20,7 @@ from gateway.jobs.storage_quotas import JobStorageQuotas
 from gateway.jobs.terminator import JobTerminator
 from gateway.jobs.usage import OutcomeUsage
 from gateway.metrics import GatewayMetrics
+from gateway.traces import JobTraces
 from schemas.errors import NexusError
 from schemas.jobs import JobStatus
 from schemas.outcome import Outcome
@@ -54,8 +56,9 @@ class OutcomeRecorder:
         storage: JobStorageQuotas | None = None,
         content: ContentRetention | None = None,
         record_use: RecordUse = lambda _queue, _owner, _seconds: None,
+        traces: JobTraces | None = None,
     ) -> None:
-        """Create a recorder. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot. `usage`: None
+        """Create a recorder. `traces`: None where tracing is off. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot. `usage`: None
         without a ledger.
 
         `storage`: None where the bytes of owners are not bounded. `content`: None where no job is sealed. `settle` receives each
@@ -73,6 +76,7 @@ class OutcomeRecorder:
         self._storage = storage
         self._content = content
         self._record_use = record_use
+        self._traces = traces
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -99,8 +103,11 @@ class OutcomeRecorder:
                 log.exception("outcome.malformed", job=item.id)
                 await item.ack()
                 return
+            began = monotonic()
             outcome = await with_attempt_count(self._log, outcome)
             await self._update_record(outcome, item.stored_at)
+            if self._traces is not None:
+                outcome = await self._with_trace(outcome)
             if outcome.status is not JobStatus.FAILED:  # a retry of a failed job needs its uploads
                 for name in outcome.uploads:
                     self._blobs.remove(name)
@@ -120,12 +127,23 @@ class OutcomeRecorder:
             if outcome.webhook:
                 await self._enqueue(outcome)
             await item.ack()
+            if self._traces is not None:
+                error_code = outcome.error.code or outcome.error.type if outcome.error is not None else ""
+                self._traces.record_outcome(outcome.traceparent, outcome.job, outcome.status, error_code, began)
         except NexusError as error:
             log.info("outcome.not_recorded", job=item.id, error=error.info.message)
             item.nak(RETRY_DELAY_S)
         except Exception:
             log.exception("outcome.defect", job=item.id)
             item.nak(DEFECT_RETRY_DELAY_S)
+
+    async def _with_trace(self, outcome: Outcome) -> Outcome:
+        """Return the outcome with the trace of its job, which only those of workers name."""
+        if outcome.traceparent:
+            return outcome
+        record = await self._store.get(outcome.owner, outcome.job)
+        traceparent = record.traceparent if record is not None else None
+        return outcome.model_copy(update={"traceparent": traceparent or ""})
 
     async def _update_record(self, outcome: Outcome, at: int) -> None:
         try:

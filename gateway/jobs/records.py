@@ -10,6 +10,7 @@ import orjson
 from gateway import clock
 from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus
 from schemas.outcome import Outcome
+from schemas.traces import read_trace_context
 
 
 def now() -> int:
@@ -117,6 +118,8 @@ def job_object(record: JobRecord, *, position: int | None = None, eta_s: float |
         out["webhook"] = record.webhook_state.model_dump(mode="json")
     if record.batch:
         out["batch"] = record.batch
+    if record.traceparent and (trace := read_trace_context(record.traceparent)) is not None:
+        out["trace_id"] = trace.trace_id
     return out
 
 

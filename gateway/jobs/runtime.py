@@ -34,6 +34,7 @@ from gateway.jobs.usage import OutcomeUsage
 from gateway.limits.budget_limiter import BudgetLimiter
 from gateway.limits.rate_limiter import RateLimiter
 from gateway.metrics import GatewayMetrics
+from gateway.traces import JobTraces
 from gateway.usage.emitter import UsageEmitter
 from gateway.usage.events import event_of_outcome
 from schemas.outcome import Outcome
@@ -70,6 +71,8 @@ class JobDependencies:
     storage: JobStorageQuotas
     usage: UsageEmitter | None = None
     """None without a ledger."""
+    traces: JobTraces | None = None
+    """None where tracing is off."""
 
 
 class JobRuntime:
@@ -91,6 +94,7 @@ class JobRuntime:
             rate_limiter=dependencies.rate_limiter,
             content_keys=content_keys,
             budgets=dependencies.budgets,
+            traces=dependencies.traces,
         )
         estimator = EtaEstimator(dependencies.store, lambda: dependencies.registry.snapshot)
         keep_s = settings.job_keep_s
@@ -126,6 +130,7 @@ class JobRuntime:
             storage=dependencies.storage,
             content=content,
             record_use=dependencies.bus.record_use,
+            traces=dependencies.traces,
         )
         self._updates: set[asyncio.Task[None]] = set()
         dependencies.bus.on_job_moved(self._note_moved)
@@ -145,6 +150,7 @@ class JobRuntime:
             max_running=lambda key: dependencies.keys.limits(key).running,
             content_keys=content_keys,
             on_start=dependencies.bus.record_start,
+            traces=dependencies.traces,
         )
         self._recovery = RecordRecovery(dependencies.log, dependencies.store, dependencies.documents, keep_s=keep_s)
         self._tasks: list[asyncio.Task[None]] = []

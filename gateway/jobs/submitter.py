@@ -9,6 +9,7 @@ attempt run.
 from __future__ import annotations
 
 import contextlib
+from time import monotonic
 
 from backbone.bus.bus import Queue
 from backbone.bus.content_keys import ContentKeys
@@ -30,6 +31,7 @@ from gateway.limits.rate_limiter import Admission, RateLimiter
 from gateway.limits.tokens import estimate_tokens
 from gateway.metrics import GatewayMetrics
 from gateway.target_model import target_model
+from gateway.traces import JobTraces
 from schemas.errors import NexusError, RateLimited, Unavailable
 from schemas.frames import encode_frame
 from schemas.job_events import NO_TOKEN, QUEUED
@@ -55,8 +57,9 @@ class JobSubmitter:
         rate_limiter: RateLimiter | None = None,
         content_keys: ContentKeys | None = None,
         budgets: BudgetLimiter | None = None,
+        traces: JobTraces | None = None,
     ) -> None:
-        """Create a submitter. `content_keys`: None where no job is sealed."""
+        """Create a submitter. `content_keys`: None where no job is sealed. `traces`: None where tracing is off."""
         self._log = jobs
         self._store = store
         self._terminator = terminator
@@ -67,10 +70,28 @@ class JobSubmitter:
         self._rate_limiter = rate_limiter
         self._content_keys = content_keys
         self._budgets = budgets
+        self._traces = traces
 
     async def submit(self, submission: Submission) -> JobRecord:
         """Submit a job. See `gateway.jobs.api.JobsApi.submit`."""
         envelope = self._envelope(submission)
+        if self._traces is None:
+            return await self._submit_within_limits(envelope, submission)
+        span = self._traces.start_publish(submission.span, envelope.owner)
+        envelope = envelope.model_copy(update=span.context._asdict())
+        error = "abandoned"
+        try:
+            record = await self._submit_within_limits(envelope, submission)
+            span.set_attributes({"nexus.job": record.job})
+            error = ""
+        except NexusError as refused:
+            error = refused.info.code or refused.info.type
+            raise
+        finally:
+            span.end(monotonic(), error=error)
+        return record
+
+    async def _submit_within_limits(self, envelope: Envelope, submission: Submission) -> JobRecord:
         reservation = await self._reserve(envelope, submission)
         admission: Admission | None = None
         try:

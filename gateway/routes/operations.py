@@ -58,9 +58,10 @@ def _is_admin(request: Request, parts: Parts) -> bool:
 
 
 @metrics_router.get("/metrics")
-async def metrics(parts: PartsDep) -> Response:
+async def metrics(request: Request, parts: PartsDep) -> Response:
     """Return the metrics in Prometheus's text format, at most one second old."""
-    return Response(await parts.exposition.text(), media_type=parts.exposition.content_type)
+    text, content_type = await parts.exposition.scrape(request.headers.get("accept", ""))
+    return Response(text, media_type=content_type)
 
 
 @router.get("/v1/workers")

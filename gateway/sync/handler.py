@@ -16,6 +16,7 @@ import structlog
 
 from backbone.bus.blobs import BlobStore
 from backbone.logging import log_info
+from backbone.tracing.spans import Span, Tracer
 from gateway.auth.authenticator import Authenticator, Principal, add_caller
 from gateway.durable_request import DurableAnswerer, DurableRequest
 from gateway.http.asgi import (
@@ -52,6 +53,7 @@ from gateway.sync.request_state import RequestState, SyncRequest
 from gateway.sync.submitter import SyncSubmitter
 from gateway.sync.usage import event_of_request
 from gateway.target_model import target_model
+from gateway.traces import RequestTimes, end_request, model_attributes, record_waits, start_request
 from gateway.usage.emitter import UsageEmitter
 from schemas.endpoints import SSE, EndpointSpec
 from schemas.errors import ErrorInfo, NexusError
@@ -100,8 +102,9 @@ class InferenceHandler:
         budgets: BudgetLimiter,
         caller_tasks: CallerTasks,
         usage: UsageEmitter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """`durable` answers the requests whose delivery preferences make them durable jobs. `usage`: None without a ledger."""
+        """`durable` answers the requests whose delivery preferences make them durable jobs. `usage`: None without a ledger. `tracer`: None where tracing is off."""
         self._submitter = submitter
         self._reader = reader
         self._blobs = blobs
@@ -114,6 +117,7 @@ class InferenceHandler:
         self._rate_limiter = rate_limiter
         self._budgets = budgets
         self._caller_tasks = caller_tasks
+        self._tracer = tracer
         self._open_requests = OpenRequestLimiter()
 
     def begin(self, endpoint: EndpointSpec, scope: Scope, body: bytes) -> bool:
@@ -140,7 +144,7 @@ class _InferenceExchange:
 
     __slots__ = (
         "_admission", "_began_at", "_bytes_in", "_caller", "_counted", "_endpoint", "_error", "_exchange", "_failure", "_handler", "_principal", "_received", "_reply",
-        "_request", "_reservation", "_result_base_url", "_status", "_stream_type", "_usage",
+        "_request", "_reservation", "_result_base_url", "_span", "_status", "_stream_type", "_usage",
     )  # fmt: skip
 
     def __init__(
@@ -172,6 +176,7 @@ class _InferenceExchange:
         self._usage = handler._usage
         """Takes the usage, once; None: there is no ledger, or it was told."""
         self._bytes_in = 0
+        self._span: Span | None = None
         handler._metrics.requests_in_flight += 1
 
     def begin(self, scope: Scope, body: bytes) -> bool:
@@ -276,6 +281,9 @@ class _InferenceExchange:
         self._caller = scope.get(CALLER_INFO)
         principal = self._principal = handler._auth.authenticate(scope)
         principal.require(self._endpoint.scope)
+        if handler._tracer is not None:
+            path, request_id, headers = self._endpoint.path, self._reply.request_id, scope["headers"]
+            self._span = start_request(handler._tracer, path, request_id, principal.owner, headers, self._began_at)
         if principal.limits.open:
             self._counted = handler._open_requests.acquire(principal.limits)
         return principal
@@ -303,7 +311,9 @@ class _InferenceExchange:
             return self._submit(principal, received, scope)
         self._accept(received)
         self._error = await handler._durable.answer(
-            DurableRequest(principal, endpoint, received, preferences, scope, receive, self._reply, self._exchange)
+            DurableRequest(
+                principal, endpoint, received, preferences, scope, receive, self._reply, self._exchange, self._span
+            )
         )
         self._status = self._reply.status or CLIENT_CLOSED_REQUEST
         return None
@@ -338,6 +348,7 @@ class _InferenceExchange:
             received=received,
             hops=scope.get(HOPS, 0),
             sealed=self._is_sealed(principal),
+            span=self._span,
         )
         if self._usage is not None:
             self._bytes_in = received.total_bytes
@@ -587,7 +598,29 @@ class _InferenceExchange:
             self._record_metrics(request, seconds)
             fields["job"], fields["model"] = request.envelope.job, request.envelope.model
             fields["worker"], fields["attempts"] = request.worker, request.starts
+        if self._span is not None:
+            fields["trace_id"] = self._span.context.trace_id
+            self._end_trace(self._span, request, ended_at, error)
         log_info("request.finished", fields)
+
+    def _end_trace(self, span: Span, request: SyncRequest | None, ended_at: float, error: ErrorInfo | None) -> None:
+        tracer = self._handler._tracer
+        if request is not None and request.trace is not None and tracer is not None and span.is_recorded:
+            envelope = request.envelope
+            span.set_attributes(
+                model_attributes(envelope.capability, envelope.public_model, envelope.model)
+                | {"nexus.job": envelope.job, "nexus.attempts": request.starts}
+            )
+            times = RequestTimes(request.submitted_at, request.started_at, request.first_output_at)
+            record_waits(tracer, span, envelope, times, request.trace, ended_at)
+            self._add_exemplars(request, ended_at, span.context.trace_id)
+        end_request(span, self._status, ended_at, (error.code or error.type) if error is not None else "")
+
+    def _add_exemplars(self, request: SyncRequest, ended_at: float, trace_id: str) -> None:
+        metrics, path, model = self._handler._metrics, self._endpoint.path, request.envelope.model
+        metrics.duration.add_exemplar(ended_at - self._began_at, trace_id, path, model)
+        if request.first_output_at is not None:
+            metrics.ttft.add_exemplar(request.first_output_at - self._began_at, trace_id, model)
 
     def _record_metrics(self, request: SyncRequest, seconds: float) -> None:
         metrics, path = self._handler._metrics, self._endpoint.path

@@ -35,6 +35,7 @@ import structlog
 
 from backbone.bus.bus import GatewayBus, Queue
 from gateway.http.unread_budget import UnreadBudget
+from gateway.traces import RequestTrace
 from schemas.control import Control, ControlOp
 from schemas.errors import WORKER_DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.frames import (
@@ -114,6 +115,7 @@ class SyncRequest:
         "starts",
         "state",
         "submitted_at",
+        "trace",
         "worker",
     )  # fmt: skip
 
@@ -164,6 +166,8 @@ class SyncRequest:
         self.submitted_at = self.queued_at = self.last_event_at = monotonic()
         self.started_at: float | None = None
         self.first_output_at: float | None = None
+        self.trace: RequestTrace | None = None
+        """Learns what the request's spans need; None: it is not traced."""
         self.output_bytes = 0
         """Bytes of output that the current attempt has sent, without those of its blobs."""
 
@@ -279,6 +283,8 @@ class SyncRequest:
     def on_stored(self, seq: int) -> None:
         """Note the job's sequence; delete the job if the request was abandoned meanwhile."""
         self.seq = seq
+        if self.trace is not None:
+            self.trace.note_stored()
         if self._abandoned:
             self._bus.delete_job(seq)
             self._bus.release(self.envelope.reply)
@@ -359,6 +365,8 @@ class SyncRequest:
                 )
             )
             return STOP
+        if self.trace is not None and self.state is RequestState.RUNNING:
+            self.trace.note_lost(self.worker, self.delivery, self.started_at)
         self.worker, self.backend = started.worker, started.backend
         self._forget_output()
         self.return_error = self.pause_error = None
@@ -447,6 +455,8 @@ class SyncRequest:
 
         Buffered output is kept until the next attempt starts: the gateway itself may have been cut off.
         """
+        if self.trace is not None:
+            self.trace.note_lost(self.worker, self.delivery, self.started_at)
         if self.delivered:
             self.fail(_lost_worker())
         else:

@@ -11,12 +11,14 @@ from typing import Literal
 from backbone.bus.bus import Queue
 from backbone.bus.content_seals import ContentKey, seal_request
 from backbone.ids import new_job_id
+from backbone.tracing.spans import Span
 from gateway.dispatcher import Dispatcher
 from gateway.http.inference_body import ReceivedRequest
 from gateway.http.unread_budget import UnreadBudget
 from gateway.sync.request_state import RequestState, SyncRequest
+from gateway.traces import RequestTrace
 from schemas.errors import NexusError, Unavailable
-from schemas.jobs import Capability, Envelope, EnvelopeTemplate, Lane
+from schemas.jobs import Capability, Envelope, EnvelopeTemplate, Lane, with_trace
 
 CHECK_INTERVAL_S = 0.25
 MAX_TEMPLATES = 1024
@@ -71,8 +73,9 @@ class SyncSubmitter:
         received: ReceivedRequest,
         hops: int = 0,
         sealed: bool = False,
+        span: Span | None = None,
     ) -> SyncRequest:
-        """Submit a request. `sealed`: what is stored of it cannot be read once it has ended. QueueFull is reported later, on the returned request.
+        """Submit a request. `sealed`: what is stored of it cannot be read once it has ended. `span`: the span below which its trace goes on. QueueFull is reported later, on the returned request.
 
         Raises ModelNotFound, InvalidRequest, Unavailable, RequestTooLarge.
         """
@@ -86,6 +89,8 @@ class SyncSubmitter:
         if hops or received.body_blob or received.uploads:
             own = {"hops": hops, "body_blob": received.body_blob, "body_size": received.body_size}
             envelope, line = envelope.model_copy(update=own | {"uploads": received.uploads}), b""
+        if span is not None:
+            envelope, line = with_trace(envelope, line, span.context)
         body = received.body
         if sealed:
             key, line = ContentKey.new(), b""
@@ -93,6 +98,8 @@ class SyncSubmitter:
         request = SyncRequest(self._bus, envelope, self._ack_wait_s, self._unread)
         if sealed:
             request.content_key = str(key)
+        if span is not None:
+            request.trace = RequestTrace()
         self._bus.submit(envelope, body, request, line)
         self._requests.add(request)
         return request

@@ -15,6 +15,7 @@ import contextlib
 import random
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ from gateway import clock
 from gateway.jobs.records import job_object, record_from_outcome
 from gateway.limits.effective import Bound
 from gateway.limits.owner_slots import OwnerSlots
+from gateway.traces import JobTraces
 from gateway.webhooks.delivery_recorder import DeliveryNote, DeliveryRecorder, DeliveryState
 from gateway.webhooks.signature import InvalidWebhookSecret, signature_headers
 from schemas.errors import InvalidRequest, Unavailable
@@ -83,6 +85,8 @@ class WebhookMessage(BaseModel):
     """The id of the API key whose secret signs the message, or `team:` and the team's id."""
     url: str
     body: str
+    traceparent: str = ""
+    """The span below which the job's trace goes on; empty: the job is not traced."""
 
     @property
     def id(self) -> str:
@@ -105,6 +109,7 @@ class WebhookSender:
         clock: Callable[[], float] = clock.now,
         count: Callable[[DeliveryState], None] = lambda _: None,
         bounds_of: Bounds = lambda _, owner: (Bound(f"team:{owner}", MAX_CONCURRENCY // 8),),
+        traces: JobTraces | None = None,
     ) -> None:
         """Create a sender.
 
@@ -118,6 +123,7 @@ class WebhookSender:
             clock: Returns the time in Unix seconds.
             count: Receives the state after each attempt.
             bounds_of: Returns the limits on concurrent attempts.
+            traces: Records the attempts. None: tracing is off.
         """
         self._queue = queue
         self._store = store
@@ -129,6 +135,7 @@ class WebhookSender:
         self._clock = clock
         self._count = count
         self._bounds_of = bounds_of
+        self._traces = traces
         self._slots = OwnerSlots(MAX_CONCURRENCY, self._hold_s / 3)
         self._deliveries: set[asyncio.Task[None]] = set()
 
@@ -162,6 +169,7 @@ class WebhookSender:
             key=outcome.key,
             url=outcome.webhook,
             body=body.decode(),
+            traceparent=outcome.traceparent,
         )
         await self.put(message)
 
@@ -208,20 +216,27 @@ class WebhookSender:
             return
         async with self._slots.hold(bounds, item.extend):
             item.extend()
+            began = monotonic()
             status, error = await self._send(message)
         state = self._state(status, item.delivery)
         self._count(state)
         note = WebhookDelivery(at=int(self._clock()), attempt=item.delivery, status=status, error=error)
         self._notes.add(DeliveryNote(message.owner, message.job, message.run, note, state))
+        host = urlsplit(message.url).netloc
         fields = {
             "job": message.job,
             "run": message.run,
-            "host": urlsplit(message.url).netloc,
+            "host": host,
             "attempt": item.delivery,
         }
         (log.warning if state == "failed" else log.info)(
             "webhook.attempted", **fields, state=state, status=status, error=error
         )
+        if self._traces is not None:
+            self._traces.record_webhook(
+                message.traceparent, message.job, host, item.delivery, status,
+                delivered=state == "delivered", started=began,
+            )  # fmt: skip
         if state == "pending":
             item.nak(self._delay_s(item.delivery))
         else:

@@ -18,7 +18,7 @@ import atexit, runpy, sys
 atexit.register(lambda: print("modules:", *(name for name, module in sys.modules.items() if module), file=sys.stderr))
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
-UNUSED = {"aiohttp.client", "rich", "pygments", "unittest", "backbone.testing"}
+UNUSED = {"opentelemetry.sdk", "aiohttp.client", "rich", "pygments", "unittest", "backbone.testing"}
 NO_WORKER = {"gateway", "fastapi", "starlette", "uvicorn", "redis", "httpx", "PIL", "av"}
 ADAPTERS = sorted(name for name, kind in load_adapters().items() if kind.__module__.startswith("workers."))
 

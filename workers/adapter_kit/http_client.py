@@ -32,13 +32,15 @@ from workers.adapter_kit.content_coding import ResponseDecoder
 from workers.adapter_kit.http_connection import BackendConnection, BackendResponse, ends_with_connection
 from workers.backends.base import BackendError, BackendUnavailable
 
-__all__ = ["GATEWAY_HOPS", "BackendResponse", "HttpClient", "ends_with_connection"]
+__all__ = ["GATEWAY_HOPS", "TRACE_HEADERS", "BackendResponse", "HttpClient", "ends_with_connection"]
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_IDLE_CONNECTIONS = 1024
 """Fewer than a worker has slots would make each burst of requests connect again."""
 GATEWAY_HOPS: ContextVar[int] = ContextVar("hops", default=0)
 """How many gateways the job of the current task has passed before the gateway of this Nexus."""
+TRACE_HEADERS: ContextVar[str] = ContextVar("trace_headers", default="")
+"""Headers that continue the trace of the current task's job, as lines of an HTTP request. Empty: it is not traced."""
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 
 
@@ -111,11 +113,9 @@ class HttpClient:
         return head.encode("latin-1") + body
 
     def _common_headers(self) -> str:
-        """Return the headers of every request, with the number of gateways that it has passed."""
-        hops = GATEWAY_HOPS.get()
-        if not hops:
-            return self._fixed_headers
-        return self._fixed_headers.replace(f"{HOPS_HEADER}: 1\r\n", f"{HOPS_HEADER}: {hops + 1}\r\n")
+        """Return the headers of every request, with the number of gateways that it has passed, and its trace."""
+        hops, headers = GATEWAY_HOPS.get(), self._fixed_headers + TRACE_HEADERS.get()
+        return headers.replace(f"{HOPS_HEADER}: 1\r\n", f"{HOPS_HEADER}: {hops + 1}\r\n") if hops else headers
 
     async def _upload(
         self, method: str, path: str, content_type: str, extra: str, pieces: AsyncIterator[bytes], length: int | None

@@ -46,6 +46,8 @@ class Job(BaseModel):
     metadata: dict[str, str]
     result_url: str
     events_url: str
+    trace_id: str | None = None
+    """The id of the job's trace; missing if tracing is off."""
     adapted: list[str] | None = None
     """Request parameters that Nexus replaced by their nearest equivalent."""
     webhook: WebhookState | None = None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from workers.adapter_kit import http_connection
-from workers.adapter_kit.http_client import HttpClient
+from workers.adapter_kit.http_client import TRACE_HEADERS, HttpClient
 from workers.backends.base import BackendError, BackendUnavailable, is_unreachable
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -99,6 +99,20 @@ async def test_a_request_says_what_it_must(serve: Any) -> None:
     assert head.startswith("POST /prefix/x HTTP/1.1\r\nhost: 127.0.0.1:")
     for line in ("authorization: Bearer k", "content-length: 0", "accept-encoding: identity"):
         assert f"\r\n{line}\r\n" in head
+
+
+async def test_a_request_continues_the_trace_of_its_task(serve: Any) -> None:
+    """In its own headers; the requests of other tasks have none."""
+    server, client = await serve(OK)
+    trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
+
+    async def request() -> None:
+        TRACE_HEADERS.set(trace)
+        await client.request("GET", "/x")
+
+    await asyncio.create_task(request())
+    await client.request("GET", "/x")
+    assert [trace in request.decode() for request in server.requests] == [True, False]
 
 
 @pytest.mark.parametrize(
