@@ -28,6 +28,7 @@ from gateway.routes import (
     docs,
     files,
     hosts,
+    inspector,
     jobs,
     keys,
     landing_page,
@@ -83,6 +84,8 @@ ROUTERS = [
     organization.router,
     audit.router,
     logs.router,
+    inspector.own_router,
+    inspector.router,
 ]
 
 DIALECT_PATHS = (MESSAGES_PATH, COUNT_PATH)

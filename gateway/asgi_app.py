@@ -46,7 +46,7 @@ UNCOMMON_HEADERS = PREFERENCES | {HOPS_NAME, b"origin", b"content-encoding", b"t
 LINGER_S = 1.0
 """Delay before a connection closes under a caller that still sends its body: an immediate reset could destroy the answer."""
 EXPOSED_HEADERS = (
-    b"x-request-id, request-id, x-nexus-job-id, x-nexus-adapted, x-nexus-token-count, retry-after, x-should-retry, "
+    b"x-request-id, request-id, x-nexus-job-id, x-nexus-adapted, x-nexus-inspected, x-nexus-token-count, retry-after, x-should-retry, "
     b"location, preference-applied, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"

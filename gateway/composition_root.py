@@ -77,6 +77,9 @@ from gateway.http.error_handlers import AllowedMethods
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.unread_budget import UnreadBudget
+from gateway.inspector.inspector import KIND as INSPECTED_KIND
+from gateway.inspector.inspector import LIST_KIND as INSPECTED_LIST_KIND
+from gateway.inspector.inspector import Inspector
 from gateway.jobs.estimator import count_slots
 from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler
 from gateway.jobs.http_response import JobResponder
@@ -125,7 +128,7 @@ BATCHES = "batches"
 BLOB_MARGIN_S = 3600.0
 """Blobs may live this much longer in the bucket than the longest lifetime that a blob is stored with."""
 
-SEALED_KINDS = frozenset({FILE_KIND, BATCH_KIND, RESPONSE_KIND})
+SEALED_KINDS = frozenset({FILE_KIND, BATCH_KIND, RESPONSE_KIND, INSPECTED_KIND, INSPECTED_LIST_KIND})
 """Documents that hold content, or names of blobs with their keys."""
 
 
@@ -189,6 +192,7 @@ class _Clients:
 
     def __init__(self, settings: GatewaySettings, name: str, metrics: GatewayMetrics) -> None:
         self.tracer = make_tracer(settings, "nexus-gateway", name)
+        self.traces = JobTraces(self.tracer) if self.tracer is not None else None
         nats = read_nats_access(settings)
         self.storage_health = StorageHealth()
         self.registry = EtcdRegistry(read_etcd_access(settings), settings.etcd_prefix)
@@ -225,8 +229,7 @@ class _Services:
         self, settings: GatewaySettings, clients: _Clients, metrics: GatewayMetrics, shutdown_state: ShutdownState
     ) -> None:
         self.metrics = metrics
-        tracer = clients.tracer
-        traces = JobTraces(tracer) if tracer is not None else None
+        self.inspector = Inspector(clients.documents, clients.keys.inspection)
         self.unread = UnreadBudget(settings.max_unread_bytes)
         self.dispatcher = _dispatcher(settings, clients.bus, clients.registry, metrics)
         self.submitter = SyncSubmitter(
@@ -238,7 +241,7 @@ class _Services:
         self.auth, self.url_signer = _auth(settings, token, self.keys, self.rate_limiter)
         self.people = build_people(settings, clients.documents, self.keys, self.auth, token)
         self.webhook_client = _webhook_client(settings)
-        self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics, self.keys, traces)
+        self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics, self.keys, clients.traces)
         self.body_quotas = RedisByteQuotas(clients.store, "bodies")
         self.usage_reports = UsageReports(None)
         self.audit_reports = AuditReports(None)
@@ -277,7 +280,8 @@ class _Services:
                     keep_s=settings.job_keep_s,
                 ),
                 usage=self.usage_emitter,
-                traces=traces,
+                traces=clients.traces,
+                inspector=self.inspector,
             ),
         )
         self.jobs = self.job_runtime.jobs
@@ -316,7 +320,7 @@ class _Services:
             self.file_references,
             self.webhooks.check_url,
             self.audit_log,
-            tracer,
+            clients.tracer,
         )
         self.inference = InferenceHandler(
             self.submitter,
@@ -331,7 +335,8 @@ class _Services:
             self.budgets,
             self.caller_tasks,
             self.usage_emitter,
-            tracer,
+            clients.tracer,
+            self.inspector,
         )
         self.batches, self.batch_scheduler = self._batches(settings, clients)
         self.responses = ResponseService(
@@ -375,7 +380,7 @@ class _Services:
             readiness=CachedResult(self.readiness.check, 0.0),
             blobs=clients.blobs,
             url_signer=self.url_signer,
-            exposition=MetricsExposition(metrics.registry, has_exemplars=tracer is not None),
+            exposition=MetricsExposition(metrics.registry, has_exemplars=clients.tracer is not None),
             keys=self.keys,
             teams=TeamStore(self.keys),
             key_work=KeyWork(clients.store, self.jobs, self.batches),
@@ -393,6 +398,7 @@ class _Services:
             budgets=self.budgets,
             check_webhook=self.webhooks.check_url,
             audit=self.audit_reports,
+            inspector=self.inspector,
             log_search=clients.log_search,
             overview=self.overview,
             holds=self.holds,
@@ -486,6 +492,7 @@ class _Services:
             clients.job_log,
             self.budgets,
             *self.ledger_parts,
+            self.inspector,
             self.dispatcher,
             self.submitter,
             self.job_runtime,

@@ -23,6 +23,7 @@ from gateway.files import FileStore
 from gateway.health import Readiness
 from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader
+from gateway.inspector.inspector import Inspector
 from gateway.jobs.api import JobsApi
 from gateway.jobs.http_response import JobResponder
 from gateway.limits.budget_limiter import BudgetLimiter
@@ -73,6 +74,7 @@ class Parts:
     check_webhook: Callable[[str], None]
     """Raises InvalidRequest for a URL that no webhook can be sent to."""
     audit: AuditReports
+    inspector: Inspector
     log_search: LogSearch
     overview: OverviewMonitor
     holds: QueueHolds

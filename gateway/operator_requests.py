@@ -14,6 +14,7 @@ from gateway.http.client_addresses import PREFIX_V6
 from gateway.http.request_body import Name
 from schemas.budgets import Budget, BudgetPeriod, BudgetUnit
 from schemas.errors import InvalidRequest
+from schemas.inspection import MAX_INSPECTION_S, MAX_PATTERNS, MAX_REQUESTS, RedactPattern
 from schemas.keys import LIMITS, MAX_WEIGHT, LaneName, Retain, Scope
 from schemas.people import Role
 from schemas.submission import PUBLIC_URL
@@ -28,6 +29,8 @@ MAX_AMOUNT = 10**12
 MAX_BUDGETS = len(BudgetUnit) * len(BudgetPeriod)
 MAX_OVERLAP_S = 30 * 86_400
 MAX_STARS = 8
+MAX_PATTERN_STARS = 2
+MIN_PATTERN = 3
 HTTP_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?(:[1-9][0-9]{1,3})?(/[!-~]*)?$"
 """Usual form of a URL, for the OpenAPI document alone: other forms are accepted too, such as an address in brackets."""
 
@@ -223,6 +226,35 @@ class NewTeam(TeamFields):
 
 class TeamUpdate(TeamFields):
     """The body of `PATCH /v1/teams/{team_id}`. Fields that are left out stay; null restores a default."""
+
+
+class InspectionStart(BaseModel):
+    """The body of `PUT /v1/inspector/teams/{team_id}`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    duration_s: int = Field(default=3600, strict=True, ge=1, le=MAX_INSPECTION_S)
+    """Seconds from now for which requests are kept."""
+    max_requests: int = Field(default=100, strict=True, ge=1, le=MAX_REQUESTS)
+    """The newest requests are kept, and no more."""
+    keep_s: int = Field(default=3600, strict=True, ge=1, le=MAX_INSPECTION_S)
+    """Seconds after which a kept request is deleted."""
+    redact: list[RedactPattern] = Field(default=[], max_length=MAX_PATTERNS)
+    """Text that is hidden too; `*` stands for any characters without a blank or a quote, at most two times."""
+
+    @field_validator("redact")
+    @classmethod
+    def _has_few_stars(cls, patterns: list[str]) -> list[str]:
+        if any(
+            pattern.count("*") > MAX_PATTERN_STARS or len(pattern.replace("*", "")) < MIN_PATTERN
+            for pattern in patterns
+        ):
+            raise PydanticCustomError(
+                "pattern",
+                "must have at most {stars} '*', and {least} other characters",
+                {"stars": MAX_PATTERN_STARS, "least": MIN_PATTERN},
+            )
+        return patterns
 
 
 class AliasTargets(BaseModel):

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from schemas.budgets import Budget
+from schemas.inspection import Inspection
 
 LaneName = Literal["priority", "default", "flex"]
 """The value of a `schemas.jobs.Lane`."""
@@ -95,6 +96,8 @@ class Team(AccessLimits):
     """The time at which all its keys end, in Unix seconds; None: never."""
     weight: int = 1
     """Its share of a queue, beside the weights of the other teams whose jobs wait there."""
+    inspection: Inspection | None = None
+    """What administrators inspect of its requests; it may have ended. None: nothing."""
     deleted_at: int | None = None
     """Unix seconds. None: the team exists. The record is kept for a while, so that no cache restores the team."""
     webhook_secret: str = ""

@@ -135,7 +135,9 @@ class KeyIndex:
             key_id=key.id,
             name=key.name,
             scopes=granted(key.scopes),
-            limits=resolve_limits(key, key.id, self.team_limits(key.owner), key.owner),
+            limits=resolve_limits(
+                key, key.id, self.team_limits(key.owner), key.owner, team.inspection if team is not None else None
+            ),
             webhook_secret=key.webhook_secret,
             person=key.person,
         )
@@ -149,13 +151,14 @@ class KeyIndex:
             self._by_hash[bytes.fromhex(key.old_hash)] = _Entry(principal, ended, until, REPLACED)
 
     def _enter_person(self, person: Person) -> None:
-        role = person.role
+        role, team = person.role, self._teams.get(person.team)
+        inspection = team.inspection if team is not None else None
         self._principals[person.id] = Principal(
             owner=person.team,
             key_id=person.id,
             name=person.name or person.email or person.subject,
             scopes=ROLE_SCOPES[role] if role is not None else frozenset(),
-            limits=resolve_limits(AccessLimits(), person.id, self.team_limits(person.team), person.team),
+            limits=resolve_limits(AccessLimits(), person.id, self.team_limits(person.team), person.team, inspection),
             webhook_secret=person.webhook_secret,
             person=person.id,
             role=role,

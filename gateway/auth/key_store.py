@@ -30,6 +30,7 @@ from gateway.auth.key_index import KeyIndex
 from gateway.auth.replica import RecordReplica
 from gateway.limits.effective import AssignedBudget, EffectiveLimits, assigned_budgets
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, NotFound, Unavailable
+from schemas.inspection import Inspection
 from schemas.keys import AccessLimits, ApiKey, Scope, Team
 from schemas.people import Person
 
@@ -333,6 +334,15 @@ class KeyStore:
         """Return the weight of a team; 1 for one without a record."""
         team = self.teams.get(owner)
         return team.weight if team is not None else 1
+
+    def inspection(self, owner: str) -> Inspection | None:
+        """Return what administrators inspect of a team's requests; it may have ended."""
+        team = self.teams.get(owner)
+        return team.inspection if team is not None and team.deleted_at is None else None
+
+    def inspected_teams(self) -> list[Team]:
+        """Return the teams of which something is or was inspected."""
+        return [team for team in self.teams.all() if team.inspection is not None and team.deleted_at is None]
 
     async def _claim(self, owner: str) -> None:
         """Reserve an owner's name for a new key, so that two tenants never share data by accident. Raises InvalidRequest."""

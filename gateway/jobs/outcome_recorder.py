@@ -13,6 +13,7 @@ from backbone.bus.blobs import BlobStore
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobHistory, WorkItem
 from backbone.store.store import IllegalMove, Store
+from gateway.inspector.inspector import Inspector
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.records import outcome_fields, record_from_outcome
@@ -57,6 +58,7 @@ class OutcomeRecorder:
         content: ContentRetention | None = None,
         record_use: RecordUse = lambda _queue, _owner, _seconds: None,
         traces: JobTraces | None = None,
+        inspector: Inspector | None = None,
     ) -> None:
         """Create a recorder. `traces`: None where tracing is off. `enqueue` queues the webhook of an outcome and raises Unavailable if it cannot. `usage`: None
         without a ledger.
@@ -77,6 +79,7 @@ class OutcomeRecorder:
         self._content = content
         self._record_use = record_use
         self._traces = traces
+        self._inspector = inspector
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -98,7 +101,7 @@ class OutcomeRecorder:
         """Record one outcome. While Redis is unavailable, the outcome and its webhook wait."""
         try:
             try:
-                outcome, _ = Outcome.decode(item.data)
+                outcome, payload = Outcome.decode(item.data)
             except ValueError:
                 log.exception("outcome.malformed", job=item.id)
                 await item.ack()
@@ -127,6 +130,8 @@ class OutcomeRecorder:
             if outcome.webhook:
                 await self._enqueue(outcome)
             await item.ack()
+            if self._inspector is not None:
+                self._inspector.record_outcome(outcome, payload, outcome.seconds)
             if self._traces is not None:
                 error_code = outcome.error.code or outcome.error.type if outcome.error is not None else ""
                 self._traces.record_outcome(outcome.traceparent, outcome.job, outcome.status, error_code, began)

@@ -19,6 +19,7 @@ from backbone.store.documents import DocumentStore
 from backbone.store.store import Store
 from gateway.auth.key_store import KeyStore
 from gateway.dispatcher import Dispatcher
+from gateway.inspector.inspector import Inspector
 from gateway.jobs.attempt_gate import AttemptGate
 from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.estimator import EtaEstimator
@@ -73,6 +74,7 @@ class JobDependencies:
     """None without a ledger."""
     traces: JobTraces | None = None
     """None where tracing is off."""
+    inspector: Inspector | None = None
 
 
 class JobRuntime:
@@ -95,6 +97,7 @@ class JobRuntime:
             content_keys=content_keys,
             budgets=dependencies.budgets,
             traces=dependencies.traces,
+            inspector=dependencies.inspector,
         )
         estimator = EtaEstimator(dependencies.store, lambda: dependencies.registry.snapshot)
         keep_s = settings.job_keep_s
@@ -131,6 +134,7 @@ class JobRuntime:
             content=content,
             record_use=dependencies.bus.record_use,
             traces=dependencies.traces,
+            inspector=dependencies.inspector,
         )
         self._updates: set[asyncio.Task[None]] = set()
         dependencies.bus.on_job_moved(self._note_moved)

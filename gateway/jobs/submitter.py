@@ -18,6 +18,7 @@ from backbone.bus.job_log import JobStorage
 from backbone.ids import new_job_id
 from backbone.store.store import IllegalMove, JobLimit, LimitReached, Store
 from gateway.dispatcher import Dispatcher
+from gateway.inspector.inspector import Inspector
 from gateway.jobs.api import Submission
 from gateway.jobs.records import (
     new_record,
@@ -34,6 +35,7 @@ from gateway.target_model import target_model
 from gateway.traces import JobTraces
 from schemas.errors import NexusError, RateLimited, Unavailable
 from schemas.frames import encode_frame
+from schemas.inspection import Inspection
 from schemas.job_events import NO_TOKEN, QUEUED
 from schemas.jobs import LANE_BY_TIER, Envelope, JobRecord, JobStatus, Lane
 from schemas.outcome import outcome_of
@@ -58,6 +60,7 @@ class JobSubmitter:
         content_keys: ContentKeys | None = None,
         budgets: BudgetLimiter | None = None,
         traces: JobTraces | None = None,
+        inspector: Inspector | None = None,
     ) -> None:
         """Create a submitter. `content_keys`: None where no job is sealed. `traces`: None where tracing is off."""
         self._log = jobs
@@ -71,6 +74,7 @@ class JobSubmitter:
         self._content_keys = content_keys
         self._budgets = budgets
         self._traces = traces
+        self._inspector = inspector
 
     async def submit(self, submission: Submission) -> JobRecord:
         """Submit a job. See `gateway.jobs.api.JobsApi.submit`."""
@@ -105,7 +109,22 @@ class JobSubmitter:
             raise
         if reservation is not None:
             reservation.hand_over()
+        if self._inspector is not None and (inspection := submission.principal.limits.inspection) is not None:
+            self._inspect(self._inspector, inspection, record, submission)
         return record
+
+    def _inspect(self, inspector: Inspector, inspection: Inspection, record: JobRecord, submission: Submission) -> None:
+        """Keep the request for administrators; the recorder of outcomes adds the answer."""
+        opened = inspector.open(
+            inspection,
+            owner=record.owner,
+            key=record.key,
+            request_id=record.request_id,
+            endpoint=record.endpoint,
+            body=submission.received.body,
+        )
+        if opened is not None:
+            inspector.store(opened, record.job, record.public_model, durable=True)
 
     async def _reserve(self, envelope: Envelope, submission: Submission) -> Reservation | None:
         """Reserve the job's estimate of its budgets. Raises InsufficientQuota, RateLimited."""

@@ -11,6 +11,7 @@ from backbone.store.store import JobLimit
 from gateway.http.client_addresses import AddressSet
 from schemas.budgets import Budget
 from schemas.errors import InvalidRequest, PermissionDenied
+from schemas.inspection import Inspection
 from schemas.jobs import Lane
 from schemas.keys import AccessLimits
 
@@ -71,6 +72,8 @@ class EffectiveLimits:
 
     retain_none: bool = False
     """Nothing is kept of requests and answers once the answer was delivered."""
+    inspection: Inspection | None = None
+    """What administrators inspect of the team's requests; it may have ended."""
     is_rated: bool = False
     """Whether requests or tokens are limited per minute."""
 
@@ -118,8 +121,10 @@ class EffectiveLimits:
 NO_LIMITS = EffectiveLimits()
 
 
-def resolve_limits(key: AccessLimits, key_id: str, team: AccessLimits, team_id: str) -> EffectiveLimits:
-    """Return the limits that hold for a key: its own, and its team's."""
+def resolve_limits(
+    key: AccessLimits, key_id: str, team: AccessLimits, team_id: str, inspection: Inspection | None = None
+) -> EffectiveLimits:
+    """Return the limits that hold for a key: its own, and its team's. Nothing is inspected where nothing is kept."""
     both = (key, team)
     lanes = [frozenset(limits.lanes) for limits in both if limits.lanes is not None]
     key_name, team_name = f"key:{key_id}", f"team:{team_id}"
@@ -148,6 +153,7 @@ def resolve_limits(key: AccessLimits, key_id: str, team: AccessLimits, team_id: 
         batches=_stricter(key.max_batches, team.max_batches),
         webhooks=bounds("max_webhooks"),
         retain_none="none" in (key.retain, team.retain),
+        inspection=inspection if "none" not in (key.retain, team.retain) else None,
         budgets=(*assigned_budgets("key", key_id, key), *assigned_budgets("team", team_id, team)),
     )
 

@@ -41,6 +41,7 @@ from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.preferences import read_preferences
 from gateway.http.request_body import CallerDisconnected
 from gateway.http.stream_writer import StreamWriter
+from gateway.inspector.inspector import Inspector, OpenInspection
 from gateway.limits.budget_limiter import BudgetLimiter, Reservation
 from gateway.limits.effective import NO_LIMITS, Bound, EffectiveLimits
 from gateway.limits.open_requests import OpenRequestLimiter
@@ -58,12 +59,15 @@ from gateway.usage.emitter import UsageEmitter
 from schemas.endpoints import SSE, EndpointSpec
 from schemas.errors import ErrorInfo, NexusError
 from schemas.frames import AttemptDone, BlobRef
+from schemas.inspection import Inspection
 from schemas.jobs import LANE_BY_TIER, Lane
 
 log = structlog.get_logger(__name__)
 
 ON_LIMIT = b"x-nexus-on-limit"
 """Header by which a caller prefers to wait (`queue`) over a 429 of a limit per minute."""
+INSPECTED = (b"x-nexus-inspected", b"true")
+"""Header of answers to requests that are kept for administrators."""
 COMMENT_INTERVAL_S = 10.0
 CLIENT_CLOSED_REQUEST = 499
 """Status in logs and metrics of a request whose caller disconnected before the answer began."""
@@ -103,6 +107,7 @@ class InferenceHandler:
         caller_tasks: CallerTasks,
         usage: UsageEmitter | None = None,
         tracer: Tracer | None = None,
+        inspector: Inspector | None = None,
     ) -> None:
         """`durable` answers the requests whose delivery preferences make them durable jobs. `usage`: None without a ledger. `tracer`: None where tracing is off."""
         self._submitter = submitter
@@ -118,6 +123,7 @@ class InferenceHandler:
         self._budgets = budgets
         self._caller_tasks = caller_tasks
         self._tracer = tracer
+        self._inspector = inspector
         self._open_requests = OpenRequestLimiter()
 
     def begin(self, endpoint: EndpointSpec, scope: Scope, body: bytes) -> bool:
@@ -143,7 +149,7 @@ class _InferenceExchange:
     """Answers one inference request, and reports how it ended."""
 
     __slots__ = (
-        "_admission", "_began_at", "_bytes_in", "_caller", "_counted", "_endpoint", "_error", "_exchange", "_failure", "_handler", "_principal", "_received", "_reply",
+        "_admission", "_began_at", "_bytes_in", "_caller", "_counted", "_endpoint", "_error", "_exchange", "_failure", "_handler", "_inspection", "_principal", "_received", "_reply",
         "_request", "_reservation", "_result_base_url", "_span", "_status", "_stream_type", "_usage",
     )  # fmt: skip
 
@@ -177,6 +183,7 @@ class _InferenceExchange:
         """Takes the usage, once; None: there is no ledger, or it was told."""
         self._bytes_in = 0
         self._span: Span | None = None
+        self._inspection: OpenInspection | None = None
         handler._metrics.requests_in_flight += 1
 
     def begin(self, scope: Scope, body: bytes) -> bool:
@@ -352,10 +359,28 @@ class _InferenceExchange:
         )
         if self._usage is not None:
             self._bytes_in = received.total_bytes
+        if principal.limits.inspection is not None:
+            self._inspect(principal, principal.limits.inspection, received)
         received.body, received.request = b"", None  # unused from here on, and the answer may take long
         self._request = request
         self._reply.headers.append((b"x-nexus-job-id", request.envelope.job.encode()))
         return request
+
+    def _inspect(self, principal: Principal, inspection: Inspection, received: ReceivedRequest) -> None:
+        """Keep the request for administrators, and tell its caller so."""
+        inspector = self._handler._inspector
+        if inspector is None:
+            return
+        self._inspection = inspector.open(
+            inspection,
+            owner=principal.owner,
+            key=principal.key_id,
+            request_id=self._reply.request_id,
+            endpoint=self._endpoint.path,
+            body=received.body,
+        )
+        if self._inspection is not None:
+            self._reply.headers.append(INSPECTED)
 
     def _admit_now(self, limits: EffectiveLimits, received: ReceivedRequest, scope: Scope) -> bool:
         """Take the request's part of its limits per minute, if it is here."""
@@ -438,6 +463,8 @@ class _InferenceExchange:
         if request.adapted:
             self._reply.headers += adapted_header(request.adapted)
         answer = request.take_output()
+        if self._inspection is not None:
+            self._inspection.add_output(answer)
         if answer and self._result_base_url is not None:
             key_id = self._principal.key_id if self._principal is not None else ""
             return self._handler._url_signer.sign_urls(answer, request.envelope.owner, self._result_base_url, key_id)
@@ -490,13 +517,14 @@ class _InferenceExchange:
             observe(now - last, model)
             last, between_events = now, data.endswith(b"\n\n")
 
+        note = note_chunk if self._inspection is None else self._inspection.observing(note_chunk)
         if self._exchange is not None:
             push = self._exchange.try_write
 
             def write_directly(data: bytes) -> bool:
                 if not push(data):
                     return False
-                note_chunk(data)
+                note(data)
                 return True
 
             request.direct_writer = write_directly
@@ -505,9 +533,9 @@ class _InferenceExchange:
             data = request.take_output()
             if data:
                 await writer.write(data)
-                note_chunk(data)
+                note(data)
             elif (ref := request.take_blob()) is not None:
-                note_chunk(await self._relay_blob(ref))
+                note(await self._relay_blob(ref))
             elif request.state is RequestState.ENDED:
                 break
             else:
@@ -553,7 +581,10 @@ class _InferenceExchange:
         self._status = 200
         await writer.adapt(request.adapted)
         await writer.begin()
-        await writer.write(request.take_output())
+        output = request.take_output()
+        if self._inspection is not None:
+            self._inspection.add_output(output)
+        await writer.write(output)
         return True
 
     async def _send_comment(self, request: SyncRequest, writer: StreamWriter) -> None:
@@ -598,6 +629,8 @@ class _InferenceExchange:
             self._record_metrics(request, seconds)
             fields["job"], fields["model"] = request.envelope.job, request.envelope.model
             fields["worker"], fields["attempts"] = request.worker, request.starts
+            if self._inspection is not None:
+                self._store_inspection(self._inspection, request, ended_at, error)
         if self._span is not None:
             fields["trace_id"] = self._span.context.trace_id
             self._end_trace(self._span, request, ended_at, error)
@@ -615,6 +648,29 @@ class _InferenceExchange:
             record_waits(tracer, span, envelope, times, request.trace, ended_at)
             self._add_exemplars(request, ended_at, span.context.trace_id)
         end_request(span, self._status, ended_at, (error.code or error.type) if error is not None else "")
+
+    def _store_inspection(
+        self, opened: OpenInspection, request: SyncRequest, ended_at: float, error: ErrorInfo | None
+    ) -> None:
+        def since_start(at: float | None) -> float | None:
+            return None if at is None else round(at - self._began_at, 4)
+
+        inspector, done = self._handler._inspector, request.done
+        assert inspector is not None
+        content_type = (self._stream_type or b"").decode() or (done.content_type if done is not None else "")
+        inspector.store(
+            opened,
+            request.envelope.job,
+            request.envelope.public_model,
+            content_type=content_type,
+            status=self._status,
+            error=(error.code or error.type) if error is not None else None,
+            worker=request.worker,
+            attempts=request.starts,
+            queue_s=since_start(request.started_at),
+            first_token_s=since_start(request.first_output_at),
+            seconds=since_start(ended_at),
+        )
 
     def _add_exemplars(self, request: SyncRequest, ended_at: float, trace_id: str) -> None:
         metrics, path, model = self._handler._metrics, self._endpoint.path, request.envelope.model

@@ -84,6 +84,47 @@ async def _is(cluster: Cluster, key: dict[str, Any], wanted: int, url: str = "")
     return await status(cluster, key, url=url) == wanted
 
 
+async def test_an_inspected_team_is_told_so(cluster: Cluster, crew: Crew, second: str, eventually: Eventually) -> None:
+    """What it asks any gateway is kept: whole answers, streams and jobs, with their times, without their secrets."""
+    await crew.start()
+    key = await make(cluster, "inspected")
+    before = await cluster.record(chat("unseen", model=crew.model), **bearer(key)).end()
+    on = await cluster.http.put(cluster.url + "/v1/inspector/teams/inspected", json={"duration_s": 60})
+    assert on.status_code == 200, on.text
+
+    async def learned() -> bool:
+        states = [await cluster.http.get(url + "/v1/inspector", headers=bearer(key)) for url in (cluster.url, second)]
+        return all(state.json()["active"] for state in states)
+
+    await eventually(learned)
+    text = "one two password=hush"
+    whole = await cluster.record(chat(text, model=crew.model), url=second, **bearer(key)).end()
+    stream = await cluster.record(chat(text, model=crew.model, stream=True), **bearer(key)).end()
+    job = {"endpoint": "/v1/chat/completions", "body": chat(text, model=crew.model)}
+    submitted = await cluster.post("/v1/jobs", job, headers=bearer(key))
+    jobs = [answer.headers["x-nexus-job-id"] for answer in (whole, stream) if answer.headers is not None]
+    jobs.append(submitted.json()["id"])
+    assert before.headers is not None
+    assert "x-nexus-inspected" not in before.headers
+    told = [answer.headers.get("x-nexus-inspected") for answer in (whole, stream) if answer.headers is not None]
+    assert told == ["true", "true"]
+
+    async def read(one: str) -> dict[str, Any] | None:
+        found = await cluster.get(f"/v1/inspector/requests/{one}?team=inspected")
+        return found.json() if found.status_code == 200 and found.json()["seconds"] is not None else None
+
+    for one in jobs:
+        found = await eventually(lambda one=one: read(one))
+        assert (found["status"], found["model"], found["attempts"]) == (200, crew.model, 1)
+        assert "password=[redacted]" in found["request"]
+        assert "one " in found["answer"]
+        assert "hush" not in json.dumps(found)
+    listed = (await cluster.get("/v1/inspector/requests?team=inspected")).json()["data"]
+    assert {one["id"] for one in listed} == set(jobs)
+    assert (await cluster.http.delete(cluster.url + "/v1/inspector/teams/inspected")).json()["active"] is False
+    assert (await cluster.get("/v1/inspector/requests?team=inspected")).json()["data"] == []
+
+
 async def test_a_key_does_what_it_is_for(cluster: Cluster, crew: Crew) -> None:
     """Inference with one scope, operating with another; the refusal names what is missing."""
     await crew.start()

@@ -157,6 +157,12 @@ ROUTES = {
     **{f"GET /v1/organization/usage/{name}": ANY for name in KINDS},
     "GET /v1/organization/costs": ANY,
     "GET /v1/logs": READ,
+    "GET /v1/inspector": ANY,
+    "GET /v1/inspector/teams": KEYS,
+    "PUT /v1/inspector/teams/{team_id}": KEYS,
+    "DELETE /v1/inspector/teams/{team_id}": KEYS,
+    "GET /v1/inspector/requests": KEYS,
+    "GET /v1/inspector/requests/{request_id}": KEYS,
     "GET /v1/audit": READ,
     "GET /v1/audit/export": READ,
 }

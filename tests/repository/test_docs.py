@@ -36,7 +36,7 @@ METRIC = re.compile(r"\bnexus_(?!teller\b|inference_gateway\b)[a-z_]+\b")  # an 
 SUFFIXES = ("_bucket", "_sum", "_count")
 SETTING = re.compile(r"\b(?:[A-Z]+_)+[A-Z]+\b")
 NOT_SETTINGS = re.compile(
-    r"NEXUS_\w+|BASE_URL|ETCD_UNSAFE_NO_FSYNC|MAX_STARTS|BODY_LIMIT|TESTCONTAINERS_RYUK_DISABLED|OLLAMA_\w+|OPENAI_\w+|ANTHROPIC_\w+|VLLM_\w+|GITHUB_TOKEN|NET_BIND_SERVICE"
+    r"NEXUS_\w+|BASE_URL|ETCD_UNSAFE_NO_FSYNC|MAX_STARTS|BODY_LIMIT|TESTCONTAINERS_RYUK_DISABLED|OLLAMA_\w+|OPENAI_\w+|ANTHROPIC_\w+|VLLM_\w+|GITHUB_TOKEN|NET_BIND_SERVICE|OTEL_\w+"
 )
 """Variables of the console and the embedded stack, of tools, streams, and constants that a page names."""
 COMPOSE = set(re.findall(r"^#([A-Z_0-9]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))

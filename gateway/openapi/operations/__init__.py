@@ -7,6 +7,7 @@ from gateway.openapi.operations import (
     audit,
     batches,
     inference,
+    inspector,
     jobs,
     logs,
     media,
@@ -61,4 +62,5 @@ OPERATIONS: dict[str, Operation] = (
     | usage.OPERATIONS
     | audit.OPERATIONS
     | logs.OPERATIONS
+    | inspector.OPERATIONS
 )

@@ -55,7 +55,7 @@ async def test_progress_never_splits_an_event() -> None:
 
     request: Any = object.__new__(Request)
     request._reply, request._exchange, request._stream_type = Writes(), None, b"application/json"
-    request._usage = request._reservation = None
+    request._usage = request._reservation = request._inspection = None
     request._handler = SimpleNamespace(_metrics=SimpleNamespace(itl=SimpleNamespace(observe=lambda *_: None)))
     await request._send_stream(Pieces(b"data: one\n\n", b'data: {"b64":"', b"AAAA", b'"}\n\n', b"data: two\n\n"))
     events = request._reply.out.split(b"\n\n")
