@@ -109,7 +109,7 @@ def _fields(options: PictureOptions, *, edit: bool) -> dict[str, JSON]:
 def _output(options: PictureOptions) -> dict[str, JSON]:
     fields: dict[str, JSON] = {}
     if options.images > 1:
-        fields["n"] = integer("Pictures", least=1, most=options.images, default=1)
+        fields["n"] = integer("Number of pictures", least=1, most=options.images, default=1)
     fields["output_format"] = advanced(choice("Format", ("png", "jpeg", "webp")))
     fields["output_compression"] = advanced(
         integer("Quality", "Of JPEG and WebP; 100 is the best.", least=0, most=100, **{"x-nexus-unit": "%"})
