@@ -17,7 +17,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up install console test test-containers attack images check docs bench bench-gate fuzz soak clean
+.PHONY: help up install console test test-containers attack images check check-types check-rules docs bench bench-gate fuzz soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -89,7 +89,13 @@ images:
 check: $(VENV)/.for-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory --jobs=2 check-types check-rules
+
+check-types: $(VENV)/.for-test
 	$(BIN)/mypy
+
+# Beside mypy, which keeps one core busy for a minute.
+check-rules: $(VENV)/.for-test
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.repository.language
 	@$(CONSOLE) --check
