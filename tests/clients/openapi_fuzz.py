@@ -76,6 +76,8 @@ async def fuzz(cluster: Cluster, *arguments: str) -> tuple[int, str]:
         "--header", f"Authorization: Bearer {KEY}",
         # With a list of what no schema can say: `openapi_hooks.py`.
         "--exclude-checks", "positive_data_acceptance",
+        # It has no end: each call would take until the timeout. The flow tests read it.
+        "--exclude-path", "/v1/overview/events",
         "--request-timeout", "30", "--workers", "1", "--continue-on-failure",
         *arguments,
         cwd=cluster.folder,
