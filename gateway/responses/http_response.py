@@ -93,6 +93,7 @@ class ResponseStreamReply(Response):
         self._keep_alive_s = keep_alive_s
         self._report = report
         self._after = after
+        self.status_code = 200
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
