@@ -224,7 +224,8 @@ class GatewaySettings(CommonSettings):
     `MAX_BLOB_BYTES`.
     """
     team_max_result_bytes: int = Field(default=0, ge=0)
-    """Bytes of stored results of a team without its own limit. Above it, its oldest results are deleted. 0: a quarter of
+    """Bytes of each kind of stored results of a team without its own limit: jobs, URLs, responses, unfinished batches. Above it, its
+    oldest are deleted, and lines of batches fail. 0: a quarter of
     `MAX_RESULT_BYTES`.
     """
     team_max_batches: int = Field(default=64, ge=1)

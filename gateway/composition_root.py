@@ -42,6 +42,7 @@ from backbone.store.redis_rates import RedisRateStore
 from backbone.store.sealed_documents import SealedDocumentStore
 from backbone.team_keys import TeamKeys
 from backbone.tracing.setup import make_tracer
+from gateway.answer_quotas import AnswerQuotas
 from gateway.app import make_app, make_observability_app
 from gateway.asgi_app import App, AsgiApp
 from gateway.audit.audit_log import AuditLog
@@ -256,6 +257,7 @@ class _Services:
             self._open_ledger(settings, clients, ledger, AuditStore(database), prices)
             spend = LedgerSpend(ledger, clients.job_log.work_queue(USAGE_QUEUE).oldest, lambda: prices.currency)
         self.budgets = self._budgets(clients, prices, spend)
+        batches = BatchRepository(clients.documents, settings.file_keep_s)
         self.job_runtime = JobRuntime(
             settings,
             JobDependencies(
@@ -276,7 +278,9 @@ class _Services:
                     RedisByteQuotas(clients.store, "results"),
                     clients.job_log,
                     clients.blobs,
+                    clients.store,
                     self.keys.limits,
+                    batches.is_unfinished,
                     keep_s=settings.job_keep_s,
                 ),
                 usage=self.usage_emitter,
@@ -322,6 +326,12 @@ class _Services:
             self.audit_log,
             clients.tracer,
         )
+        self.answer_quotas = AnswerQuotas(
+            RedisByteQuotas(clients.store, "urls"),
+            self.body_quotas,
+            clients.blobs,
+            url_keep_s=settings.result_url_ttl_s,
+        )
         self.inference = InferenceHandler(
             self.submitter,
             self.reader,
@@ -334,15 +344,21 @@ class _Services:
             self.rate_limiter,
             self.budgets,
             self.caller_tasks,
+            self.answer_quotas,
             self.usage_emitter,
             clients.tracer,
             self.inspector,
         )
-        self.batches, self.batch_scheduler = self._batches(settings, clients)
+        self.batches, self.batch_scheduler = self._batches(settings, clients, batches)
         self.responses = ResponseService(
             self.jobs,
             self.caller_tasks,
-            ResponseRepository(clients.documents, clients.blobs, settings.response_keep_s),
+            ResponseRepository(
+                clients.documents,
+                clients.blobs,
+                settings.response_keep_s,
+                RedisByteQuotas(clients.store, "responses"),
+            ),
             clients.blobs,
             self.job_reader,
             idempotency,
@@ -448,9 +464,10 @@ class _Services:
         self.auth.on_refused = self.audit_log.record_refusal
         self.ledger_parts = (self.usage_emitter, writer, audit_emitter, audit_writer, self.audit_log)
 
-    def _batches(self, settings: GatewaySettings, clients: _Clients) -> tuple[BatchService, BatchScheduler]:
+    def _batches(
+        self, settings: GatewaySettings, clients: _Clients, repository: BatchRepository
+    ) -> tuple[BatchService, BatchScheduler]:
         queue = clients.job_log.work_queue(BATCHES)
-        repository = BatchRepository(clients.documents, settings.file_keep_s)
         line_types: dict[str, LineType] = {
             endpoint.path: EndpointLineType(endpoint, self.file_references, self.job_responder.payload)
             for endpoint in ENDPOINTS
@@ -472,6 +489,7 @@ class _Services:
             line_types=line_types,
             window=settings.batch_window,
             limits=self.keys.limits,
+            results=RedisByteQuotas(clients.store, "batches"),
             team_keys=clients.team_keys,
         )
         return service, BatchScheduler(queue, dependencies)
@@ -494,6 +512,7 @@ class _Services:
             *self.ledger_parts,
             self.inspector,
             self.dispatcher,
+            self.answer_quotas,
             self.submitter,
             self.job_runtime,
             self.batch_scheduler,

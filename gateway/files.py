@@ -27,6 +27,8 @@ from schemas.jobs import Upload
 KIND = "file"
 FORM_MARGIN = 64 * 1024
 """Bytes of an upload's form beside its file."""
+RECORD_BYTES = 1024
+"""Bytes that a file or a batch takes beside its content."""
 RESERVED_STEP_BYTES = 4 * 1024 * 1024
 """Bytes that an upload reserves at a time: it asks the store once for so many."""
 MAX_UPLOAD_S = 86_400.0
@@ -196,7 +198,8 @@ class FileStore:
         """Make a written blob a file. An existing file with this `file_id` is replaced, and its bytes are removed."""
         now = int(clock.now())
         file_id = file_id or new_file_id()
-        await self.quotas.reserve(owner, file_id, size, ttl_s=keep_s, most=None)  # it is stored already
+        # It is stored already.
+        await self.quotas.reserve(owner, file_id, size + RECORD_BYTES, ttl_s=keep_s, most=None)
         record = FileRecord(
             id=file_id,
             filename=filename,
@@ -212,6 +215,11 @@ class FileStore:
         if old is not None:
             self.blobs.remove(FileRecord.model_validate_json(old).blob)
         return record
+
+    async def count_record(self, owner: str, item: str, keep_s: float, most: int | None) -> None:
+        """Count a record that is stored beside an owner's files for `keep_s`. Raises StorageFull."""
+        if not await self.quotas.reserve(owner, item, RECORD_BYTES, ttl_s=keep_s, most=most):
+            raise StorageFull(_full(most))
 
     async def open(self, owner: str, file_id: str, *, param: str | None = None) -> FileRecord:
         """Return a file's record. The file owns its blob: pass it to a job only as `Upload.kept`. Raises FileNotFound."""
@@ -273,10 +281,11 @@ class _Reservation:
             if await self._quotas.reserve(self._owner, self._file_id, wanted, ttl_s=MAX_UPLOAD_S, most=self._most):
                 self._reserved = wanted
                 return
-        raise StorageFull(
-            f"The files of your team would take more than {self._most} bytes, its limit. Delete some of them first.",
-            param="file",
-        )
+        raise StorageFull(_full(self._most), param="file")
+
+
+def _full(most: int | None) -> str:
+    return f"The files and batches of your team would take more than {most} bytes, its limit. Delete some of the files first."
 
 
 def _nest_fields(fields: dict[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,9 @@ class LimitFields(BaseModel):
     max_pending_bytes: Annotated[int, Field(strict=True, ge=0, le=MAX_BYTES)] | None = None
     """Bytes of request bodies over 512 KiB that may be stored at once, for requests and jobs that have not ended."""
     max_result_bytes: Annotated[int, Field(strict=True, ge=MIN_RESULT_BYTES, le=MAX_BYTES)] | None = None
-    """Bytes of stored results of jobs. Above it, the oldest are deleted."""
+    """Bytes of ended jobs, of results by URL, of stored responses, and of unfinished batches' results: each for itself. The oldest are
+    deleted above it; lines of batches fail.
+    """
     max_batches: Annotated[Count, Field(ge=0)] | None = None
     """Batches that may be unfinished at once."""
     max_webhooks: Annotated[Count, Field(ge=1)] | None = None

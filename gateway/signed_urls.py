@@ -69,6 +69,20 @@ class UrlSigner:
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
 
 
+def url_blobs(answer: bytes) -> list[str]:
+    """Return the names of the blobs to which a worker's answer leads by URL."""
+    if BLOB_URI_PREFIX.encode() not in answer:
+        return []
+    try:
+        items = orjson.loads(answer)["data"]
+        urls = [item["url"] for item in items if "url" in item]
+    except (ValueError, TypeError, KeyError):
+        return []  # a worker's answer may be anything
+    return [
+        url.removeprefix(BLOB_URI_PREFIX) for url in urls if isinstance(url, str) and url.startswith(BLOB_URI_PREFIX)
+    ]
+
+
 def base_url(scope: Scope) -> str:
     """Return the base URL under which the caller reached the gateway, by its `Host` header."""
     headers: Headers = scope["headers"]

@@ -63,11 +63,13 @@ class AccessLimits(BaseModel):
     max_running: int | None = None
     """Jobs that may run at the same time. Others wait."""
     max_stored_bytes: int | None = None
-    """Bytes of files that may be stored at the same time."""
+    """Bytes of files that may be stored at the same time, with 1 KiB for each file and batch."""
     max_pending_bytes: int | None = None
-    """Bytes of request bodies over 512 KiB that may be stored for requests and jobs that have not ended."""
+    """Bytes of request bodies over 512 KiB that may be stored for requests and jobs that have not ended, and of answers that are sent."""
     max_result_bytes: int | None = None
-    """Bytes of results of jobs that are stored. Above it, the oldest are deleted."""
+    """Bytes of ended jobs, of results by URL, of stored responses, and of unfinished batches' results: each for itself. The oldest are
+    deleted above it; lines of batches fail.
+    """
     max_batches: int | None = None
     """Batches that may be unfinished at the same time."""
     max_webhooks: int | None = None

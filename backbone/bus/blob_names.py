@@ -47,11 +47,9 @@ class BlobName:
     def parse(cls, text: str) -> BlobName | None:
         """Return the parts of a name; None where `text` is no name of a blob."""
         path, _, key = text.rpartition(".")
-        if not path:
-            return cls(text, None) if is_blob_path(text) else None
-        if not is_blob_path(path) or not _KEY.fullmatch(key):
-            return None
-        return cls(path, base64.urlsafe_b64decode(key + "="))
+        if path and is_blob_path(path) and _KEY.fullmatch(key):
+            return cls(path, base64.urlsafe_b64decode(key + "="))
+        return cls(text, None) if is_blob_path(text) else None
 
     def __str__(self) -> str:
         if self.key is None:

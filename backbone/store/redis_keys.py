@@ -11,8 +11,9 @@
 | `nexus:service:<capability>:<model>` | string | the mean service time of jobs, in seconds |
 | `nexus:rate:<limit>` | sorted set by amount | the seconds in which something was taken of a limit per minute |
 | `nexus:budget:<budget>:<start>` | hash | what was spent of a budget in the period that begins at `start`, and the gateways' shares |
-| `nexus:bytes:<owner>` | sorted set by bytes | the ids of an owner's files; their sum under the empty id |
+| `nexus:bytes:<owner>` | sorted set by bytes | the ids of an owner's files and batches; their sum under the empty id |
 | `nexus:byte-ends:<owner>` | sorted set by the time the file expires | the ids of these files |
+| `nexus:bytes:<kind>:<owner>`, `nexus:byte-ends:<kind>:<owner>` | the same | other things with a size: `bodies`, `results`, `urls`, `responses`, `batches` |
 | `nexus:doc:<kind>:<owner>:<id>` | string | a document |
 | `nexus:docs:<kind>:<owner>` | sorted set, scores 0 | the ids of documents |
 

@@ -26,7 +26,7 @@ from gateway.batches.line_jobs import RETRY_DELAY_S, BatchDependencies, BatchSig
 from gateway.batches.repository import BatchNotFound
 from gateway.files import new_file_id
 from schemas.batches import Batch, BatchError, BatchStatus, RequestCounts
-from schemas.errors import Unavailable
+from schemas.errors import ErrorInfo, Unavailable
 from schemas.jobs import JobStatus
 
 log = structlog.get_logger(__name__)
@@ -75,6 +75,7 @@ class BatchExecutor:
         """Run the batch to its end. Raises BatchSuperseded, and Unavailable if the run must be repeated."""
         await self._change(lambda batch: batch, claim=True)
         if self._batch.is_final:
+            await self._jobs.results.release()
             return self._batch
         work = asyncio.create_task(self._work())
         try:
@@ -87,6 +88,7 @@ class BatchExecutor:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({work})
         await work
+        await self._jobs.results.release()
         return self._batch
 
     async def fail(self, error: BatchError) -> None:
@@ -216,11 +218,12 @@ class BatchExecutor:
         try:
             async with aclosing(self._lines()) as lines:
                 async for line in lines:
+                    refusal = await self._jobs.wait_for_room()
                     large = [self._dependencies.large] if len(line.data) > LARGE_LINE_BYTES else []
                     slot = _LineSlot(self._window, [self._submitting, *large])
                     if not await self._acquire_slot(slot):
                         return
-                    task = group.create_task(self._run_line(line, slot))
+                    task = group.create_task(self._run_line(line, slot, refusal))
                     task.add_done_callback(slot.release)
         except (BlobNotFound, BlobCorrupted):
             self._input_missing = True
@@ -237,10 +240,10 @@ class BatchExecutor:
             slot.release()
         return not self._signals.stopped
 
-    async def _run_line(self, line: InputLine, slot: _LineSlot) -> None:
+    async def _run_line(self, line: InputLine, slot: _LineSlot, refusal: ErrorInfo | None) -> None:
         job = job_id(self._batch.id, line.number)
         status = await self._jobs.read_status(job) if self._resumed else None
-        submitted = status is not None or await self._jobs.submit(line)
+        submitted = status is not None or await self._jobs.submit(line, refusal)
         del line
         slot.release_memory()
         if not submitted:

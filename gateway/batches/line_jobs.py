@@ -6,20 +6,24 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, TypeVar
 
 from backbone.bus.blobs import BlobStore
 from backbone.bus.job_log import OutcomeStore
 from backbone.retry import Backoff, retry
+from backbone.store.byte_quotas import ByteQuotas
 from backbone.team_keys import TeamKeys
 from gateway import clock
 from gateway.auth.authenticator import Principal
 from gateway.batches.input_file import BatchLineRequest, InputLine, job_id, parse_line, request_ids
+from gateway.batches.line_results import LineResults
 from gateway.batches.line_types import LineType
 from gateway.batches.repository import BatchRepository
-from gateway.files import FileStore
+from gateway.files import FileStore, StorageFull
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.jobs.api import JobNotFound, JobsApi, Submission
+from gateway.jobs.storage_quotas import ended_job_bytes
 from gateway.limits.effective import EffectiveLimits
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo, NexusError, Unavailable
@@ -36,6 +40,8 @@ BLOB_MARGIN_S = 3600.0
 """The time by which a line's blob outlives the batch's window."""
 EXPIRY_MARGIN_S = 60.0
 """The time after the end of the window at which a job expires, in case no gateway runs its batch."""
+ROOM_WAIT_S = 300.0
+"""The time after which lines no longer wait for other batches of the team to make room for their results."""
 TRANSIENT_STATUSES = frozenset({429, 503})
 """The statuses of errors that are worth a retry."""
 
@@ -84,21 +90,54 @@ class LineJobRunner:
     """Runs the jobs of one batch."""
 
     def __init__(self, batch: Batch, dependencies: BatchDependencies, signals: BatchSignals) -> None:
+        keep_s = max(0.0, batch.expires_at - clock.now()) + BLOB_MARGIN_S
+        self.results = LineResults(dependencies.results, batch.owner, batch.id, keep_s)
         self._batch = batch
         self._dependencies = dependencies
         self._signals = signals
         self._kind = dependencies.line_types[batch.endpoint]
-        self._reader = dependencies.reader.with_blob_ttl(max(0.0, batch.expires_at - clock.now()) + BLOB_MARGIN_S)
+        self._reader = dependencies.reader.with_blob_ttl(keep_s)
 
     async def read_status(self, job: str) -> JobStatus | None:
-        """Return the final status of a job, or None if it has not ended."""
+        """Return the final status of a job of an earlier run of the batch, or None if it has not ended."""
         stored = await _retry(lambda: self._dependencies.log.read_outcome(job))
-        return stored.outcome.status if stored is not None else None
+        if stored is None:
+            return None
+        self.results.end_line(ended_job_bytes(stored.outcome, len(stored.payload)))
+        return stored.outcome.status
 
-    async def submit(self, line: InputLine) -> bool:
-        """Submit a line's job. An invalid request fails its job immediately. Return False if the batch stopped before."""
+    async def wait_for_room(self) -> ErrorInfo | None:
+        """Wait until the team's limit leaves room for the result of one more line: other lines or batches may end.
+
+        Return the error of the line if there will be none, or if the batch stops.
+        """
+        most = self._dependencies.limits(self._batch.key).result_bytes
+        while not await self.results.begin_line(most):
+            if self._signals.stopped or (not self.results.open and await self._is_without_prospect()):
+                self.results.open += 1
+                return StorageFull(
+                    f"The results of your team's unfinished batches would take more than {most} bytes, its limit. Send this request "
+                    "again in a smaller batch, or when others have ended."
+                ).info
+            await self._signals.wait_for_progress(RETRY_DELAY_S)
+        return None
+
+    async def _is_without_prospect(self) -> bool:
+        """Return whether no other batch of the team will make room, or none has for long."""
+        full_since = self.results.full_since
+        if full_since is not None and monotonic() - full_since > ROOM_WAIT_S:
+            return True
+        return await _retry(lambda: self._dependencies.repository.has_room(self._batch.owner, 1))
+
+    async def submit(self, line: InputLine, refusal: ErrorInfo | None) -> bool:
+        """Submit a line's job. An invalid request, or one with a `refusal`, fails its job immediately. Return False if the batch stopped
+        before.
+        """
         job = job_id(self._batch.id, line.number)
         request = parse_line(line.data, self._batch.endpoint)
+        if refusal is not None and not self._signals.stopped:
+            await self._reject(job, refusal, request)
+            return True
         while not self._signals.stopped:
             try:
                 await self._submit(job, request)
@@ -134,10 +173,10 @@ class LineJobRunner:
 
     async def wait(self, job: str) -> JobStatus:
         """Wait until the job has ended and return its status. Cancel it when the batch stops."""
-        looked = False
+        looked, size = False, 0
 
         async def wait() -> JobStatus:
-            nonlocal looked
+            nonlocal looked, size
             async with self._dependencies.log.watch_outcome(job) as has_outcome:
                 while (stored := await self._dependencies.log.read_outcome(job)) is None:
                     if looked and (status := await self._recorded_status(job)) is not None:
@@ -147,9 +186,13 @@ class LineJobRunner:
                         await self.cancel(job)
                     else:
                         await self._signals.run_until_stopped(asyncio.ensure_future(has_outcome(OUTCOME_WAIT_S)))
+                size = ended_job_bytes(stored.outcome, len(stored.payload))
                 return stored.outcome.status
 
-        return await _retry(wait)
+        try:
+            return await _retry(wait)
+        finally:
+            self.results.end_line(size)
 
     async def _recorded_status(self, job: str) -> JobStatus | None:
         """Return the status of an ended job whose outcome is no longer stored."""
@@ -178,11 +221,12 @@ class LineJobRunner:
         await _retry(lambda: self._dependencies.log.store_outcome(outcome))
 
     def _gateway_outcome(self, job: str, status: JobStatus) -> Outcome:
-        """Return the outcome of a job that was never queued. It has no model and counts against no key."""
+        """Return the outcome of a job that was never queued. It has no model."""
         return Outcome(
             job=job,
             status=status,
             owner=self._batch.owner,
+            key=self._batch.key,
             endpoint=self._batch.endpoint,
             capability=self._kind.endpoint.capability,
             lane=Lane.FLEX,
@@ -209,6 +253,8 @@ class BatchDependencies:
     """The maximum number of unfinished jobs of one batch."""
     limits: Callable[[str], EffectiveLimits]
     """Returns the present limits of an API key, by its id."""
+    results: ByteQuotas
+    """Counts the results of unfinished batches."""
     team_keys: TeamKeys = field(default_factory=lambda: TeamKeys({}))
     large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Lets only one large line at a time into memory."""

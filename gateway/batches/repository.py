@@ -46,6 +46,10 @@ class BatchRepository:
         found = await self._documents.page(UNFINISHED_KIND, owner, limit=most + 1, newest_first=False)
         return len(found) <= most
 
+    async def is_unfinished(self, owner: str, batch_id: str) -> bool:
+        """Return whether an owner's batch has not ended."""
+        return await self._documents.get(UNFINISHED_KIND, owner, batch_id) is not None
+
     async def unfinished(self, owner: str) -> list[Batch]:
         """Return an owner's unfinished batches, oldest first."""
         found: list[Batch] = []

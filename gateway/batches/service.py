@@ -51,7 +51,9 @@ class BatchService:
         self._team_keys = team_keys or TeamKeys({})
 
     async def create(self, caller: Principal, request: BatchRequest, base_url: str, *, total: int = 0) -> Batch:
-        """Create a batch and queue it. `total`: how many requests it has, where that is known. Raises PermissionDenied, InvalidRequest, FileNotFound."""
+        """Create a batch and queue it. `total`: how many requests it has, where that is known. Raises PermissionDenied, InvalidRequest,
+        FileNotFound, StorageFull, RateLimited.
+        """
         caller.require(Scope.INFERENCE)
         caller.limits.require_retention("Send the lines as requests of their own.")
         caller.limits.require_lane(Lane.FLEX)
@@ -83,6 +85,8 @@ class BatchService:
             base_url=base_url,
             counts=RequestCounts(total=total),
         )
+        # Its output is stored with the team's files, and never refused: no more batches begin above their limit.
+        await self._files.count_record(batch.owner, batch.id, batch.output_keep_s, caller.limits.stored_bytes)
         await self._enqueue(batch, caller.limits.batches)
         return batch
 

@@ -117,7 +117,7 @@ class OutcomeRecorder:
                 if self._storage is not None:
                     await self._storage.release_bodies(outcome)
             if self._storage is not None:
-                await self._storage.count_result(outcome)
+                await self._storage.count_result(outcome, payload)
             if self._content is not None:
                 await self._content.record_end(outcome)
             if not outcome.token:

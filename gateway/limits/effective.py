@@ -64,7 +64,7 @@ class EffectiveLimits:
     pending_bytes: int | None = None
     """Bytes of the team's large request bodies whose requests and jobs have not ended."""
     result_bytes: int | None = None
-    """Bytes of the results of the team's jobs."""
+    """Bytes of each kind of the team's stored results."""
     batches: int | None = None
     """Unfinished batches of the team."""
     webhooks: tuple[Bound, ...] = ()

@@ -103,7 +103,7 @@ class ResponseService:
             job = new_job_id()
             if key:
                 job = await self._idempotency.job_id(owner, key, PATH, ReceivedRequest(request, b""))
-            created = await self._store_new(owner, job, request, messages, joining=bool(key))
+            created = await self._store_new(principal, job, request, messages, joining=bool(key))
             created = replace(created, retain_none=principal.limits.retain_none)
             submission = Submission(
                 principal=principal,
@@ -136,13 +136,14 @@ class ResponseService:
             raise InvalidRequest(info=error.info.model_copy(update={"param": param or None})) from None
 
     async def _store_new(
-        self, owner: str, job: str, request: ResponsesRequest, messages: list[JSON], *, joining: bool
+        self, principal: Principal, job: str, request: ResponsesRequest, messages: list[JSON], *, joining: bool
     ) -> CreatedResponse:
+        owner = principal.owner
         new = initial_response(request, job, int(clock.now()))
         stored = None
         if request.stored:
             talk = {"messages": messages, "input": input_item_objects(request.input, str(new["id"]))}
-            stored = await self._repository.add(owner, job, new, talk)
+            stored = await self._repository.add(owner, job, new, talk, principal.limits.result_bytes)
         bound_to_connection = not (request.background or joining)
         return CreatedResponse(owner, job, stored.initial if stored is not None else new, stored, bound_to_connection)
 

@@ -17,6 +17,7 @@ import structlog
 from backbone.bus.blobs import BlobStore
 from backbone.logging import log_info
 from backbone.tracing.spans import Span, Tracer
+from gateway.answer_quotas import AnswerQuotas
 from gateway.auth.authenticator import Authenticator, Principal, add_caller
 from gateway.durable_request import DurableAnswerer, DurableRequest
 from gateway.http.asgi import (
@@ -105,6 +106,7 @@ class InferenceHandler:
         rate_limiter: RateLimiter,
         budgets: BudgetLimiter,
         caller_tasks: CallerTasks,
+        answer_quotas: AnswerQuotas,
         usage: UsageEmitter | None = None,
         tracer: Tracer | None = None,
         inspector: Inspector | None = None,
@@ -124,6 +126,7 @@ class InferenceHandler:
         self._caller_tasks = caller_tasks
         self._tracer = tracer
         self._inspector = inspector
+        self._answer_quotas = answer_quotas
         self._open_requests = OpenRequestLimiter()
 
     def begin(self, endpoint: EndpointSpec, scope: Scope, body: bytes) -> bool:
@@ -466,8 +469,10 @@ class _InferenceExchange:
         if self._inspection is not None:
             self._inspection.add_output(answer)
         if answer and self._result_base_url is not None:
-            key_id = self._principal.key_id if self._principal is not None else ""
-            return self._handler._url_signer.sign_urls(answer, request.envelope.owner, self._result_base_url, key_id)
+            assert self._principal is not None
+            owner, key_id = self._principal.owner, self._principal.key_id
+            self._handler._answer_quotas.count_urls(owner, self._principal.limits.result_bytes, answer)
+            return self._handler._url_signer.sign_urls(answer, owner, self._result_base_url, key_id)
         return answer
 
     def _emit_usage(self, request: SyncRequest) -> None:
@@ -487,15 +492,18 @@ class _InferenceExchange:
 
     async def _send_blob(self, done: AttemptDone, ref: BlobRef) -> None:
         """Send an answer that travels by reference, piece by piece."""
-        pieces = self._handler._blobs.read(ref.name)
-        first = await anext(pieces, b"")  # an error here still becomes an HTTP status
-        reply = self._reply
-        head = [(b"content-type", done.content_type.encode()), (b"content-length", b"%d" % ref.size), NO_STORE]
-        await reply.send_head(200, head)
-        await reply.send_chunk(first)
-        async for piece in pieces:
-            await reply.send_chunk(piece)
-        await reply.send_end()
+        assert self._principal is not None
+        quotas, most = self._handler._answer_quotas, self._principal.limits.pending_bytes
+        async with quotas.sending(self._principal.owner, most, ref):
+            pieces = self._handler._blobs.read(ref.name)
+            first = await anext(pieces, b"")  # an error here still becomes an HTTP status
+            reply = self._reply
+            head = [(b"content-type", done.content_type.encode()), (b"content-length", b"%d" % ref.size), NO_STORE]
+            await reply.send_head(200, head)
+            await reply.send_chunk(first)
+            async for piece in pieces:
+                await reply.send_chunk(piece)
+            await reply.send_end()
 
     def _abandon(self) -> None:
         """Abandon the request, as the caller has disconnected."""

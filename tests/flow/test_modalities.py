@@ -14,7 +14,7 @@ import nats
 import pytest
 import pytest_asyncio
 
-from tests.cluster import Cluster, Crew
+from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -94,6 +94,42 @@ async def test_a_picture_as_data_and_by_url(cluster: Cluster, crew: Crew) -> Non
     forged = found[0]["url"].replace("owner=default", "owner=other")
     assert (await cluster.http.get(forged)).status_code == 404
     assert (await cluster.http.get(found[0]["url"].partition("?")[0])).status_code == 404
+
+
+async def test_a_team_at_its_bound_harms_no_other(cluster: Cluster, crew: Crew, eventually: Eventually) -> None:
+    """Results by URL of one team end early, as its own newer ones need their room, and its large bodies are refused; another team's
+    results stay, and its large request is answered.
+    """
+    bearers = []
+    for team, limits in (("full", {"max_result_bytes": 1024 * 1024, "max_pending_bytes": 0}), ("other", {})):
+        name = f"{team}-{crew.model}"
+        assert (await cluster.post("/v1/teams", {"id": name} | limits)).status_code == 201
+        key = (await cluster.post("/v1/keys", {"name": name, "owner": name})).json()["key"]
+        bearers.append({"authorization": f"Bearer {key}"})
+    full, other = bearers
+
+    async def picture(headers: dict[str, str], prompt: str) -> str:
+        body = {"model": crew.model, "prompt": prompt, "response_format": "url", "echo": {"size": 400_000}}
+        answer = await cluster.http.post(cluster.url + "/v1/images/generations", json=body, headers=headers)
+        return str(answer.json()["data"][0]["url"])
+
+    theirs = await picture(other, "theirs")
+    ours = [await picture(full, str(number)) for number in range(4)]
+
+    async def statuses() -> list[int]:
+        return [(await cluster.http.get(url)).status_code for url in (theirs, *ours)]
+
+    async def has_made_room() -> bool:
+        return await statuses() == [200, 404, 404, 200, 200]
+
+    await eventually(has_made_room)
+    large = chat("x" * 1_500_000, model=crew.model)
+    refused, answered = [
+        await cluster.http.post(cluster.url + "/v1/chat/completions", json=large, headers=headers)
+        for headers in (full, other)
+    ]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "storage_limit_reached")
+    assert answered.status_code == 200, answered.text
 
 
 async def test_a_large_picture_goes_by_reference_and_leaves_nothing(

@@ -142,7 +142,11 @@ OPERATIONS = {
             }
         },
         responses=json_response(BatchObject, "The batch. Nexus validates its input file first."),
-        errors=NO_FILE,
+        errors=NO_FILE
+        | {
+            413: "The body is too large, or the team's files and batches take as many bytes as they may "
+            "(`storage_limit_reached`): delete files first."
+        },
     ),
     "GET /v1/batches": Operation(
         id="listBatches",

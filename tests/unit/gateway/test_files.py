@@ -310,14 +310,14 @@ async def test_a_store_that_fails_between_bytes_and_record(gateway: Gateway) -> 
 class TestQuotas:
     async def test_a_team_stores_so_many_bytes(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
         """What does not fit is refused while it arrives, and leaves nothing; a deleted or expired file makes room."""
-        caller = Principal("alice", limits=EffectiveLimits(stored_bytes=1000))
+        caller = Principal("alice", limits=EffectiveLimits(stored_bytes=10_000))
         monkeypatch.setattr(Authenticator, "authenticate", lambda *_: caller)
-        first = await gateway.uploaded(b"x" * 500)
-        refused = await gateway.upload(b"x" * 600)
+        first = await gateway.uploaded(b"x" * 5000)
+        refused = await gateway.upload(b"x" * 6000)
         assert (refused.status_code, refused.json()["error"]["code"]) == (413, "storage_limit_reached")
         assert len(gateway.blobs.chunks_by_name()) == 1
         caller = Principal("bob", limits=caller.limits)
-        await gateway.uploaded(b"x" * 600)
+        await gateway.uploaded(b"x" * 6000)
         caller = Principal("alice", limits=caller.limits)
         await gateway.http.delete(f"/v1/files/{first['id']}")
-        await gateway.uploaded(b"x" * 600)
+        await gateway.uploaded(b"x" * 6000)

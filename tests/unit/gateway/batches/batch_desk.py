@@ -166,6 +166,8 @@ class Desk:
         self.log = MemoryJobLog(self.broker)
         self.blobs = MemoryBlobStore()
         self.documents = MemoryDocumentStore()
+        self.limits = NO_LIMITS
+        self.result_quotas = MemoryByteQuotas()
         self.files = FileStore(
             self.documents, self.blobs, 10_000_000, 86_400.0, BodyMemory(10_000_000), MemoryByteQuotas(), 5.0
         )
@@ -193,7 +195,8 @@ class Desk:
             ),
             line_types=line_types,
             window=window,
-            limits=lambda _: NO_LIMITS,
+            limits=lambda _: self.limits,
+            results=self.result_quotas,
         )
 
     async def gateway(self) -> BatchScheduler:

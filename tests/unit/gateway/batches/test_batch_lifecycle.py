@@ -18,7 +18,7 @@ from gateway.batches import executor, line_jobs, scheduler
 from gateway.batches.input_file import job_id, validate
 from gateway.batches.repository import BatchNotFound
 from gateway.batches.service import PICKUP_GRACE_S, max_window_s
-from gateway.files import FileNotFound
+from gateway.files import FileNotFound, StorageFull
 from gateway.limits.effective import EffectiveLimits
 from schemas.batches import Batch, BatchRequest, BatchStatus, RequestCounts
 from schemas.errors import (
@@ -661,3 +661,45 @@ class TestSharing:
         assert [batch.id for batch in await desk.batches.unfinished(OWNER)] == [first.id]
         await desk.batches.cancel(OWNER, first.id)
         await desk.create(line("a"), caller=caller)
+
+
+class TestStorage:
+    async def test_results_of_unfinished_batches_are_bounded(self, desk: Desk, eventually: Eventually) -> None:
+        """Lines without room for their results fail with an error; what was answered is in the output, and the next batch has room."""
+        desk.limits = EffectiveLimits(result_bytes=300_000)
+        desk.jobs.ends = lambda body: Answered(orjson.dumps({"data": "x" * 100_000}))
+        await desk.gateway()
+        for _ in range(2):
+            batch = await desk.ended(await desk.create(*(line(f"l{number}") for number in range(12))))
+            assert batch.status is BatchStatus.COMPLETED
+            answered, refused = await desk.rows(batch.output_file_id), await desk.rows(batch.error_file_id)
+            assert len(answered) + len(refused) == 12
+            assert 2 <= len(answered) <= 5
+            assert {row["response"]["body"]["error"]["code"] for row in refused} == {"storage_limit_reached"}
+            await eventually(lambda: not desk.result_quotas.used(OWNER))
+
+    async def test_lines_wait_for_other_batches(self, desk: Desk, eventually: Eventually) -> None:
+        """Two batches that have room one after the other both complete."""
+        desk.limits = EffectiveLimits(result_bytes=150_000)
+        desk.jobs.ends = lambda _: None
+        await desk.gateway()
+        first = await desk.create(line("a"), line("b"))
+        await eventually(lambda: len(desk.jobs.open) == 2)
+        second = await desk.create(line("c"))
+        await eventually(lambda: desk.stands(second, RequestCounts(total=1)))
+        assert len(desk.jobs.open) == 2
+        desk.jobs.ends = lambda _: Answered(b"{}")
+        for job in list(desk.jobs.open):
+            await desk.jobs.finish(job, Answered(b"{}"))
+        for batch in (first, second):
+            ended = await desk.ended(batch)
+            assert (ended.counts.completed, ended.counts.failed) == (ended.counts.total, 0)
+
+    async def test_no_batch_begins_above_the_limit_of_files(self, desk: Desk) -> None:
+        """Its output would be stored with them."""
+        caller = Principal(OWNER, limits=EffectiveLimits(stored_bytes=5000))
+        await desk.create(line("a"), caller=caller)
+        await desk.file(b"x" * 10_000)
+        with pytest.raises(StorageFull, match="Delete some of the files"):
+            await desk.create(line("b"), caller=caller)
+        await desk.create(line("c"), caller=Principal("bob", limits=caller.limits))

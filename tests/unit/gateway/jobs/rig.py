@@ -155,7 +155,9 @@ class Gateway:
                 MemoryByteQuotas(),
                 self.log,
                 rig.blobs,
+                rig.store,
                 lambda _: EffectiveLimits(result_bytes=rig.max_result_bytes),
+                rig.is_unfinished,
                 keep_s=KEEP_S,
             ),
             content=content,
@@ -224,6 +226,7 @@ class Rig:
         self.hub.models[ECHO.name] = ECHO  # known, though nobody may serve it now
         self.max_running: dict[str, int] = {}
         self.max_result_bytes: int | None = None
+        self.unfinished_batches: set[str] = set()
         self.team_keys: dict[str, dict[str, bytes]] = {}
         self.hooks: list[Outcome] = []
         self.gateways: list[Gateway] = []
@@ -249,6 +252,9 @@ class Rig:
         await gateway.start()
         self.gateways.append(gateway)
         return gateway
+
+    async def is_unfinished(self, _owner: str, batch: str) -> bool:
+        return batch in self.unfinished_batches
 
     async def close_gateways(self) -> None:
         gateways, self.gateways = self.gateways, []

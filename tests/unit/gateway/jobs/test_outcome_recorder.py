@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 
 from backbone.testing.job_log import MemoryJobLog
 from schemas.errors import NotFound, Unavailable
-from schemas.jobs import JobRecord, JobStatus, Upload
+from schemas.jobs import Capability, JobRecord, JobStatus, Upload
 from schemas.outcome import Outcome, outcome_of
 from tests.unit.gateway.jobs.rig import OWNER, Rig
 
@@ -251,3 +252,63 @@ async def test_an_owners_oldest_results_make_room_for_its_new_ones(rig: Rig) -> 
         assert result.blob is not None
         assert await rig.blobs.info(result.blob.name) is not None
     assert len(rig.blobs.chunks_by_name()) == 3
+
+
+async def blob_of(rig: Rig, owner: str, size: int) -> str:
+    writer = rig.blobs.writer(ttl_s=3600, owner=owner)
+    await writer.write(b"x" * size)
+    return (await writer.close()).name
+
+
+async def ended_job(rig: Rig, number: int, payload: bytes, **fields: Any) -> str:
+    """Store how a job of `key_1` ended, and wait until that is recorded."""
+    fields = {"status": COMPLETED, "capability": Capability.CHAT, "owner": OWNER, "size": len(payload)} | fields
+    outcome = Outcome(
+        job=f"job_{number:032x}", endpoint="/", model="echo", public_model="echo", key="key_1", token="t", **fields
+    )
+    assert await rig.gateways[0].log.store_outcome(outcome, payload)
+    await rig.eventually(lambda: not rig.broker.job_log.outcome_queue.items)
+    return outcome.job
+
+
+async def test_ended_jobs_without_results_make_room_too(rig: Rig) -> None:
+    """Failed jobs, which keep their request, lose it first; then the jobs themselves are deleted. Jobs that run again stay."""
+    rig.max_result_bytes = 6 * 1024
+    jobs = [await ended_job(rig, number, b"x" * 2000, status=FAILED) for number in range(4)]
+    assert jobs[0] not in rig.broker.job_log.outcomes
+    assert await rig.store.get(OWNER, jobs[0]) is not None
+    again = await rig.store.move(OWNER, jobs[1], JobStatus.QUEUED, run=2)
+    assert again is not None
+    for number in range(4, 20):
+        await ended_job(rig, number, b"x" * 2000, status=FAILED)
+    assert await rig.store.get(OWNER, jobs[0]) is None
+    assert await rig.store.get(OWNER, jobs[1]) == again
+
+
+async def test_results_of_an_unfinished_batch_make_no_room(rig: Rig) -> None:
+    """Its output is made of them. When it has ended they are like others."""
+    rig.max_result_bytes = 100_000
+    rig.unfinished_batches.add("batch_1")
+    lines = [await ended_job(rig, number, b"x" * 30_000, batch="batch_1") for number in range(3)]
+    jobs = [await ended_job(rig, number, b"x" * 30_000) for number in range(3, 6)]
+    assert set(lines) <= set(rig.broker.job_log.outcomes)
+    assert jobs[0] not in rig.broker.job_log.outcomes
+    rig.unfinished_batches.clear()
+    for number in range(6, 9):
+        await ended_job(rig, number, b"x" * 30_000)
+    assert not set(lines) & set(rig.broker.job_log.outcomes)
+
+
+async def test_results_by_url_count_with_their_jobs(rig: Rig) -> None:
+    """They are deleted with them; a blob that a worker names but that is another owner's does not count."""
+    rig.max_result_bytes = 1_000_000
+    foreign = await blob_of(rig, "bob", 5_000_000)
+    jobs, blobs = [], []
+    for number in range(4):
+        blobs.append(await blob_of(rig, OWNER, 300_000))
+        urls = [{"url": "nexus-blob:" + name} for name in (blobs[-1], foreign)]
+        payload = orjson.dumps({"data": urls if number == 0 else urls[:1]})
+        jobs.append(await ended_job(rig, number, payload, capability=Capability.IMAGES))
+    assert await rig.blobs.info(blobs[0]) is None
+    assert all([await rig.blobs.info(name) is not None for name in blobs[1:]])
+    assert jobs[0] not in rig.broker.job_log.outcomes

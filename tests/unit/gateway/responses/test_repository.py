@@ -8,6 +8,7 @@ import pytest
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobNotFound
 from backbone.testing.blobs import MemoryBlobStore
+from backbone.testing.byte_quotas import MemoryByteQuotas
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.http.disconnect import CallerTasks
 from gateway.http.request_body import validate_body
@@ -32,11 +33,22 @@ class Bench:
         self.now = 0.0
         self.documents = MemoryDocumentStore(lambda: self.now)
         self.blobs = MemoryBlobStore()
-        self.repository = ResponseRepository(self.documents, self.blobs, 100.0)
+        self.quotas = MemoryByteQuotas(lambda: self.now)
+        self.repository = ResponseRepository(self.documents, self.blobs, 100.0, self.quotas)
 
-    async def add(self, text: str = "hi", *, talk: str = "hi", **fields: Any) -> StoredResponse:
+    async def add(
+        self,
+        text: str = "hi",
+        *,
+        talk: str = "hi",
+        owner: str = "me",
+        job: str = JOB,
+        most: int | None = None,
+        **fields: Any,
+    ) -> StoredResponse:
         asked = validate_body({"model": "m", "input": "hi", "instructions": text} | fields, ResponsesRequest)
-        return await self.repository.add("me", JOB, initial_response(asked, JOB, 1), {"messages": [talk], "input": []})
+        said = {"messages": [talk], "input": []}
+        return await self.repository.add(owner, job, initial_response(asked, job, 1), said, most)
 
 
 @pytest.fixture
@@ -154,3 +166,24 @@ async def test_it_outlives_its_job(bench: Bench) -> None:
         done = final_of(stored, status)
         await bench.repository.finish(stored, done)
         assert await responses.retrieve("me", ID) == done
+
+
+async def test_an_owners_oldest_responses_make_room(bench: Bench) -> None:
+    """Large or small, the conversation and the final response count. Those that changed last stay, and those of others; a deleted one
+    makes room.
+    """
+    theirs = await bench.add(BIG, talk=BIG, owner="you", job="job_" + "f" * 32)
+    added = []
+    for number in range(3):
+        bench.now += 1
+        added.append(await bench.add("small", talk=BIG, job=f"job_{number:032x}", most=3 * len(BIG)))
+    bench.now += 1
+    await bench.repository.finish(added[1], final_of(added[1], text=BIG))
+    await bench.add(job="job_" + "d" * 32, most=3 * len(BIG))
+    for stored, is_there in zip(added, (False, True, False), strict=True):
+        found = await bench.documents.get("response", "me", stored.id)
+        assert (found is not None) is is_there
+    assert len(bench.blobs.chunks_by_name()) == 2 + 2
+    assert await bench.repository.remove(await bench.repository.get("me", added[1].id))
+    assert bench.quotas.used("me") < 2 * len(BIG)
+    assert await bench.repository.get("you", theirs.id) == theirs
