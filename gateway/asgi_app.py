@@ -102,9 +102,15 @@ class AsgiApp:
             await self._app(scope, receive, send)
             return
         origin, hops, has_session = _uncommon_headers(scope["headers"])
-        if has_session and self._sessions is not None:
-            await self._sessions.enter(scope)
         self._identify(scope, origin)
+        if not has_session or self._sessions is None:
+            await self._serve(scope, receive, send, hops)
+            return
+        await self._sessions.enter(scope)
+        with self._sessions.open_call(scope):
+            await self._serve(scope, receive, send, hops)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, hops: bytes | None) -> None:
         request_id, common = scope[REQUEST_ID], scope[COMMON_HEADERS]
         started = closing = False
 

@@ -506,6 +506,7 @@ class _Services:
             clients.store,
             clients.broadcast,
             self.keys,
+            self.people.gate,
             self.rate_limiter,
             clients.job_log,
             self.budgets,

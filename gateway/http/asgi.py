@@ -93,6 +93,9 @@ class HttpExchange(Protocol):
     def report_buffered(self, size: int) -> None:
         """Report that `size` bytes are buffered for the caller beyond what was written. May end the connection."""
 
+    def end_call(self, error: NexusError) -> None:
+        """End the call, if it is still open: with the error, or with a reset if a part of another answer was sent."""
+
     def truncate(self) -> None:
         """Close the connection after what was written, so that the caller sees that the answer is not complete."""
 

@@ -162,9 +162,13 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.keep_alive = False
 
     def end_call_of(self, key_id: str, error: NexusError) -> None:
-        """End the call that is open with this key: with the error, or with a reset if a part of another answer was sent."""
-        cycle = self.cycle
-        if self._caller.key_id != key_id or cycle is None or cycle.response_complete or self.transport.is_closing():
+        """End the call that is open with this key, as `end_call` does."""
+        if self._caller.key_id == key_id and self.cycle is not None:
+            self.end_call(self.cycle, error)
+
+    def end_call(self, cycle: RequestResponseCycle, error: NexusError) -> None:
+        """End a call as `gateway.http.asgi.HttpExchange` describes."""
+        if cycle is not self.cycle or cycle.response_complete or self.transport.is_closing():
             return
         if cycle.response_started or self._ignores_input:
             reset(self.transport)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 
 from gateway.http.asgi import BEGUN, EXCHANGE, NO_STORE, Headers, Send
+from schemas.errors import NexusError
 
 CLOSE_LINE = b"connection: close\r\n"
 
@@ -29,6 +30,9 @@ class ExchangeConnection(Protocol):
 
     def report_unread(self, size: int) -> None:
         """Count `size` bytes as unread, besides those in the transport's buffer."""
+
+    def end_call(self, cycle: RequestResponseCycle, error: NexusError) -> None:
+        """End a call as `gateway.http.asgi.HttpExchange` describes."""
 
 
 class UvicornExchange:
@@ -68,6 +72,9 @@ class UvicornExchange:
     def report_buffered(self, size: int) -> None:
         if not self._cycle.disconnected:
             self._connection.report_unread(size)
+
+    def end_call(self, error: NexusError) -> None:
+        self._connection.end_call(self._cycle, error)
 
     def truncate(self) -> None:
         self._cycle.disconnected = True

@@ -92,6 +92,12 @@ class SessionStore:
             await self._documents.swap(KIND, "", digest, raw, used.model_dump_json().encode())
         return session
 
+    async def is_open(self, secret: str) -> bool:
+        """Return whether a session was neither ended nor has reached its longest time. An open call keeps it from being idle."""
+        raw = await self._documents.get(KIND, "", _digest(secret))
+        session = _parse(raw) if raw is not None else None
+        return session is not None and self._clock() - session.began_at < self.longest_s
+
     async def end(self, secret: str) -> None:
         """End a session, if it exists."""
         digest = _digest(secret)

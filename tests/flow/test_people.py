@@ -120,13 +120,21 @@ async def test_roles_bound_what_people_do(cluster: Cluster, site: Site, shared_c
 async def test_a_disabled_person_is_out_at_all_gateways(
     cluster: Cluster, site: Site, crew: Crew, eventually: Eventually
 ) -> None:
-    """Open calls end, sessions too, and the next sign-in is refused, until the person is enabled again."""
+    """Open calls end, sessions too, and the next sign-in is refused, until the person is enabled again. A session that ends by itself
+    ends its own calls alone.
+    """
     await crew.start(options="first_delay_ms=600000")
-    person = await site.browser("olga")
+    person, signed_out = await site.browser("olga"), await site.browser("olga")
     session = (await person.ask("GET", "/auth/session")).json()
     body = chat(model=crew.model, stream=True)
-    stream = asyncio.create_task(person.ask("POST", "/v1/chat/completions", json=body))
-    await eventually(lambda: _stored(cluster, crew, 1))
+    stream, other = [
+        asyncio.create_task(browser.ask("POST", "/v1/chat/completions", json=body)) for browser in (person, signed_out)
+    ]
+    await eventually(lambda: _stored(cluster, crew, 2))
+    assert (await signed_out.ask("POST", "/auth/logout")).status_code == 200
+    async with asyncio.timeout(10):
+        assert (await other).status_code == 401
+    assert not stream.done()
     path = f"/v1/people/{session['person']}"
     key = (await person.ask("POST", "/v1/keys", json={"name": "olga's key"})).json()
     refused = await cluster.http.patch(cluster.url + path, json={"keys": "revoke"})
