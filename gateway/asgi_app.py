@@ -67,8 +67,9 @@ class AsgiApp:
         methods: Callable[[str], bytes] = lambda _path: b"",
         max_hops: int = 0,
         sessions: SessionGate | None = None,
+        on_denied: Callable[[Scope, bytes], None] | None = None,
     ) -> None:
-        """`sessions`: finds the callers of requests that have a session's cookie in place of a key. `max_hops`: how many gateways a request may have passed. `methods`: returns the `Allow` header of a path, empty if
+        """`on_denied` receives each answer 403, without waiting. `sessions`: finds the callers of requests that have a session's cookie in place of a key. `max_hops`: how many gateways a request may have passed. `methods`: returns the `Allow` header of a path, empty if
         nothing is served there.
         """
         self._app = app
@@ -79,6 +80,7 @@ class AsgiApp:
         self._hot = {endpoint.path: endpoint for endpoint in endpoints}
         self._max_hops = max_hops
         self._sessions = sessions
+        self._on_denied = on_denied
         self._any_origin = origins.strip() == "*"
         self._origins = frozenset(o.strip().encode() for o in origins.split(",") if o.strip())
 
@@ -112,16 +114,20 @@ class AsgiApp:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, hops: bytes | None) -> None:
         request_id, common = scope[REQUEST_ID], scope[COMMON_HEADERS]
-        started = closing = False
+        started = closing = denied = False
 
         async def reply(message: MutableMapping[str, Any]) -> None:
-            nonlocal started, closing
+            nonlocal started, closing, denied
             if message["type"] == "http.response.start":
                 started = True
                 status, headers = message["status"], message.get("headers", ())
                 closing = status in CLOSING_STATUSES or (status == 503 and CONNECTION_CLOSE in headers)
+                denied = status == 403 and self._on_denied is not None
                 rate_headers = scope.get(RATE_HEADERS)
                 message["headers"] = [*headers, *common, *(rate_headers() if rate_headers is not None else ())]
+            elif denied and self._on_denied is not None:
+                denied = False
+                self._on_denied(scope, message.get("body", b""))
             elif closing:
                 message["more_body"] = True
             await send(message)

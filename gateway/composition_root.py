@@ -460,7 +460,9 @@ class _Services:
         self.ledger_lag_s = lambda: max(writer.lag_s(), audit_writer.lag_s())
         metrics.ledger_lag.set_function(self.ledger_lag_s)
         self.usage_reports, self.audit_reports = UsageReports(ledger), AuditReports(audit_store)
-        self.audit_log = AuditLog(audit_emitter.emit, secret=load_bootstrap_key(settings) or "")
+        self.audit_log = AuditLog(
+            audit_emitter.emit, secret=load_bootstrap_key(settings) or "", person_of=self.keys.person_of
+        )
         self.auth.on_refused = self.audit_log.record_refusal
         self.ledger_parts = (self.usage_emitter, writer, audit_emitter, audit_writer, self.audit_log)
 
@@ -548,6 +550,7 @@ class _Services:
                 AllowedMethods(api.routes).allow_header,
                 settings.gateway_max_hops,
                 self.people.gate,
+                None if self.audit_log is None else self.audit_log.record_denial,
             ),
             probes=AsgiApp(
                 observability,

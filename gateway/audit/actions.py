@@ -10,6 +10,9 @@ from schemas.keys import Scope
 KEY_REFUSED = "key.refused"
 """A request without a valid key, on any route."""
 
+ACCESS_DENIED = "access.denied"
+"""A request whose key or role does not allow it, on a route that is not administrative: 403."""
+
 SESSION_BEGIN, SESSION_END = "session.begin", "session.end"
 """A person, or the user of a key, signs in or out with a browser. A refused sign-in is a `session.begin` too."""
 

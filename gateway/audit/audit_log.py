@@ -8,34 +8,48 @@ from collections.abc import Callable, Hashable, Mapping
 from time import monotonic
 from typing import Any
 
+import orjson
+
 from backbone.ids import new_id
-from gateway.audit.actions import KEY_REFUSED, target_type_of
+from gateway.audit.actions import ACCESS_DENIED, KEY_REFUSED, target_type_of
 from gateway.audit.entry import AUDIT_ENTRY, AuditEntry
 from gateway.audit.events import NOBODY, Actor, actor_of, encode_object, safe_text, values_of
 from gateway.audit.summaries import Summaries
 from gateway.auth.authenticator import Principal
-from gateway.http.asgi import CALLER_INFO, REQUEST_ID, Caller, Scope
+from gateway.http.asgi import CALLER_INFO, REQUEST_ID, SESSION, Caller, Scope
 from gateway.usage.events import Values
-from schemas.audit import AuditEvent
+from schemas.audit import ActorKind, AuditEvent
 from schemas.errors import NexusError
 
 SUMMARY_INTERVAL_S = 5.0
 MAX_REFUSALS = 256
-"""Sources of refusals that are told apart at the same time; others are summed up together."""
+"""Sources of refusals, and of denials, that are told apart at the same time; others are summed up together."""
 MAX_READINGS = 1024
+API = "/v1/"
 ID_PREFIX = "aud_"
+REFUSAL_RECORDED = "nexus.refusal"
+"""Key in the scope of a request whose refusal is recorded."""
 
 
 class AuditLog:
     """Records who did what. Owned by one event loop; every method returns at once, and none raises."""
 
     def __init__(
-        self, emit: Callable[[Values], None], *, secret: str = "", clock: Callable[[], float] = monotonic
+        self,
+        emit: Callable[[Values], None],
+        *,
+        secret: str = "",
+        person_of: Callable[[str], str] = lambda _key: "",
+        clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`emit` takes events, and never raises. `secret`: the bootstrap key, which no text may hold. `clock`: for sums."""
+        """`emit` takes events, and never raises. `secret`: the bootstrap key, which no text may hold. `person_of`: returns the id of the
+        person who made a key, empty for none. `clock`: for sums.
+        """
         self._emit = emit
         self._secret = secret
+        self._person_of = person_of
         self.refusals: Summaries[AuditEvent] = Summaries(self._write_sum, clock, max_sources=MAX_REFUSALS)
+        self.denials: Summaries[AuditEvent] = Summaries(self._write_sum, clock, max_sources=MAX_REFUSALS)
         self.readings: Summaries[AuditEvent] = Summaries(self._write_sum, clock, max_sources=MAX_READINGS)
         self._task: asyncio.Task[None] | None = None
 
@@ -50,6 +64,7 @@ class AuditLog:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         self.refusals.write_all()
+        self.denials.write_all()
         self.readings.write_all()
 
     def record(
@@ -82,13 +97,40 @@ class AuditLog:
 
         `principal`: of a key that is known but may not be used: not from there, or no longer.
         """
+        scope[REFUSAL_RECORDED] = None
         info = error.info
         actor = NOBODY if principal is None else actor_of(principal)
         code = info.code or info.type
         event = self._event(action, scope, actor, info.status, code, target=actor.key, target_team=actor.team)
+        self._count(self.refusals, (event.address, action, actor, code), self._with_route(event, scope))
+
+    def record_denial(self, scope: Scope, answer: bytes) -> None:
+        """Record an answer 403, unless its request is recorded already: the first of a source at once, the others as a sum for each minute.
+
+        A source is an address, a key or person, an error, a method and the first part of the path.
+        """
+        if REFUSAL_RECORDED in scope or AUDIT_ENTRY in scope or not scope["path"].startswith(API):
+            return
+        actor = self._actor_behind(scope)
+        code = _error_code(answer)
+        event = self._event(ACCESS_DENIED, scope, actor, 403, code, target=actor.key, target_team=actor.team)
+        source = (event.address, actor, code, scope["method"], scope["path"].split("/", 3)[2])
+        self._count(self.denials, source, self._with_route(event, scope))
+
+    def _actor_behind(self, scope: Scope) -> Actor:
+        """Return the actor of a request that was authenticated."""
+        principal = scope.get(SESSION)
+        if isinstance(principal, Principal):
+            return actor_of(principal)
+        caller: Caller | None = scope.get(CALLER_INFO)
+        if caller is None or not caller.owner:
+            return NOBODY
+        kind = ActorKind.API_KEY if caller.key_id else ActorKind.BOOTSTRAP_KEY
+        return Actor(kind, caller.owner, caller.key_id, self._person_of(caller.key_id))
+
+    def _with_route(self, event: AuditEvent, scope: Scope) -> AuditEvent:
         route = safe_text(f"{scope.get('method', '')} {scope.get('path', '')}".strip(), self._secret)
-        event = event.model_copy(update={"details": encode_object({"route": route})})
-        self._count(self.refusals, (event.address, action, actor, code), event)
+        return event.model_copy(update={"details": encode_object({"route": route})})
 
     def open(self, action: str, scope: Scope, *, reads: bool, target: str = "") -> AuditEntry:
         """Begin the entry of an administrative request, and leave it in the request's scope."""
@@ -167,7 +209,17 @@ class AuditLog:
         while True:
             await asyncio.sleep(SUMMARY_INTERVAL_S)
             self.refusals.write_due()
+            self.denials.write_due()
             self.readings.write_due()
+
+
+def _error_code(answer: bytes) -> str:
+    """Return the code of the error object of OpenAI's or Anthropic's form, or its type where it has no code."""
+    try:
+        error = orjson.loads(answer)["error"]
+        return str(error.get("code") or error["type"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return ""
 
 
 def _time_of(event_id: str) -> int:

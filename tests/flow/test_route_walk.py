@@ -326,6 +326,45 @@ async def test_every_administrative_call_is_in_the_audit_log(
     assert [event["key"] for event in (one["actor"] for one in found.values())].count(None) == 0
 
 
+async def test_every_denied_request_is_in_the_audit_log(walked: Cluster, keys: Keys, eventually: Eventually) -> None:
+    """Of all other routes: who lacks the scope, and who may not use the model or the lane. Those of a source are summed up."""
+    caller = await keys.get("denied", [Scope.ADMIN_KEYS])
+    ordinary = sorted({route for route, _ in SCOPED} - {*ADMINISTRATIVE})
+    wanted = set()
+    for route in ordinary:
+        answer = await caller.walk(route)
+        assert answer.status_code == 403, route
+        error = answer.json()["error"]
+        wanted.add((error.get("code") or error["type"], *_source(route)))
+    made = await walked.post("/v1/keys", {"name": "bound", "owner": "denied", "models": [MODEL], "lanes": ["default"]})
+    bound = Caller(walked, made.json()["key"])
+    bodies = {"/v1/chat/completions": chat(model=MODEL), "/v1/responses": {"model": MODEL, "input": "hi"}}
+    for path, body in bodies.items():
+        for code, fields in (("model_not_allowed", {"model": "no"}), ("lane_not_allowed", {"service_tier": "flex"})):
+            answer = await bound.ask("POST", path, json=body | fields)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, code), answer.text
+            wanted.add((code, *_source(f"POST {path}")))
+    assert (await bound.ask("POST", "/v1/chat/completions", json=chat(model=MODEL))).status_code == 200
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+
+    async def all_there() -> bool:
+        answer = await walked.http.get(f"{walked.url}/v1/audit?limit=1000&team=denied&action=access.denied")
+        found.update({(one["error"], *_source(one["details"]["route"])): one for one in answer.json()["data"]})
+        return wanted <= found.keys()
+
+    await eventually(all_there, what="all denied requests in the audit log")
+    assert wanted == found.keys()
+    assert {(one["status"], one["result"], one["actor"]["type"]) for one in found.values()} == {
+        (403, "refused", "api_key")
+    }
+
+
+def _source(route: str) -> tuple[str, str]:
+    """The method, and the first part of the path."""
+    method, path = route.split(" ")
+    return method, path.split("/")[2]
+
+
 def error_of(answer: httpx.Response) -> dict[str, Any]:
     """OpenAI's error object, also of an error in Anthropic's form."""
     error = dict(answer.json()["error"])

@@ -242,6 +242,27 @@ async def test_refused_keys_are_kept_and_bounded(gateway: Gateway) -> None:
     assert sums == {"192.0.2.1": 50, "": 40}
 
 
+async def test_denied_requests_are_kept_and_bounded(gateway: Gateway) -> None:
+    """A key that tries routes out makes one event for each kind of route and minute, whatever ids it names."""
+    caller = Caller("192.0.2.1")
+    caller.owner, caller.key_id = "red", "key_1"
+    answer = b'{"error": {"message": "no", "type": "permission_error", "code": null}}'
+    for number in range(60):
+        kind = ("jobs", "files")[number % 2]
+        scope = {"method": "GET", "path": f"/v1/{kind}/{number}", CALLER_INFO: caller}
+        gateway.log.record_denial(scope, answer if number else b"nonsense")
+    gateway.log.record_denial({"method": "POST", "path": "/auth/logout", CALLER_INFO: caller}, answer)
+    events = gateway.taken()
+    assert [(event.action, event.key, event.error, json.loads(event.details)["route"]) for event in events] == [
+        ("access.denied", "key_1", "", "GET /v1/jobs/0"),
+        ("access.denied", "key_1", "permission_error", "GET /v1/files/1"),
+        ("access.denied", "key_1", "permission_error", "GET /v1/jobs/2"),
+    ]
+    gateway.clock = WINDOW_S
+    gateway.log.denials.write_due()
+    assert sorted(event.count for event in gateway.taken()) == [28, 29]
+
+
 async def test_a_known_key_that_is_refused_is_named(gateway: Gateway) -> None:
     """A revoked key, and a key from a network that is not its own: whose they are, but not what they are."""
     revoked, old = await gateway.make_key(Scope.JOBS)
