@@ -25,6 +25,7 @@ STACKS = {
     "tls": (BASE, "docker-compose.scale.yml", "docker-compose.tls.yml"),
     "prod": (BASE, "docker-compose.prod.yml"),
     "ledger": (BASE, "docker-compose.scale.yml", "docker-compose.ledger.yml"),
+    "secrets": (BASE, "docker-compose.oidc.yml", "docker-compose.team-keys.yml"),
     "pinned": (BASE, "docker-compose.pinned.yml"),
     "dev": (BASE, "docker-compose.dev.yml"),
     "cluster": (BASE, "deploy/cluster/docker-compose.yml"),

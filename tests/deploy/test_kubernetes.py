@@ -361,6 +361,29 @@ def test_gateways_alone_reach_the_ledger() -> None:
     assert "nexus-ledger" not in {each["metadata"]["name"] for each in without.of("NetworkPolicy")}
 
 
+def test_gateways_alone_have_the_keys_of_teams_and_the_providers_secret() -> None:
+    """As files of secrets: no value stands in an environment, and none can be set there."""
+    rendered = charts.examples()["everything"]
+    gateway = dict(pods(rendered))["nexus-gateway"]
+    env = {each["name"]: each.get("value") for each in gateway["spec"]["containers"][0]["env"]}
+    folder = "/etc/nexus/secrets"
+    files = {
+        "TEAM_KEYS_FILE": "team-keys",
+        "OIDC_CLIENT_SECRET_FILE": "oidc-client-secret",
+        "OIDC_TLS_CA": "oidc-ca.crt",
+    }
+    assert files.items() == {name: str(env[name]).removeprefix(f"{folder}/") for name in files}.items()
+    assert "OIDC_CLIENT_SECRET" not in env
+    [secrets] = [volume for volume in gateway["spec"]["volumes"] if volume["name"] == "secrets"]
+    mounted = {item["path"] for source in secrets["projected"]["sources"] for item in source["secret"]["items"]}
+    assert set(files.values()) <= mounted
+    for name, pod in pods(rendered):
+        if name != "nexus-gateway":
+            assert not any(secret in yaml.safe_dump(pod) for secret in ("nexus-team-keys", "nexus-oidc"))
+    without = dict(pods(charts.examples()["defaults"]))["nexus-gateway"]["spec"]["containers"][0]["env"]
+    assert not {each["name"] for each in without} & files.keys()
+
+
 def test_servers_elsewhere_get_no_policy_and_are_reached_where_they_are() -> None:
     rendered = charts.examples()["external"]
     names = {each["metadata"]["name"] for each in rendered.of("NetworkPolicy")}
@@ -498,6 +521,8 @@ REFUSED: list[tuple[Object, str]] = [
     ({"etcd": {"prefix": "nexus"}}, "prefix"),
     ({"etcd": {"tls": {"cert": "tls.crt"}}}, "key"),
     ({"settings": {"log_level": "debug"}}, "log_level"),
+    ({"gateway": {"settings": {"OIDC_CLIENT_SECRET": "s"}}}, "OIDC_CLIENT_SECRET"),
+    ({"gateway": {"settings": {"TEAM_KEYS_FILE": "/tmp/keys"}}}, "TEAM_KEYS_FILE"),
     ({"workers": [{"name": "a", "backend": "echo"}, {"name": "a", "backend": "echo"}]}, "two are named a"),
     ({"gateway": {"settings": {"NATS_URL": "x"}}}, "NATS_URL is set by the chart itself"),
     ({"settings": {"GATEWAY_WORKERS": 4}}, "GATEWAY_WORKERS is set by the chart itself"),

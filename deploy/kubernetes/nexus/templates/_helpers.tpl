@@ -70,7 +70,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{- /*
-How a process reaches NATS and etcd, and gateways Redis and the ledger. (dict "root" $ "role" "gateway" "nats" … "etcd" …)
+How a process reaches NATS and etcd, and gateways Redis, the ledger and the identity provider; and the keys of teams. (dict "root" $ "role" "gateway" "nats" … "etcd" …)
 */ -}}
 {{- define "nexus.serversEnv" -}}
 {{- $values := .root.Values -}}
@@ -126,6 +126,15 @@ How a process reaches NATS and etcd, and gateways Redis and the ledger. (dict "r
   value: {{ $dir }}/ledger-password
 {{- end }}
 {{- end }}
+{{- if $values.teamKeys.existingSecret }}
+- name: TEAM_KEYS_FILE
+  value: {{ $dir }}/team-keys
+{{- end }}
+{{- if $values.oidc.existingSecret }}
+- name: OIDC_CLIENT_SECRET_FILE
+  value: {{ $dir }}/oidc-client-secret
+{{- end }}
+{{- include "nexus.tlsEnv" (dict "server" "oidc" "tls" $values.oidc.tls) }}
 {{- end }}
 {{- end -}}
 
@@ -178,6 +187,19 @@ How a process reaches NATS and etcd, and gateways Redis and the ledger. (dict "r
     items:
       - {key: {{ $values.ledger.password | quote }}, path: ledger-password}
 {{- end }}
+{{- if $values.teamKeys.existingSecret }}
+- secret:
+    name: {{ $values.teamKeys.existingSecret }}
+    items:
+      - {key: {{ $values.teamKeys.file | quote }}, path: team-keys}
+{{- end }}
+{{- if $values.oidc.existingSecret }}
+- secret:
+    name: {{ $values.oidc.existingSecret }}
+    items:
+      - {key: {{ $values.oidc.clientSecret | quote }}, path: oidc-client-secret}
+{{- end }}
+{{- include "nexus.tlsFiles" (dict "server" "oidc" "tls" $values.oidc.tls) }}
 {{- end }}
 {{- end -}}
 
