@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from cli.tables import RenderableType
 
 PATH = "/v1/audit"
+COLUMNS = ("who", "action", "on", "from", "result", "changes")
+WIDE = 160
+"""Columns of a terminal that shows an event in one line."""
 
 
 @options.gateway_command
@@ -57,30 +60,48 @@ def audit(
         return
     from cli.tables import Console
 
-    Console().print(render_events(answer))
+    console = Console()
+    console.print(render_events(answer, console.width))
 
 
-def render_events(answer: dict[str, Any]) -> RenderableType:
-    """Return a table with a line for each event."""
+def render_events(answer: dict[str, Any], width: int) -> RenderableType:
+    """Return a table with a row for each event: in columns, or below each other where `width` has no room for them."""
     from cli.tables import Text, new_table
 
     if not answer["data"]:
         return Text("There are no such events.")
-    table = new_table("time", "who", "action", "on", "from", "result", "changes", ids=True)
+    is_wide = width >= WIDE
+    table = new_table("time", *(COLUMNS if is_wide else ("event",)), ids=True)
     for event in answer["data"]:
-        count = f" x{event['count']}" if event["count"] > 1 else ""
-        table.add_row(
-            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["created_at"])),
-            Text(_who(event["actor"])),
-            Text(event["action"] + count),
-            Text(event["target"]["id"] or event["target"]["team"] or "-"),
-            event["address"] or "-",
-            Text(event["error"] or event["result"]),
-            Text(", ".join(f"{name}: {_value(change)}" for name, change in event["changes"].items())),
-        )
+        fields = _fields(event)
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["created_at"]))
+        table.add_row(at, *(map(Text, fields.values()) if is_wide else [Text(_stacked(fields))]))
     if answer["has_more"]:
         table.caption = "There are more events: use --limit, --export, or filters."
     return table
+
+
+def _fields(event: dict[str, Any]) -> dict[str, str]:
+    """Return the texts of an event, by column."""
+    count = f" x{event['count']}" if event["count"] > 1 else ""
+    values = (
+        _who(event["actor"]),
+        event["action"] + count,
+        event["target"]["id"] or event["target"]["team"] or "-",
+        event["address"] or "-",
+        event["error"] or event["result"],
+        ", ".join(f"{name}: {_value(change)}" for name, change in event["changes"].items()),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _stacked(fields: dict[str, str]) -> str:
+    """Return an event in several lines, none longer than two ids."""
+    lines = [f"{fields['action']}: {fields['result']}", f"by {fields['who']}"]
+    if fields["on"] != "-":
+        lines.append(f"on {fields['on']}")
+    lines.append(f"from {fields['from']}")
+    return "\n".join(line for line in (*lines, fields["changes"]) if line)
 
 
 def _who(actor: dict[str, Any]) -> str:

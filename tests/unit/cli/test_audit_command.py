@@ -40,8 +40,8 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     return gateway
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["audit", *arguments], env={"COLUMNS": "200"})
+def run(*arguments: str, columns: int = 200) -> Result:
+    return CliRunner().invoke(app, ["audit", *arguments], env={"COLUMNS": str(columns)})
 
 
 def test_a_table(gateway: Gateway) -> None:
@@ -50,6 +50,19 @@ def test_a_table(gateway: Gateway) -> None:
     assert gateway.paths == ["/v1/audit?action=key.%2A&result=success&limit=5"]
     for text in ("2026-11-01", "ops key_1", "key.change x3", "key_2", "192.0.2.7", "success", "max_open: 3 → 5"):
         assert text in out, out
+
+
+def test_a_narrow_terminal(gateway: Gateway) -> None:
+    """The same, below each other, without a word that is cut in two."""
+    lines = run(columns=80).stdout.splitlines()
+    assert [line.rstrip() for line in lines] == [
+        "time                  event",
+        "2026-11-01 00:00:00   key.change x3: success",
+        "                      by ops key_1",
+        "                      on key_2",
+        "                      from 192.0.2.7",
+        "                      max_open: 3 → 5",
+    ]
 
 
 def test_an_export(gateway: Gateway) -> None:
