@@ -21,7 +21,6 @@ button, .button { display: block; box-sizing: border-box; width: 100%; margin: .
 """
 HEADERS = {
     "cache-control": "no-store",
-    "referrer-policy": "same-origin",
     "content-security-policy": "; ".join(
         (
             "default-src 'none'",
@@ -39,6 +38,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="robots" content="noindex">
+<meta name="referrer" content="same-origin">
 <title>{title} - Nexus</title>
 <link rel="icon" href="data:,">
 <style>{style}</style>

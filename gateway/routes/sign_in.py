@@ -50,7 +50,7 @@ async def login(
         url, pending = await people.sign_in.start(target)
     except NexusError as error:
         return _error(request, error)
-    answer = RedirectResponse(url, 302, {"cache-control": "no-store", "referrer-policy": "no-referrer"})
+    answer = RedirectResponse(url, 302, {"cache-control": "no-store"})
     answer.headers.append("set-cookie", people.sign_in.pending.set(pending, secure=_is_secure(request, parts)))
     return answer
 
@@ -155,7 +155,7 @@ async def _begin(request: Request, parts: Parts, signed_in: SignedIn) -> Respons
     gate = parts.people.gate
     if former := gate.secret(request.scope):
         await parts.people.sessions.end(former)
-    answer = RedirectResponse(signed_in.target, 303, {"cache-control": "no-store", "referrer-policy": "no-referrer"})
+    answer = RedirectResponse(signed_in.target, 303, {"cache-control": "no-store"})
     answer.headers["set-cookie"] = gate.cookie.set(signed_in.secret, secure=_is_secure(request, parts))
     if (log := _audit_log(request)) is not None:
         log.record(SESSION_BEGIN, request.scope, actor=signed_in.actor, status=303, details={"route": request.url.path})
