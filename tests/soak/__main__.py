@@ -5,6 +5,7 @@ python -m tests.soak rounds [--rounds 200]    parts are killed while jobs are on
 python -m tests.soak drain [--jobs 10000]     so many jobs submitted, and drained by three workers
 python -m tests.soak storms [--storms 20]      nodes of three NATS servers and three members of etcd are lost; --seed SEED plays one
 python -m tests.soak batch [--lines 50000]    one large batch, over a killed gateway
+python -m tests.soak tenants [--minutes 60]   one tenant floods, another measures what it notices
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from tests.scale.losing import draw_losses, storm
 from tests.scale.three import Three
-from tests.soak import batches
+from tests.soak import batches, tenants
 from tests.soak.drain import drain
 from tests.soak.faults import mended
 from tests.soak.rounds import Rounds, chaos_cluster
@@ -77,7 +78,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         epilog="\n".join(lines[2:]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", nargs="?", choices=["all", "rounds", "storms", "drain", "batch"], default="all")
+    parser.add_argument(
+        "what", nargs="?", choices=["all", "rounds", "storms", "drain", "batch", "tenants"], default="all"
+    )
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--storms", type=int, default=20)
     parser.add_argument(
@@ -85,6 +88,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--lines", type=int, default=50_000)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of tenants")
     parser.add_argument("--keep", action="store_true", help="keep the folder of logs and data, and say where it is")
     return parser.parse_args(argv)
 
@@ -108,6 +112,8 @@ async def main(options: argparse.Namespace, folder: Path) -> int:
         await drain(folder / "drain", options.jobs)
     if options.what in {"all", "batch"}:
         await batches.main(options.lines, kill=True)
+    if options.what in {"all", "tenants"}:
+        well = await tenants.run(folder / "tenants", options.minutes) and well
     return 0 if well else 1
 
 
