@@ -256,8 +256,10 @@ class _Services:
             ledger = UsageLedger(database)
             self._open_ledger(settings, clients, ledger, AuditStore(database), prices)
             spend = LedgerSpend(ledger, clients.job_log.work_queue(USAGE_QUEUE).oldest, lambda: prices.currency)
-        self.budgets = self._budgets(clients, prices, spend)
-        batches = BatchRepository(clients.documents, settings.file_keep_s)
+        self.budgets, batches = (
+            self._budgets(clients, prices, spend),
+            BatchRepository(clients.documents, settings.file_keep_s),
+        )
         self.job_runtime = JobRuntime(
             settings,
             JobDependencies(
