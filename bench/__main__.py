@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from bench import fair, limits
+from bench import console, fair, limits
 from bench.report import Results, goals_table, key_figure, middle, scenario_table
 from bench.stack import ROOT, SYNCED, Stack, Target, measure
 
@@ -48,8 +48,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "resume": {"mode": "closed", "what": "events", "size": 10_000, "conns": 1, "seconds": 3.0, "delay_us": 0},
     "speech": {"mode": "closed", "what": "speech", "size": 96_000, "conns": 8, "delay_us": 20_000, "seconds": 3.0},
 }
-TENANTS = {"fair": fair.run, "limits": limits.run}
-"""What teams cost each other; measured only where it is named."""
+APART = {"fair": fair.run, "limits": limits.run, "console": console.run}
+"""What teams cost each other, and what the console weighs; measured only where it is named."""
 WITHOUT_NAIVE = ("image", "embeddings", "speech")
 """What an afternoon's queue does not do."""
 JOBS = ("submit", "durable", "poll", "events")
@@ -89,7 +89,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round: one to two minutes")
     parser.add_argument("--rounds", type=int, help="rounds of each scenario; figures are medians (default 3)")
     parser.add_argument(
-        "--scenario", type=some((*SCENARIOS, *TENANTS)), default=list(SCENARIOS), help=", ".join((*SCENARIOS, *TENANTS))
+        "--scenario", type=some((*SCENARIOS, *APART)), default=list(SCENARIOS), help=", ".join((*SCENARIOS, *APART))
     )
     parser.add_argument("--target", type=some(NAMES), default=list(NAMES), help=", ".join(NAMES))
     parser.add_argument("--out", type=Path, help="where the JSON goes (default bench/results/<time>.json)")
@@ -162,8 +162,8 @@ def keep(results: Results, given: argparse.Namespace) -> Path:
 
 def main() -> int:
     given = options()
-    for name in [name for name in given.scenario if name in TENANTS]:
-        asyncio.run(TENANTS[name](quick=given.quick))
+    for name in [name for name in given.scenario if name in APART]:
+        asyncio.run(APART[name](quick=given.quick))
         given.scenario.remove(name)
     if not given.scenario:
         return 0
