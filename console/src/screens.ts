@@ -28,6 +28,15 @@ export const screens: Screen[] = [
   { path: "models", title: strings.models.title, group: "use", load: () => import("./screens/models/Models.svelte") },
   { path: "models/:model", title: strings.models.title, load: () => import("./screens/models/Model.svelte") },
   { path: "playground", title: strings.playground.title, group: "use", visible: has("inference"), load: () => import("./screens/playground/Playground.svelte") },
+  { path: "batches", title: strings.batches.title, group: "use", visible: has("jobs"), load: () => import("./screens/batches/Batches.svelte") },
+  { path: "batches/:id", title: strings.batches.title, visible: has("jobs"), load: () => import("./screens/batches/Batch.svelte") },
+  { path: "usage", title: strings.usage.title, group: "manage", load: () => import("./screens/usage/Usage.svelte") },
+  { path: "keys", title: strings.keys.title, group: "manage", visible: () => session.managesKeys || session.has("admin:keys"), load: () => import("./screens/keys/Keys.svelte") },
+  { path: "keys/:id", title: strings.keys.title, visible: () => session.managesKeys || session.has("admin:keys"), load: () => import("./screens/keys/Key.svelte") },
+  { path: "teams", title: strings.teams.title, group: "manage", visible: has("admin:keys"), load: () => import("./screens/teams/Teams.svelte") },
+  { path: "teams/:id", title: strings.teams.title, visible: has("admin:keys"), load: () => import("./screens/teams/Team.svelte") },
+  { path: "people", title: strings.people.title, group: "manage", visible: has("admin:keys"), load: () => import("./screens/people/People.svelte") },
+  { path: "audit", title: strings.audit.title, group: "manage", visible: has("admin:read"), load: () => import("./screens/audit/Audit.svelte") },
   { path: "services", title: strings.services.title, group: "manage", visible: has("admin:read"), load: () => import("./screens/services/Services.svelte") },
 ];
 

@@ -23,7 +23,7 @@ from tests.cluster import Cluster
 from tests.console.browser import chromium, give_up
 from tests.console.site import ConsolePage, Site
 
-PRICES = '{"currency": "USD", "models": {"echo": {"input_per_million": 2.0, "output_per_million": 8.0}}}'
+PRICES = '{"currency": "usd", "prices": [{"model": "echo", "input_per_1m": 200, "output_per_1m": 800}]}'
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
@@ -32,7 +32,9 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     if not (APP / "index.html.gz").is_file():
         give_up("the console is not built: run `make console`")
     folder = tmp_path_factory.mktemp("console")
-    cluster = Cluster(folder, LEDGER_URL=f"sqlite:///{folder / 'ledger.db'}")
+    prices = folder / "prices.json"
+    prices.write_text(PRICES)
+    cluster = Cluster(folder, LEDGER_URL=f"sqlite:///{folder / 'ledger.db'}", LEDGER_PRICES_FILE=str(prices))
     try:
         await cluster.__aenter__()
     except BinaryMissing as error:

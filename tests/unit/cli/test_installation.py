@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from gateway.console.files import APP
 from schemas.installation import DISTRIBUTION, install_hint
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = set(PROJECT["optional-dependencies"])
 KINDS = {".py", ".md", ".sh", ".toml", ".yml", ".yaml", ".example", ".lock", ".txt"}
-SKIPPED = {"tests", ".venv", ".git", ".nexus", ".runtime", "build", "dist"}
+SKIPPED = {"tests", ".venv", ".git", ".nexus", ".runtime", "build", "dist", "node_modules"}
 
 REQUIREMENT = re.compile(r"(?<![\w./-])(nexus[a-z.-]*)\[([\w, -]+)\]")
 """`NAME[EXTRA]` of anything that is called like Nexus."""
@@ -123,8 +124,11 @@ def test_the_wheels_hint_installs_this_project_with_the_extra(wheel: Path, tmp_p
     assert ran.stdout.strip() == f"{PROJECT['version']} pip install '{DISTRIBUTION}[audio]'"
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"{DISTRIBUTION.replace('-', '_')}-{PROJECT['version']}.dist-info/METADATA").decode()
+        names = set(archive.namelist())
     # pip names an extra that it does not find only together with dependencies.
     assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)) == EXTRAS
+    # The console as it was built here: users of a wheel have no Node.
+    assert {path.relative_to(ROOT).as_posix() for path in APP.rglob("*.gz")} <= names
 
 
 def test_a_name_that_pip_does_not_know_is_refused_offline(wheel: Path) -> None:
