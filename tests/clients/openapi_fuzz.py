@@ -70,6 +70,8 @@ async def existing(cluster: Cluster) -> dict[str, str]:
 
 async def fuzz(cluster: Cluster, *arguments: str) -> tuple[int, str]:
     """Run schemathesis with all of its checks; return its exit code and what it prints."""
+    # The gateway makes the document when it is first read, which takes a busy machine longer than schemathesis waits.
+    await cluster.http.get(f"{cluster.url}/openapi.json", timeout=60.0)
     there = json.dumps(await existing(cluster))
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "schemathesis.cli", "--no-color", "run", cluster.url + "/openapi.json",
