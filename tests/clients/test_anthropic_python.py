@@ -322,7 +322,7 @@ class TestRealModel:
 
     async def test_an_answer(self, client: AsyncAnthropic, smollm2: str) -> None:
         """A real model answers, with usage that counts the prompt; a stop sequence ends the answer."""
-        asked: Any = {"model": smollm2, "max_tokens": 30, "extra_body": {"temperature": 0}}
+        asked: Any = {"model": smollm2, "max_tokens": 16, "extra_body": {"temperature": 0}}
         asked["messages"] = [
             {"role": "user", "content": "What is the capital of France? Answer in one short sentence."}
         ]

@@ -59,7 +59,7 @@ PAGE: dict[str, JSON] = {
         name: {
             "in": "query",
             "description": f"The page {where} this id.",
-            "schema": BATCH["message_batch_id"]["schema"],
+            "schema": {"type": "string"} | BATCH["message_batch_id"]["schema"],
         }
         for name, where in (("after_id", "begins after"), ("before_id", "ends before"))
     },
