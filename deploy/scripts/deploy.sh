@@ -182,7 +182,7 @@ bring_up() {
     compose build --quiet || return 1
   fi
   nx_step 'Replacing what changed'
-  # Servers first; then workers, so that a new gateway finds such as understand it; what stands before gateways last.
+  # Servers first; then gateways, which read what earlier workers send; what stands before gateways last.
   for service in $(services_like servers); do servers+=("$service"); done
   if [[ ${#servers[@]} -gt 0 ]]; then
     compose up --detach --wait --wait-timeout "$timeout_s" "${servers[@]}" >&2 || { show_trouble && return 1; }
@@ -190,7 +190,7 @@ bring_up() {
   for service in $(services_like steps); do
     compose run --rm --no-deps -T "$service" >&2 </dev/null || { nx_error "$service failed." && return 1; }
   done
-  for service in $(services_like workers) $(services_like gateways); do
+  for service in $(services_like gateways) $(services_like workers); do
     replace "$service" || return 1
   done
   for service in $(services_like balancers); do
