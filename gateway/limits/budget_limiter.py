@@ -31,6 +31,7 @@ from gateway.limits.budget_reconciler import BudgetReconciler, SpendSource
 from gateway.limits.budget_share import IDLE_S, RECHECK_S, BudgetShare
 from gateway.limits.budget_state import BudgetState, describe_amount, describe_budget, describe_time
 from gateway.limits.effective import AssignedBudget, EffectiveLimits
+from gateway.limits.leases import ShareLeases
 from schemas.errors import InsufficientQuota, NexusError, RateLimited, Unavailable
 from schemas.jobs import Capability
 from schemas.usage import FIELDS
@@ -134,6 +135,7 @@ class BudgetLimiter:
         self._ended: list[BudgetShare] = []
         """Budgets of periods that have ended, until all of it is reported."""
         self._by_limits: dict[int, _BudgetsOfKey] = {}
+        self._leases: ShareLeases[BudgetShare] = ShareLeases(self._exchange_or_go_on, self._refusal)
         self._reconcile_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -176,7 +178,7 @@ class BudgetLimiter:
                 return reservation
             for budget in found.budgets:
                 if budget.available < amounts[budget.index]:
-                    await self._fill(budget, amounts[budget.index])
+                    await self._leases.fill(budget, amounts[budget.index])
 
     async def require_some(self, limits: EffectiveLimits) -> None:
         """Raise InsufficientQuota if one of the budgets is used up."""
@@ -184,7 +186,7 @@ class BudgetLimiter:
             return
         for budget in self._budgets_of(limits).budgets:
             if budget.available < LEAST[budget.index]:
-                await self._fill(budget, LEAST[budget.index])
+                await self._leases.fill(budget, LEAST[budget.index])
 
     def charge(self, limits: EffectiveLimits, values: tuple[Any, ...]) -> None:
         """Count a finished run of a durable job, which any gateway may have accepted. `values`: its usage event."""
@@ -211,7 +213,7 @@ class BudgetLimiter:
             if budget.lease is not None:
                 await asyncio.shield(budget.lease)
                 continue
-            await asyncio.shield(self._lease(budget, 0.0))
+            await asyncio.shield(self._leases.begin(budget, 0.0))
             if budget.exchanged_at < began_at:
                 raise Unavailable("Redis, which counts budgets, does not answer. Retry shortly.")
         return BudgetState(assigned, budget.window, budget.spent, budget.leased)
@@ -229,7 +231,7 @@ class BudgetLimiter:
             budget.used += amount
             budget.need, budget.used_at = amount, now
             if budget.available < budget.recent / 2 and budget.lease is None and now >= budget.check_at:
-                self._lease(budget, 0.0)
+                self._leases.begin(budget, 0.0)
         return Reservation(self, found, amounts)
 
     def _budgets_of(self, limits: EffectiveLimits) -> _BudgetsOfKey:
@@ -264,33 +266,12 @@ class BudgetLimiter:
 
     # Shares
 
-    async def _fill(self, budget: BudgetShare, need: float) -> None:
-        """Get a share of at least `need`. Raises InsufficientQuota, RateLimited."""
-        if budget.lease is None and monotonic() < budget.check_at:
-            raise self._refusal(budget, need)
-        if budget.lease is None:
-            self._lease(budget, need)
-        lease = budget.lease
-        assert lease is not None
-        budget.wanting += need
-        try:
-            await asyncio.shield(lease)
-        finally:
-            budget.wanting -= need
-        if budget.available < need and monotonic() < budget.check_at:
-            raise self._refusal(budget, need)
-
-    def _lease(self, budget: BudgetShare, need: float) -> asyncio.Task[None]:
-        budget.lease = task = asyncio.create_task(self._leased(budget, need))
-        return task
-
-    async def _leased(self, budget: BudgetShare, need: float) -> None:
+    async def _exchange_or_go_on(self, budget: BudgetShare, need: float) -> None:
+        """Exchange with the store, or grant what may be granted here while it is away."""
         try:
             await self._exchange(budget, need)
         except Unavailable:
             budget.go_on_alone(max(need, budget.wanting))
-        finally:
-            budget.lease = None
 
     async def _exchange(self, budget: BudgetShare, need: float) -> None:
         """Report what was spent, give back what is not needed, or take what is. Raises Unavailable."""
@@ -388,11 +369,11 @@ class BudgetLimiter:
             budget.recent = (budget.recent + 2 * budget.used) / 2 if budget.used or budget.recent > 1e-9 else 0.0
             budget.used = 0.0
             if budget.lease is None and self._is_due(budget, now):
-                due.append(self._lease(budget, 0.0))
+                due.append(self._leases.begin(budget, 0.0))
         for budget in self._ended:
             if budget.lease is None and (budget.spends or budget.jobs):
                 budget.used_at, budget.recent = now - IDLE_S, 0.0
-                due.append(self._lease(budget, 0.0))
+                due.append(self._leases.begin(budget, 0.0))
         await asyncio.gather(*due)
         self._ended = [one for one in self._ended if one.spends or one.jobs or one.reserved > 1e-9]
         self._forget(now)
