@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nats
 import pytest
 import pytest_asyncio
+import redis.asyncio
 
 from tests.cluster import Cluster, chat
 from tests.conftest import Eventually
@@ -135,7 +137,8 @@ async def test_an_outage_of_the_database(counted: Cluster, database: PostgreSQL,
 
 async def test_gateways_that_are_killed(tmp_path: Path, eventually: Eventually) -> None:
     """Each answer that a caller has received completely is one row, although the gateway is killed again and again among them; each
-    change is in the audit log, with its result if its caller has got one.
+    change is in the audit log, with its result if its caller has got one. A budget whose requests were open at each kill, and which Redis
+    has then lost, is what the ledger says.
     """
     file = tmp_path / "ledger.db"
     settings = SETTINGS | {"LEDGER_URL": f"sqlite:///{file}", "USAGE_JOURNAL_DIR": str(tmp_path / "usage")}
@@ -143,10 +146,12 @@ async def test_gateways_that_are_killed(tmp_path: Path, eventually: Eventually) 
     changed: set[str] = set()
     stop = asyncio.Event()
 
-    async def caller(cluster: Cluster, *, stream: bool) -> None:
+    async def caller(cluster: Cluster, *, stream: bool, **options: Any) -> None:
         while not stop.is_set():
             try:
-                answer = await cluster.post("/v1/chat/completions", chat("a b c", stream=stream))
+                answer = await cluster.post(
+                    "/v1/chat/completions", chat("a b c", stream=stream, **options), headers=headers
+                )
             except httpx.HTTPError:
                 await asyncio.sleep(0.05)
                 continue
@@ -178,7 +183,11 @@ async def test_gateways_that_are_killed(tmp_path: Path, eventually: Eventually) 
     async with Cluster(tmp_path, **settings) as cluster:
         gateway = await cluster.start_gateway()
         await cluster.start_worker("echo")
+        headers = await _with_budget(cluster)
         callers = [asyncio.create_task(caller(cluster, stream=number % 2 == 0)) for number in range(6)]
+        callers.append(
+            asyncio.create_task(caller(cluster, stream=True, echo={"delay_ms": 50}))
+        )  # reserves at each kill
         callers.append(asyncio.create_task(operator(cluster)))
         for kill in range(1, 3):
             count = len(answered)
@@ -193,3 +202,32 @@ async def test_gateways_that_are_killed(tmp_path: Path, eventually: Eventually) 
         await gateway.start()
         await eventually(lambda: answered <= stored(), timeout_s=60, what="every answer in the ledger")
         await eventually(lambda: changed <= recorded(), timeout_s=60, what="every change in the audit log")
+
+        client = await nats.connect(cluster.nats.url)
+
+        async def is_written() -> bool:
+            """Also what no caller got the end of."""
+            return not (await client.jetstream().stream_info("NEXUS_USAGE")).state.messages
+
+        await eventually(is_written, timeout_s=60, what="nothing waits for the ledger")
+        await client.close()
+        gateway.kill()
+        await gateway.wait()
+        async with redis.asyncio.Redis.from_url(cluster.redis.url) as store:
+            assert await store.delete(*[key async for key in store.scan_iter("nexus:budget:*")])
+        await gateway.start()
+
+        async def agrees() -> bool:
+            [budget] = (await cluster.get("/v1/budgets", headers=headers)).json()["data"]
+            [row] = (await cluster.get("/v1/usage", headers=headers)).json()["data"]
+            return bool(0 < budget["spent"] == row["input_tokens"] + row["output_tokens"])
+
+        await eventually(agrees, what="the budget agrees with the ledger")
+
+
+async def _with_budget(cluster: Cluster) -> dict[str, str]:
+    """The header of a key whose team has a budget."""
+    budget = {"unit": "tokens", "amount": 10**9, "period": "month"}
+    assert (await cluster.post("/v1/teams", {"id": "spenders", "budgets": [budget]})).status_code == 201
+    key = (await cluster.post("/v1/keys", {"name": "spender", "owner": "spenders"})).json()["key"]
+    return {"authorization": f"Bearer {key}"}
