@@ -403,6 +403,7 @@ class _Services:
             teams=TeamStore(self.keys),
             key_work=KeyWork(clients.store, self.jobs, self.batches),
             jobs=self.jobs,
+            job_search=self.job_runtime.search,
             job_responder=self.job_responder,
             documents=clients.documents,
             caller_tasks=self.caller_tasks,

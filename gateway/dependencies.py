@@ -26,6 +26,7 @@ from gateway.http.inference_body import InferenceBodyReader
 from gateway.inspector.inspector import Inspector
 from gateway.jobs.api import JobsApi
 from gateway.jobs.http_response import JobResponder
+from gateway.jobs.search import JobSearch
 from gateway.limits.budget_limiter import BudgetLimiter
 from gateway.limits.followers import FollowerLimiter
 from gateway.log_search import LogSearch
@@ -59,6 +60,7 @@ class Parts:
     teams: TeamStore
     key_work: KeyWork
     jobs: JobsApi
+    job_search: JobSearch
     job_responder: JobResponder
     documents: DocumentStore
     caller_tasks: CallerTasks

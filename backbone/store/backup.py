@@ -28,6 +28,7 @@ BATCHES = b"nexus:doc:batch:"
 LISTS = (b"nexus:docs:", b"nexus:jobs:")
 REBUILT = (
     b"nexus:lease:", keys.TIMERS.encode(), b"nexus:queued:", b"nexus:running:", b"nexus:owner-queued:", b"nexus:owner-running:", b"nexus:rate:",
+    keys.JOB_OWNERS.encode(),
 )  # fmt: skip
 NOT_DATA = (PROBE_KEY.encode(), b"nexus:doc:system:", b"nexus:docs:system:")
 """The write probe, and the markers of the gateways. Without the markers, gateways check the restored data and recreate missing

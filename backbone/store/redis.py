@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
-
-import structlog
-from pydantic import ValidationError
 
 from backbone.store import redis_keys as keys
 from backbone.store import redis_scripts as scripts
 from backbone.store.auth import RedisAccess
+from backbone.store.job_filter import JobFilter
 from backbone.store.record_changes import apply_move, apply_update, timer_delay_s
 from backbone.store.redis_connection import RedisConnection
-from backbone.store.redis_pages import SortedSetPager
+from backbone.store.redis_records import parse_record
+from backbone.store.redis_search import RecordSearch
 from backbone.store.store import (
     CLAIMED_TIMER_S,
     SERVICE_TIME_WEIGHT,
     DueJob,
+    FoundJobs,
     IllegalMove,
     JobLimit,
     LimitReached,
     TimerDelay,
 )
-from schemas.errors import InternalError, Unavailable
+from schemas.errors import Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
-
-log = structlog.get_logger(__name__)
 
 RecordChange = Callable[[JobRecord], tuple[JobRecord, str]]
 """Return the changed record, and its timer as `redis_scripts.REPLACE` takes it."""
@@ -65,7 +63,7 @@ class RedisStore:
         self._lease = register(scripts.LEASE)
         self._release = register(scripts.RELEASE)
         self._served = register(scripts.SERVED)
-        self._pages = SortedSetPager(self.connection)
+        self._records = RecordSearch(self.connection)
         self._written: dict[str, bytes] = {}
         """The records that this process wrote last, oldest first. Another process may have changed them."""
 
@@ -90,10 +88,11 @@ class RedisStore:
         encoded = record.encode()
         answer = await self.connection.run(
             self._create,
-            [keys.JOB + member, keys.jobs_of(record.owner), keys.TIMERS],
+            [keys.JOB + member, keys.jobs_of(record.owner), keys.TIMERS, keys.JOB_OWNERS],
             [
                 encoded,
                 _ms(ttl_s, least=1),
+                record.owner,
                 "" if record.batch else record.job,
                 member,
                 keys.jobs_prefix(record.owner),
@@ -113,7 +112,7 @@ class RedisStore:
         """Return the record. Raises InternalError when it cannot be decoded."""
         key = keys.job(owner, job_id)
         raw = await self.connection.call(lambda: self.connection.get(key))
-        return None if raw is None else _parse(raw, job_id)
+        return None if raw is None else parse_record(raw, job_id)
 
     async def move(
         self,
@@ -144,9 +143,19 @@ class RedisStore:
     async def remove(self, owner: str, job_id: str) -> None:
         await self.connection.call(lambda: self._remove_unchanged(owner, job_id))
 
-    async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
-        found = await self._pages.read(keys.jobs_of(owner), keys.jobs_prefix(owner), after=after, limit=limit)
-        return [_parse(raw, job_id) for job_id, raw in found]
+    async def search(
+        self,
+        owners: Sequence[str] | None,
+        wanted: JobFilter,
+        *,
+        after: str = "",
+        limit: int = 100,
+        newest_first: bool = True,
+    ) -> FoundJobs:
+        return await self._records.search(owners, wanted, after=after, limit=limit, newest_first=newest_first)
+
+    async def select(self, owner: str, job_ids: Iterable[str], wanted: JobFilter) -> list[JobRecord]:
+        return await self._records.select(owner, job_ids, wanted)
 
     async def count_running(self, key: str) -> int:
         return int(await self.connection.run(self._count, [keys.running(key)], []))
@@ -199,7 +208,7 @@ class RedisStore:
         for _ in range(MAX_WRITE_ATTEMPTS):
             if raw is None:
                 return None
-            old = _parse(raw, job_id)
+            old = parse_record(raw, job_id)
             try:
                 new, due = change(old)
             except IllegalMove:
@@ -230,7 +239,7 @@ class RedisStore:
         key = keys.JOB + member
         raw = await self.connection.get(key)
         for _ in range(MAX_WRITE_ATTEMPTS):
-            old = None if raw is None else _parse(raw, job_id)
+            old = None if raw is None else parse_record(raw, job_id)
             counted = ["", ""] if old is None else [keys.counted_in(old), keys.counted_by_owner(old)]
             raw = await self._remove([key, keys.TIMERS, keys.jobs_of(owner)], [raw or "", member, *counted, job_id])
             if raw == DONE:
@@ -249,11 +258,3 @@ def _limits(limit: JobLimit | None) -> list[int | str]:
 
 def _timer(after_s: float | None) -> str:
     return "" if after_s is None else str(_ms(after_s))
-
-
-def _parse(raw: bytes | str, job_id: str) -> JobRecord:
-    try:
-        return JobRecord.decode(raw)
-    except ValidationError as error:
-        log.error("redis.record_malformed", job=job_id, error=str(error))
-        raise InternalError(f"the record of job {job_id} cannot be read") from error

@@ -4,6 +4,8 @@
 |---|---|---|
 | `nexus:job:<owner>:<id>` | string | a job record as JSON, under its TTL |
 | `nexus:jobs:<owner>` | sorted set, scores 0 | the ids of an owner's jobs |
+| `nexus:job-owners` | sorted set, scores 0 | the owners that have such a list |
+| `nexus:job-owners:complete` | string | says that no owner is missing: earlier versions did not list them |
 | `nexus:queued:<key>`, `nexus:running:<key>` | sorted set by the time the record expires | `<owner>:<id>` of an API key's jobs in that status |
 | `nexus:owner-queued:<owner>`, `nexus:owner-running:<owner>` | sorted set by the time the record expires | the same of an owner's jobs, over all keys |
 | `nexus:timers` | sorted set by the time the timer runs out | `<owner>:<id>` of jobs |
@@ -28,6 +30,9 @@ from backbone.store.store import DueJob
 from schemas.jobs import JobRecord, JobStatus
 
 JOB = "nexus:job:"
+JOBS = "nexus:jobs:"
+JOB_OWNERS = "nexus:job-owners"
+JOB_OWNERS_COMPLETE = "nexus:job-owners:complete"
 TIMERS = "nexus:timers"
 
 
@@ -54,7 +59,12 @@ def jobs_prefix(owner: str) -> str:
 
 def jobs_of(owner: str) -> str:
     """Return the key of the list of an owner's jobs."""
-    return f"nexus:jobs:{_part(owner)}"
+    return JOBS + _part(owner)
+
+
+def owner_of(jobs: str) -> str:
+    """Return the owner of a list of jobs, by its key."""
+    return unquote(jobs.removeprefix(JOBS))
 
 
 def queued(key: str) -> str:

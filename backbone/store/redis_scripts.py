@@ -11,15 +11,16 @@ local function quoted(id)  -- as urllib.parse.quote(id, safe='') does
   return (string.gsub(id, '[^%w_.~-]', function(c) return string.format('%%%02X', string.byte(c)) end))
 end
 
--- List an id for `ms` milliseconds, or for good ('') in a list that lives as long as the longest of its entries.
+-- List an id for `ms` milliseconds, or for good ('') in a list that lives as long as the longest of its entries. Return 1 if it is new.
 local function list(key, id, ms)
   local was = redis.call('PTTL', key)  -- -2: there is no list, -1: it never expires
-  redis.call('ZADD', key, 0, id)
+  local added = redis.call('ZADD', key, 0, id)
   if ms == '' then
     redis.call('PERSIST', key)
   elseif was ~= -1 and was < tonumber(ms) then
     redis.call('PEXPIRE', key, ms)
   end
+  return added
 end
 
 -- Two entries chosen at random leave the list if what they name has expired: for each one that comes. So a list that
@@ -57,8 +58,8 @@ CREATE = (
     LISTS
     + COUNTS
     + """
-local record, index, timers = KEYS[1], KEYS[2], KEYS[3]
-local value, ttl, id, member, prefix, of_key, of_owner, due, key_limit, owner_limit = unpack(ARGV)
+local record, index, timers, owners = unpack(KEYS)
+local value, ttl, owner, id, member, prefix, of_key, of_owner, due, key_limit, owner_limit = unpack(ARGV)
 if redis.call('EXISTS', record) == 1 then return 0 end
 local now = now_ms()
 if of_key ~= '' then
@@ -69,6 +70,7 @@ redis.call('SET', record, value, 'PX', ttl)
 if id ~= '' then
   list(index, id, ttl)
   sweep(index, prefix)
+  if list(owners, owner, ttl) == 1 then sweep(owners, 'nexus:jobs:') end
 end
 if of_key ~= '' then
   count_in(of_key, member, tonumber(ttl), now)

@@ -12,9 +12,10 @@ Guarantees of every implementation:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from backbone.store.job_filter import JobFilter
 from schemas.jobs import JobRecord, JobStatus
 
 CLAIMED_TIMER_S = 30.0
@@ -45,6 +46,14 @@ class DueJob(NamedTuple):
 
     owner: str
     job: str
+
+
+class FoundJobs(NamedTuple):
+    """What a search has found."""
+
+    records: list[JobRecord]
+    after: str
+    """The id after which the search goes on. Empty: it has seen all records."""
 
 
 TimerDelay = float | Callable[[JobRecord], float] | None
@@ -106,11 +115,23 @@ class Store(Protocol):
     async def remove(self, owner: str, job_id: str) -> None:
         """Delete a record and its counts. Idempotent."""
 
-    async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
-        """Return up to `limit` records of `owner` with ids below `after`, newest first.
+    async def search(
+        self,
+        owners: Sequence[str] | None,
+        wanted: JobFilter,
+        *,
+        after: str = "",
+        limit: int = 100,
+        newest_first: bool = True,
+    ) -> FoundJobs:
+        """Return records of these owners (None: of all) that meet the filter, in the order of their ids, after the id `after`.
 
-        Expired records are left out, so that only an empty page is the end. Jobs of batch lines are not listed.
+        It ends at `limit` records, or after about two seconds: `FoundJobs.after` says where to go on. Jobs of batch lines are
+        not found. Raises InvalidRequest for more owners than one search can merge.
         """
+
+    async def select(self, owner: str, job_ids: Iterable[str], wanted: JobFilter) -> list[JobRecord]:
+        """Return those of at most some hundred records of an owner that exist and meet the filter, in the order of `job_ids`."""
 
     async def count_running(self, key: str) -> int:
         """Return the number of this API key's jobs in status IN_PROGRESS."""

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from backbone.store.job_filter import JobFilter
 from backbone.store.record_changes import apply_move, apply_update, timer_delay_s
-from backbone.store.store import CLAIMED_TIMER_S, SERVICE_TIME_WEIGHT, DueJob, JobLimit, LimitReached, TimerDelay
+from backbone.store.store import (
+    CLAIMED_TIMER_S,
+    SERVICE_TIME_WEIGHT,
+    DueJob,
+    FoundJobs,
+    JobLimit,
+    LimitReached,
+    Store,
+    TimerDelay,
+)
 from schemas.errors import Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
+
+
+async def list_jobs(store: Store, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
+    """Return an owner's records, newest first."""
+    return (await store.search([owner], JobFilter(), after=after, limit=limit)).records
 
 
 class _Lease(NamedTuple):
@@ -107,14 +122,30 @@ class MemoryStore:
         await self._expire()
         self._delete(DueJob(owner, job_id))
 
-    async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
+    async def search(
+        self,
+        owners: Sequence[str] | None,
+        wanted: JobFilter,
+        *,
+        after: str = "",
+        limit: int = 100,
+        newest_first: bool = True,
+    ) -> FoundJobs:
         await self._expire()
-        ids = (
-            name.job
+        found = [
+            record
             for name, record in self._records.items()
-            if name.owner == owner and not record.batch and (not after or name.job < after)
-        )
-        return [self._records[DueJob(owner, job_id)] for job_id in heapq.nlargest(limit, ids)]
+            if (owners is None or name.owner in owners) and not record.batch and wanted.matches(record)
+        ]
+        found.sort(key=lambda record: record.job, reverse=newest_first)
+        if after:
+            found = [record for record in found if (record.job < after if newest_first else record.job > after)]
+        return FoundJobs(found[:limit], found[limit - 1].job if len(found) > limit else "")
+
+    async def select(self, owner: str, job_ids: Iterable[str], wanted: JobFilter) -> list[JobRecord]:
+        await self._expire()
+        found = (self._records.get(DueJob(owner, job_id)) for job_id in job_ids)
+        return [record for record in found if record is not None and wanted.matches(record)]
 
     async def count_running(self, key: str) -> int:
         await self._expire()

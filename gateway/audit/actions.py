@@ -55,6 +55,7 @@ ROUTES: Mapping[str, str] = {
     "DELETE /v1/people/{person_id}/sessions": "person.end_sessions",
     "POST /v1/login-links": "login_link.create",
     "GET /v1/admin/jobs": "job.list",
+    "GET /v1/admin/jobs/export": "job.export",
     "GET /v1/admin/jobs/{job_id}": "job.read",
     "POST /v1/admin/jobs/{job_id}/cancel": "job.cancel",
     "GET /v1/usage": "usage.read",

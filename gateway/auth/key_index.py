@@ -114,6 +114,10 @@ class KeyIndex:
         principal = self._principals.get(key_id)
         return principal.person if principal is not None else ""
 
+    def keys_of(self, person_id: str) -> list[str]:
+        """Return the ids of the keys that a person made, and the person's own, under which the person's sessions act."""
+        return [key_id for key_id, principal in self._principals.items() if principal.person == person_id]
+
     def limits(self, key_id: str) -> EffectiveLimits:
         """Return the limits of a key or a person; none for the bootstrap key and for an unknown id."""
         principal = self._principals.get(key_id)

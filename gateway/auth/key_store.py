@@ -179,6 +179,10 @@ class KeyStore:
         """Return the id of the person behind a key or a session; empty: nobody in particular."""
         return self._index.person_of(key_id)
 
+    def keys_of(self, person_id: str) -> list[str]:
+        """Return the ids of the keys that a person made, and the person's own, under which the person's sessions act."""
+        return self._index.keys_of(person_id)
+
     def get(self, key_id: str) -> ApiKey | None:
         """Return the record of a key, also of one that was revoked or has expired; None for an unknown key."""
         return self._replica.get(key_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
@@ -118,6 +118,12 @@ def job_id(batch_id: str, number: int) -> str:
     digest = int.from_bytes(sha256(f"{batch_id}\n{number}".encode()).digest()[:8], "big")
     bits = (number & 0xFFFFF) << 54 | digest & (1 << 54) - 1
     return f"job_{made << 80 | 0x7 << 76 | (bits >> 62) << 64 | 0x2 << 62 | bits & (1 << 62) - 1:032x}"
+
+
+def line_jobs(batch_id: str, newest_first: bool) -> Iterator[str]:
+    """Yield the ids of all jobs that lines of a batch can have, in their order. The batch's id must be well-formed."""
+    numbers = range(1, MAX_REQUESTS + 1)
+    return (job_id(batch_id, number) for number in (reversed(numbers) if newest_first else numbers))
 
 
 def request_ids(job: str) -> tuple[str, str]:

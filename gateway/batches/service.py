@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from backbone.bus.job_log import WorkQueue
@@ -11,6 +12,7 @@ from backbone.ids import new_job_id
 from backbone.team_keys import TeamKeys
 from gateway import clock
 from gateway.auth.authenticator import Principal
+from gateway.batches.input_file import line_jobs
 from gateway.batches.repository import BatchRepository
 from gateway.files import FileStore
 from schemas.batches import FINAL_STATUSES, Batch, BatchError, BatchRequest, BatchStatus, RequestCounts, parse_window_s
@@ -122,6 +124,10 @@ class BatchService:
         """Return a batch. Raises BatchNotFound."""
         batch = await self._repository.get(owner, batch_id)
         return await self._repository.change(owner, batch_id, _overdue) if _overdue(batch) is not batch else batch
+
+    async def line_jobs(self, owner: str, batch_id: str) -> Callable[[bool], Iterator[str]]:
+        """Return a function that yields the ids of the batch's jobs, newest first or oldest first. Raises BatchNotFound."""
+        return partial(line_jobs, (await self.get(owner, batch_id)).id)
 
     async def page(
         self, owner: str, *, after: str, limit: int, endpoint: str = "", newest_first: bool = True

@@ -14,7 +14,7 @@ from schemas.endpoints import EndpointSpec
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.frames import BlobRef
 from schemas.job_events import JobEventKind
-from schemas.jobs import JobRecord, JobStatus, Lane
+from schemas.jobs import JobRecord, Lane
 from schemas.outcome import Outcome
 
 
@@ -162,11 +162,6 @@ class JobsApi(Protocol):
 
     async def retry(self, owner: str, job_id: str) -> JobRecord:
         """Start a new run of a failed job. Raises JobNotFound, and JobNotFailed if the job cannot be retried."""
-
-    async def page(
-        self, owner: str, *, status: JobStatus | None, model: str, metadata: dict[str, str], after: str, limit: int
-    ) -> tuple[list[JobRecord], bool]:
-        """Return up to `limit` jobs after the id `after`, newest first, and whether there may be more."""
 
     # Dead letters of all owners
 

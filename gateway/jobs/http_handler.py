@@ -272,12 +272,14 @@ def _in_body(error: NexusError) -> NexusError:
 
 
 PREFIX = "/v1/jobs/"
+EXPORT = "export"
+"""The segment that names no job in `GET /v1/jobs/export`."""
 
 
 def polled_job_id(path: str) -> str:
     """Return the job id in the path of a job. Empty if the path is not that of a job."""
     rest = path.removeprefix(PREFIX) if path.startswith(PREFIX) else ""
-    return "" if "/" in rest else rest
+    return "" if "/" in rest or rest == EXPORT else rest
 
 
 async def job_with_estimate(jobs: JobsApi, record: JobRecord) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from backbone.store.job_filter import error_code
 from gateway import clock
 from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus
 from schemas.outcome import Outcome
@@ -93,10 +94,12 @@ def job_object(record: JobRecord, *, position: int | None = None, eta_s: float |
         "id": record.job,
         "object": "job",
         "endpoint": record.endpoint,
+        "capability": record.capability,
         "model": record.public_model,
         "service_tier": record.lane,
         "status": record.status,
         "created_at": record.created_at,
+        "queued_at": record.queued_at or record.created_at,
         "started_at": record.started_at,
         "finished_at": record.finished_at,
         "expires_at": record.expires_at,
@@ -106,6 +109,8 @@ def job_object(record: JobRecord, *, position: int | None = None, eta_s: float |
         "eta_seconds": eta_s,
         "progress": record.progress,
         "worker": record.worker,
+        "key": record.key or None,
+        "request_id": record.request_id or None,
         "usage": record.usage,
         "error": record.error,
         "metadata": record.metadata,
@@ -123,19 +128,23 @@ def job_object(record: JobRecord, *, position: int | None = None, eta_s: float |
     return out
 
 
+JOB_FIELDS = (
+    "id", "object", "endpoint", "capability", "model", "service_tier", "status", "created_at", "queued_at", "started_at",
+    "finished_at", "expires_at", "run", "attempts", "queue_position", "eta_seconds", "progress", "worker", "key", "request_id",
+    "usage", "error", "metadata", "result_url", "events_url", "adapted", "webhook", "batch",
+)  # fmt: skip
+"""The fields of the job object. The last three may be missing."""
 PRIVATE = ("metadata", "webhook", "result_url", "events_url", "error")
 """Fields of the job object that hold what callers wrote, or lead to it."""
+
+
+JOB_STATE_FIELDS = (*(name for name in JOB_FIELDS if name not in PRIVATE), "team", "error_code")
 
 
 def job_state_object(record: JobRecord) -> dict[str, Any]:
     """Return the job object for operators: its state and its team, without what the caller wrote."""
     state = {name: value for name, value in job_object(record).items() if name not in PRIVATE}
-    error = record.error or {}
-    return state | {
-        "team": record.owner,
-        "key": record.key or None,
-        "error_code": error.get("code") or error.get("type"),
-    }
+    return state | {"team": record.owner, "error_code": error_code(record)}
 
 
 def job_json(record: JobRecord) -> bytes:

@@ -27,6 +27,7 @@ from gateway.jobs.expiry import ExpiryWatcher
 from gateway.jobs.lane_change import LaneChanger
 from gateway.jobs.outcome_recorder import OutcomeRecorder
 from gateway.jobs.record_recovery import RecordRecovery
+from gateway.jobs.search import JobSearch
 from gateway.jobs.service import JobService
 from gateway.jobs.storage_quotas import JobStorageQuotas
 from gateway.jobs.submitter import JobSubmitter
@@ -116,6 +117,7 @@ class JobRuntime:
             usage=usage,
             content=content,
         )
+        self.search = JobSearch(dependencies.store, dependencies.keys.keys_of, id_slack_s=settings.idempotency_keep_s)
         self._webhooks = dependencies.webhooks
         self._keys = dependencies.keys
         self._rate_limiter = dependencies.rate_limiter

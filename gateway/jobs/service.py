@@ -28,9 +28,6 @@ from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus, Lane
 from schemas.outcome import Outcome
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
-PAGE_SIZE = 200
-MAX_SCANNED_RECORDS = 20_000
-"""The maximum number of records that one listing reads to find matches."""
 
 
 class JobService:
@@ -160,23 +157,6 @@ class JobService:
             if seq is not None:
                 position = await self._log.queue_position(Queue(record.capability, record.lane, record.model), seq)
         return position, await self._estimator.eta_s(record, position)
-
-    async def page(
-        self, owner: str, *, status: JobStatus | None, model: str, metadata: dict[str, str], after: str, limit: int
-    ) -> tuple[list[JobRecord], bool]:
-        """See `JobsApi`."""
-        found: list[JobRecord] = []
-        for _ in range(MAX_SCANNED_RECORDS // PAGE_SIZE):
-            records = await self._store.page(owner, after=after, limit=PAGE_SIZE)
-            if not records:
-                return found, False
-            for record in records:
-                if len(found) == limit:
-                    return found, True
-                if _matches(record, status, model, metadata):
-                    found.append(record)
-            after = records[-1].job
-        return found, True
 
     async def change_lane(self, owner: str, job_id: str, lane: Lane) -> JobRecord:
         """See `JobsApi`."""
@@ -324,11 +304,3 @@ def _to_result(stored: StoredOutcome) -> JobResult:
     outcome = stored.outcome
     data = stored.payload if outcome.status is JobStatus.COMPLETED else b""
     return JobResult(outcome, data, outcome.blob, outcome.content_type)
-
-
-def _matches(record: JobRecord, status: JobStatus | None, model: str, metadata: dict[str, str]) -> bool:
-    return (
-        (status is None or record.status is status)
-        and (not model or record.public_model == model)
-        and all(record.metadata.get(name) == value for name, value in metadata.items())
-    )

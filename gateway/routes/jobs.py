@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from gateway.auth.authenticator import Principal
@@ -19,59 +18,32 @@ from gateway.jobs.api import JobEvent, JobResult
 from gateway.jobs.http_handler import job_with_estimate
 from gateway.jobs.http_response import result_error
 from gateway.jobs.read_ahead import event_size, no_report, read_ahead
-from gateway.jobs.records import job_object
 from gateway.limits.followers import HoldingResponse
+from gateway.routes.job_lists import JobLists
 from gateway.signed_urls import base_url
 from gateway.sse_frames import EVENT_STREAM, comment_frame
-from schemas.errors import InvalidRequest, NexusError
+from schemas.errors import NexusError
 from schemas.job_events import JobEventKind
-from schemas.jobs import JobStatus
 
 router = APIRouter(tags=["jobs"])
 
 KEEP_ALIVE_S = 10.0
 """The pause after which a stream sends a comment, so that proxies keep the connection open."""
 
-_METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
-
 
 @router.get("/v1/jobs")
-async def list_jobs(
-    request: Request,
-    parts: PartsDep,
-    caller: JobsCaller,
-    status: Annotated[JobStatus | None, Query()] = None,
-    model: Annotated[str, Query()] = "",
-    after: Annotated[str, Query()] = "",
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-) -> dict[str, Any]:
-    """List the caller's jobs, newest first, filtered by status, model and `metadata[name]=value`."""
-    metadata = _metadata(request.query_params.multi_items())
-    records, has_more = await parts.jobs.page(
-        caller.owner, status=status, model=model, metadata=metadata, after=after, limit=limit
-    )
-    return {
-        "object": "list",
-        "data": [job_object(record) for record in records],
-        "first_id": records[0].job if records else None,
-        "last_id": records[-1].job if records else None,
-        "has_more": has_more,
-    }
+async def list_jobs(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """List the caller's jobs that meet the filters, newest first."""
+    return await JobLists(parts, caller.owner, for_operator=False).page(request)
 
 
-def _metadata(parameters: list[tuple[str, str]]) -> dict[str, str]:
-    """Parse the metadata filter. Raises InvalidRequest, since an ignored filter would return unwanted jobs."""
-    found = {}
-    for name, value in parameters:
-        if name == "metadata" or name.startswith("metadata["):
-            match = _METADATA.fullmatch(name)
-            if match is None:
-                raise InvalidRequest(
-                    "The filter must have the form metadata[NAME]=VALUE, with a name of 1 to 64 characters.",
-                    param=name[:100],
-                )
-            found[match[1]] = value
-    return found
+@router.get("/v1/jobs/export")
+async def export_jobs(request: Request, parts: PartsDep, caller: JobsCaller) -> Response:
+    """Return the caller's jobs that meet the filters as JSON lines or CSV."""
+    with ExitStack() as resources:
+        resources.enter_context(parts.followers.hold(caller.limits))
+        exported = await JobLists(parts, caller.owner, for_operator=False).export(request)
+        return HoldingResponse(exported, resources.pop_all())
 
 
 @router.get("/v1/jobs/{job_id}/result")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
 
 from gateway.audit.route import AuditedRoute
 from gateway.dependencies import AdminReader, AuditDep, Operator, PartsDep
 from gateway.jobs.records import job_state_object
-from schemas.jobs import JobStatus
+from gateway.routes.job_lists import JobLists
 
 router = APIRouter(tags=["operation"], route_class=AuditedRoute)
 
@@ -17,20 +18,17 @@ Team = Annotated[str, Query(min_length=1, max_length=200)]
 
 
 @router.get("/v1/admin/jobs")
-async def list_team_jobs(
-    team: Team,
-    parts: PartsDep,
-    _: AdminReader,
-    audit: AuditDep,
-    status: Annotated[JobStatus | None, Query()] = None,
-    model: Annotated[str, Query()] = "",
-    after: Annotated[str, Query()] = "",
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-) -> dict[str, Any]:
-    """List a team's jobs, newest first, filtered by status and model."""
-    audit.target_team = team
-    records, has_more = await parts.jobs.page(team, status=status, model=model, metadata={}, after=after, limit=limit)
-    return {"object": "list", "data": [job_state_object(record) for record in records], "has_more": has_more}
+async def list_team_jobs(request: Request, parts: PartsDep, caller: AdminReader, audit: AuditDep) -> dict[str, Any]:
+    """List the jobs of all teams that meet the filters, newest first."""
+    audit.target_team = _one_team(request)
+    return await JobLists(parts, caller.owner, for_operator=True).page(request)
+
+
+@router.get("/v1/admin/jobs/export")
+async def export_team_jobs(request: Request, parts: PartsDep, caller: AdminReader, audit: AuditDep) -> Response:
+    """Return the state of the jobs of all teams that meet the filters as JSON lines or CSV."""
+    audit.target_team = _one_team(request)
+    return await JobLists(parts, caller.owner, for_operator=True).export(request)
 
 
 @router.get("/v1/admin/jobs/{job_id}")
@@ -45,3 +43,9 @@ async def cancel_team_job(job_id: str, team: Team, parts: PartsDep, _: Operator,
     """Cancel a job: a queued job never runs, a running job is stopped, an ended job stays unchanged."""
     audit.target_team = team
     return job_state_object(await parts.jobs.cancel(team, job_id))
+
+
+def _one_team(request: Request) -> str:
+    """Return the team that a query names. Empty: it names none, or several."""
+    teams = request.query_params.getlist("team")
+    return teams[0] if len(teams) == 1 else ""

@@ -16,6 +16,7 @@ from backbone.store.backup import RedisBackup
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocumentStore
 from backbone.store.store import JobLimit, LimitReached
+from backbone.testing.store import list_jobs
 from schemas.jobs import Capability, JobRecord, JobStatus
 from tests.servers import Server
 
@@ -92,7 +93,7 @@ async def test_what_follows_from_records(store: RedisStore, own_redis: Server) -
     await store.remove("an:owner", "more")
     assert sorted(due.job for due in await store.claim_due(10)) == ["runs", "waits"]
     assert await store.acquire_lease("runs", "another", 1)
-    assert [one.job for one in await store.page("an:owner")] == ["waits", "runs", "ended"]
+    assert [one.job for one in await list_jobs(store, "an:owner")] == ["waits", "runs", "ended"]
 
 
 async def test_what_has_ended_meanwhile(store: RedisStore, own_redis: Server) -> None:

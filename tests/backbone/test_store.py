@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from backbone.store import redis_search
 from backbone.store.breaker import CircuitBreaker
+from backbone.store.job_filter import JobFilter, Range
 from backbone.store.redis import RedisStore
 from backbone.store.store import DueJob, IllegalMove, JobLimit, LimitReached, Store
-from backbone.testing.store import MemoryStore
+from backbone.testing.store import MemoryStore, list_jobs
 from schemas.errors import InternalError, Unavailable
 from schemas.jobs import LEGAL_TRANSITIONS, TERMINAL_STATUSES, JobRecord, JobStatus, Lane
 from tests.servers import Server
@@ -92,7 +94,7 @@ class TestContract:
         job, line = record(owner), record(owner, batch="batch_1")
         assert await store.create(job, ttl_s=60)
         assert await store.create(line, ttl_s=60)
-        assert await store.page(owner) == [job]
+        assert await list_jobs(store, owner) == [job]
         assert await store.get(owner, line.job) == line
 
     async def test_a_record_is_created_once(self, store):
@@ -286,7 +288,7 @@ class TestLimits:
         results = await asyncio.gather(*creates, return_exceptions=True)
         assert sum(result is True for result in results) == 10
         assert sum(isinstance(result, LimitReached) for result in results) == 40
-        assert len(await store.page(owner)) == 10
+        assert len(await list_jobs(store, owner)) == 10
 
     async def test_jobs_that_run_and_that_wait_are_counted_by_their_key(self, store, owner):
         jobs = [record(owner, key=owner) for _ in range(3)]
@@ -382,20 +384,20 @@ class TestPages:
             await store.create(job, ttl_s=60)
         await store.create(record(f"{owner}:", job="job_99"), ttl_s=60)
         newest = list(reversed(jobs))
-        assert await store.page(owner) == newest
-        assert await store.page(owner, limit=3) == newest[:3]
-        assert await store.page(owner, after="job_04", limit=3) == newest[3:6]
-        assert await store.page(owner, after="job_00") == []
-        assert await store.page(owner, limit=0) == []
-        assert await store.page(owner, after="job_045") == newest[2:]  # which is not there itself
-        assert await store.page(f"{owner}x") == []
+        assert await list_jobs(store, owner) == newest
+        assert await list_jobs(store, owner, limit=3) == newest[:3]
+        assert await list_jobs(store, owner, after="job_04", limit=3) == newest[3:6]
+        assert await list_jobs(store, owner, after="job_00") == []
+        assert await list_jobs(store, owner, limit=0) == []
+        assert await list_jobs(store, owner, after="job_045") == newest[2:]  # which is not there itself
+        assert await list_jobs(store, f"{owner}x") == []
 
     async def test_odd_ids_are_listed_in_the_same_order_everywhere(self, store, owner):
         ids = ["job 1", "job%201", "job:1", "jöb", "job\x00", "job~", "JOB", "日本", "a" * 300]
         for job_id in ids:
             await store.create(record(owner, job=job_id), ttl_s=60)
         seen, after = [], ""
-        while page := await store.page(owner, after=after, limit=2):
+        while page := await list_jobs(store, owner, after=after, limit=2):
             seen += [job.job for job in page]
             after = seen[-1]
         assert seen == sorted(ids, reverse=True)
@@ -403,14 +405,14 @@ class TestPages:
     async def test_records_that_expire_while_one_reads_are_left_out(self, store, owner, eventually):
         for number in range(30):
             await store.create(record(owner, job=f"job_{number:02}"), ttl_s=0.4 if number % 3 else 60)
-        assert len(await store.page(owner, limit=1)) == 1
+        assert len(await list_jobs(store, owner, limit=1)) == 1
 
         async def gone() -> bool:
             return await store.get(owner, "job_29") is None
 
         await eventually(gone)
         seen, after = [], ""
-        while page := await store.page(owner, after=after, limit=4):
+        while page := await list_jobs(store, owner, after=after, limit=4):
             seen += [job.job for job in page]
             after = seen[-1]
         assert seen == [f"job_{number:02}" for number in range(27, -1, -3)]
@@ -421,9 +423,62 @@ class TestPages:
         await store.remove(owner, job.job)
         await store.remove(owner, job.job)
         assert await store.get(owner, job.job) is None
-        assert await store.page(owner) == []
+        assert await list_jobs(store, owner) == []
         assert [due for due in await store.claim_due(1000) if due.owner == owner] == []
         assert await store.create(job, ttl_s=60, max_queued=JobLimit(1))
+
+
+class TestSearches:
+    async def test_a_filter_finds_what_it_describes(self, store, owner):
+        """A text in the metadata that looks like a field of the record finds nothing, and hides nothing."""
+        lure = {"status": "failed", "finished_at": "1", "started_at": "x"}
+        jobs = [
+            record(owner, job="job_1", status=COMPLETED, started_at=10, finished_at=15, metadata=lure),
+            record(owner, job="job_2", status=FAILED, error={"code": "timeout", "type": "t"}, metadata={"a b": '"ü\n'}),
+            record(owner, job="job_3", status=COMPLETED, started_at=10, finished_at=90, lane=Lane.FLEX, worker="w"),
+            record(owner, job="job_4", key="k", public_model="other"),
+        ]
+        for job in jobs:
+            await store.create(job, ttl_s=60)
+
+        async def found(wanted: JobFilter, **more) -> str:
+            return "".join(job.job[-1] for job in (await store.search([owner], wanted, **more)).records)
+
+        assert await found(JobFilter({"status": ("failed", "queued")})) == "42"
+        assert (
+            await found(JobFilter({"status": ("completed",), "service_tier": ("flex",), "worker": ("w", "v")})) == "3"
+        )
+        assert await found(JobFilter({"model": ("other",), "key": ("k",)})) == "4"
+        assert await found(JobFilter({"key": ()})) == ""
+        assert await found(JobFilter(errors=("timeout",))) == "2"
+        assert await found(JobFilter(errors=("t",))) == "", "the code is what the error has"
+        assert await found(JobFilter(metadata={"a b": '"ü\n'})) == "2"
+        assert await found(JobFilter(metadata=lure)) == "1"
+        assert await found(JobFilter(ranges=(Range("finished_at", 5, 80, "started_at"),))) == "31"
+        assert await found(JobFilter(ranges=(Range("finished_at", None, 15),))) == "1"
+        assert await found(JobFilter(first_id="job_2", last_id="job_4"), newest_first=False) == "23"
+        assert await found(JobFilter(first_id="job_2"), newest_first=False, after="job_1") == "234"
+        assert await found(JobFilter(last_id="job_3"), after="job_4") == "21"
+        select = await store.select(owner, ["job_3", "job_9", "job_1"], JobFilter({"status": ("completed",)}))
+        assert [job.job for job in select] == ["job_3", "job_1"]
+
+    @pytest.mark.parametrize("newest_first", [True, False])
+    async def test_the_jobs_of_several_owners_come_in_one_order(self, store, owner, newest_first, monkeypatch):
+        """One owner has many, another few; pages follow each other without a gap, also where a step ends within a list."""
+        monkeypatch.setattr(redis_search, "STEP", 24)
+        owners = [f"{owner}:%{number}" for number in range(3)]
+        ids = [f"job_{number:03}" for number in range(60)]
+        for number, job_id in enumerate(ids):
+            await store.create(record(owners[0 if number < 45 else number % 3], job=job_id), ttl_s=60)
+        expected = ids[::-1] if newest_first else ids
+        seen, after = [], ""
+        while True:
+            page = await store.search(owners, JobFilter(), after=after, limit=7, newest_first=newest_first)
+            seen += [job.job for job in page.records]
+            if not page.after:
+                break
+            after = page.after
+        assert seen == expected
 
 
 class TestTimers:
@@ -538,7 +593,7 @@ async def test_a_pretended_outage():
         store.move("a", "b", RUNNING),
         store.update("a", "b", progress=0.5),
         store.remove("a", "b"),
-        store.page("a"),
+        list_jobs(store, "a"),
         store.count_running("a"),
         store.count_queued("a"),
         store.claim_due(1),
@@ -733,7 +788,11 @@ class TestFaults:
         assert await own_store.get("alice", job.job) is None
         assert await own_store.move("alice", job.job, COMPLETED) is None
         assert await own_store.update("alice", job.job, progress=0.5) is None
-        assert (await own_store.page("alice"), await own_store.claim_due(10), await own_store.count_running("k")) == (
+        assert (
+            await list_jobs(own_store, "alice"),
+            await own_store.claim_due(10),
+            await own_store.count_running("k"),
+        ) == (
             [],
             [],
             0,
@@ -742,7 +801,10 @@ class TestFaults:
         await own_store.release_lease(job.job, "a")
         await own_store.remove("alice", job.job)
         assert await own_store.create(job, ttl_s=60, due_s=0, max_queued=JobLimit(1))
-        assert (await own_store.page("alice"), await own_store.claim_due(10)) == ([job], [DueJob("alice", job.job)])
+        assert (await list_jobs(own_store, "alice"), await own_store.claim_due(10)) == (
+            [job],
+            [DueJob("alice", job.job)],
+        )
 
     async def test_what_has_expired_leaves_nothing_behind(self, own_store, own_redis, eventually):
         await asyncio.gather(
@@ -757,6 +819,18 @@ class TestFaults:
                 return await redis.dbsize() == 0
 
             await eventually(empty)
+
+    async def test_a_search_for_all_owners_finds_the_lists_of_earlier_versions(self, own_store, own_redis):
+        owners = ["a b", "a%20b", "b"]
+        for number, owner in enumerate(owners):
+            await own_store.create(record(owner, job=f"job_{number}"), ttl_s=60)
+        async with Redis.from_url(own_redis.url) as redis:
+            await redis.delete("nexus:job-owners")
+        for _ in range(2):
+            found = await own_store.search(None, JobFilter())
+            assert [job.owner for job in found.records] == ["b", "a%20b", "a b"]
+        await own_store.create(record("c", job="job_9"), ttl_s=60)
+        assert [job.owner for job in (await own_store.search(None, JobFilter(), limit=1)).records] == ["c"]
 
     async def test_a_list_that_nobody_reads_does_not_grow_for_ever(self, own_store, own_redis):
         """What has expired leaves it as others come."""
@@ -773,7 +847,7 @@ class TestFaults:
         async with Redis.from_url(own_redis.url) as redis:
             await redis.zadd("nexus:jobs:alice", {f"job_9{number:04}": 0 for number in range(3500)})
             await redis.zadd("nexus:timers", {f"alice:job_9{number:04}": number for number in range(900)})
-            assert [job.job for job in await own_store.page("alice", limit=2)] == ["job_2", "job_1"]
+            assert [job.job for job in await list_jobs(own_store, "alice", limit=2)] == ["job_2", "job_1"]
             assert await redis.zcard("nexus:jobs:alice") == 3
             await own_store.update("alice", "job_0", due_s=0)
             assert await own_store.claim_due(2) == [DueJob("alice", "job_0")]

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from backbone.store.redis import RedisStore
 from backbone.store.store import IllegalMove, JobLimit, LimitReached, Store
-from backbone.testing.store import MemoryStore
+from backbone.testing.store import MemoryStore, list_jobs
 from schemas.jobs import JobRecord, JobStatus
 
 T = TypeVar("T")
@@ -191,7 +191,7 @@ class StoreMachine(RuleBasedStateMachine):
     def the_list_holds_what_there_is(self) -> None:
         if not hasattr(self, "owner"):
             return
-        listed = self.do(self.store.page(self.owner))
+        listed = self.do(list_jobs(self.store, self.owner))
         assert [record.job for record in listed] == sorted(self.jobs, reverse=True)
         for record in listed:
             model = self.jobs[record.job]

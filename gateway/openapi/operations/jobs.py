@@ -19,9 +19,10 @@ from gateway.openapi.operation import (
     SuccessResponse,
     json_response,
 )
-from gateway.openapi.operations.common import JOB_ID, MODEL, PAGE
+from gateway.openapi.operations.common import JOB_ID, MODEL
 from gateway.openapi.operations.inference import HELLO
 from gateway.openapi.operations.messages import DOCUMENTED_REQUEST as DOCUMENTED_MESSAGE
+from gateway.openapi.operations.job_filters import EXPORTED, OWN_EXPORT, OWN_PAGE
 from gateway.openapi.shapes.jobs import DeadLetterDeleted, DeadLetterList, DeadLetterObject, Job, JobList
 from schemas.endpoints import ENDPOINTS, EndpointSpec
 from schemas.openai.speech import SPEECH_CONTENT_TYPES
@@ -65,6 +66,7 @@ SUBMISSIONS = tuple(_submissions())
 
 ID = {"job_id": JOB_ID}
 MISSING = {404: "The job does not exist, has been deleted after its retention time, or belongs to another owner."}
+MISSING_BATCH = {404: "The batch does not exist (`batch_not_found`)."}
 EVENTS = EVENT | {
     "description": "One server-sent event: `job.queued`, `job.started`, `job.restarted`, `job.chunk`, `job.adapted` or `job.progress`. "
     "The last event is `job.completed`, `job.failed`, `job.cancelled` or `job.expired`."
@@ -100,24 +102,22 @@ OPERATIONS = {
         tag="jobs",
         scope="jobs",
         summary="List jobs",
-        description="Return the caller's jobs, newest first.",
+        description="Return the caller's jobs that meet all filters, newest first. A page may be empty and have a next one: a search that looks at "
+        "very many jobs pauses after two seconds.",
         responses=json_response(JobList, "A page of jobs."),
-        parameters=PAGE
-        | {
-            "status": {"description": "Return only jobs with this status."},
-            "model": {"description": "Return only jobs of this model."},
-            "metadata": {
-                "in": "query",
-                "style": "deepObject",
-                "explode": True,
-                "description": "`metadata[NAME]=VALUE`: return only jobs with this metadata.",
-                "schema": {
-                    "type": "object",
-                    "propertyNames": {"minLength": 1, "maxLength": 64},
-                    "additionalProperties": {"type": "string"},
-                },
-            },
-        },
+        errors=MISSING_BATCH,
+        parameters=OWN_PAGE,
+    ),
+    "GET /v1/jobs/export": Operation(
+        id="exportJobs",
+        tag="jobs",
+        scope="jobs",
+        summary="Export jobs",
+        description="Return the caller's jobs that meet all filters, as JSON lines or CSV. In CSV, text that a spreadsheet would take for a formula "
+        "begins with an apostrophe. An export that cannot be completed breaks off.",
+        responses=EXPORTED,
+        errors=MISSING_BATCH,
+        parameters=OWN_EXPORT,
     ),
     "GET /v1/jobs/{job_id}": Operation(
         id="getJob",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gateway.openapi.operation import JSON, JSON_TYPE, TEXT, Operation, SuccessResponse, json_response
 from gateway.openapi.operations.common import MODEL, identifier
+from gateway.openapi.operations.job_filters import EXPORTED, OPERATORS_EXPORT, OPERATORS_PAGE
 from gateway.openapi.shapes.operators import (
     AliasDeleted,
     AliasList,
@@ -47,14 +48,8 @@ KEY = {"key_id": identifier("key_", "The id of a key.", "^key_[0-9a-f]{32}$")}
 NO_KEY = {404: "The key does not exist or is revoked."}
 TEAM = {"team_id": {"description": "The team's id, the `owner` of its keys.", "schema": NAME, "example": "team-a"}}
 OF_TEAM = {"description": "The team whose jobs these are.", "example": "team-a"}
-JOB_FILTERS = {
-    "team": OF_TEAM,
-    "status": {"description": "Only jobs in this status."},
-    "model": {"description": "Only jobs for this model, by the name in the request."},
-    "after": {"description": "The id of the last job of the page before."},
-    "limit": {"description": "The number of jobs on a page."},
-}
 TEAM_JOB = {"job_id": identifier("job_", "The id of a job.", "^job_[0-9a-f]{32}$"), "team": OF_TEAM}
+NO_BATCH = {404: "The team has no such batch (`batch_not_found`)."}
 NO_TEAM_JOB = {404: "The team has no such job (`job_not_found`)."}
 NO_TEAM = {404: "The team does not exist (`team_not_found`)."}
 
@@ -302,10 +297,23 @@ OPERATIONS = {
         id="listTeamJobs",
         tag="operation",
         scope="admin:read",
-        summary="List a team's jobs",
-        description="Return a team's jobs, newest first, without what callers wrote: no metadata, webhooks, results or messages of errors.",
-        responses=json_response(TeamJobList, "The jobs."),
-        parameters=JOB_FILTERS,
+        summary="List the jobs of all teams",
+        description="Return the jobs of all teams that meet all filters, newest first, without what callers wrote: no metadata, webhooks, results or "
+        "messages of errors.",
+        responses=json_response(TeamJobList, "A page of jobs."),
+        errors=NO_BATCH,
+        parameters=OPERATORS_PAGE,
+    ),
+    "GET /v1/admin/jobs/export": Operation(
+        id="exportTeamJobs",
+        tag="operation",
+        scope="admin:read",
+        summary="Export the jobs of all teams",
+        description="Return the jobs of all teams that meet all filters, as JSON lines or CSV, without what callers wrote. An export that cannot be "
+        "completed breaks off.",
+        responses=EXPORTED,
+        errors=NO_BATCH,
+        parameters=OPERATORS_EXPORT,
     ),
     "GET /v1/admin/jobs/{job_id}": Operation(
         id="getTeamJob",

@@ -17,12 +17,15 @@ class Job(BaseModel):
     object: Literal["job"]
     endpoint: str
     """The endpoint that the request is for."""
+    capability: Capability
     model: str
     service_tier: Lane
     """The lane in which the job waits."""
     status: JobStatus
     created_at: int
     """Unix seconds, like all times in this object."""
+    queued_at: int
+    """When the job began to wait for its latest run."""
     started_at: int | None
     """When the latest attempt started."""
     finished_at: int | None
@@ -40,6 +43,10 @@ class Job(BaseModel):
     """Progress from 0 to 1. Null if the inference server does not report it."""
     worker: str | None
     """The worker that runs the job or ran it last."""
+    key: str | None
+    """The id of the API key, or of the person in a session, that submitted the job. Null: the bootstrap key."""
+    request_id: str | None
+    """The `x-request-id` of the request that submitted the job."""
     usage: dict[str, Any] | None
     error: ErrorDetail | None
     """Why the job failed."""
@@ -56,13 +63,15 @@ class Job(BaseModel):
 
 
 class JobList(BaseModel):
-    """A page of jobs, newest first. Request the next page with `after=last_id`."""
+    """A page of jobs, newest first, or in the order that the query asks for. With `fields`, jobs hold only those."""
 
     object: Literal["list"]
     data: list[Job]
     first_id: str | None
     last_id: str | None
     has_more: bool
+    next_after: str | None
+    """The parameter `after` of the next page. Null: there is none."""
 
 
 class DeadLetterObject(BaseModel):

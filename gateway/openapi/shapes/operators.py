@@ -374,13 +374,17 @@ class TeamJob(BaseModel):
     object: Literal["job"]
     team: str
     key: str | None
-    """The id of the API key that submitted the job. Null: the bootstrap key."""
+    """The id of the API key, or of the person in a session, that submitted the job. Null: the bootstrap key."""
+    request_id: str | None
     endpoint: str
+    capability: Capability
     model: str
     service_tier: Lane
     status: JobStatus
     created_at: int
     """Unix seconds."""
+    queued_at: int
+    """The time at which the job began to wait for its latest run."""
     started_at: int | None
     finished_at: int | None
     expires_at: int | None
@@ -402,11 +406,15 @@ class TeamJob(BaseModel):
 
 
 class TeamJobList(BaseModel):
-    """A page of a team's jobs, newest first."""
+    """A page of jobs, newest first, or in the order that the query asks for. With `fields`, jobs hold only those."""
 
     object: Literal["list"]
     data: list[TeamJob]
+    first_id: str | None
+    last_id: str | None
     has_more: bool
+    next_after: str | None
+    """The parameter `after` of the next page. Null: there is none."""
 
 
 class Key(LimitValues):

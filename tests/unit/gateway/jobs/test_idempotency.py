@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from backbone.testing.store import list_jobs
 from gateway.jobs.api import Submission
 from gateway.jobs.idempotency import Idempotency, IdempotencyMismatch
 from schemas.endpoints import BY_PATH
@@ -171,7 +172,7 @@ async def test_one_that_was_refused_may_come_again(rig: Rig) -> None:
     rig.broker.max_per_queue = 0
     with pytest.raises(QueueFull):
         await submit(rig, gateway, "k")
-    assert await rig.store.page(OWNER) == []
+    assert await list_jobs(rig.store, OWNER) == []
     rig.broker.max_per_queue = 10
     record = await submit(rig, gateway, "k")
     await rig.worker()

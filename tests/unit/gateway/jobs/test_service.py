@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from backbone.bus.bus import Queue
+from backbone.testing.store import list_jobs
 from schemas.errors import ModelNotFound, RateLimited
 from schemas.job_events import JobEventKind
 from schemas.jobs import Capability, Envelope, JobStatus, Lane
@@ -97,7 +98,7 @@ class TestAnswers:
         with pytest.raises(ModelNotFound):
             await rig.submit(model="nope")
         assert rig.queued == 0
-        assert await rig.store.page(OWNER) == []
+        assert await list_jobs(rig.store, OWNER) == []
 
     async def test_a_key_may_have_so_many_jobs_waiting(self, rig: Rig) -> None:
         await rig.submit(key="k", max_queued=1)
