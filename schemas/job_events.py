@@ -25,7 +25,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.frames import FrameKind, Progress
 from schemas.names import SubjectToken
@@ -59,6 +59,8 @@ class GateRequest(BaseModel):
     """For STARTED: the job is sealed, and the reply must hold its content key."""
     counted: bool = True
     """For RETURNED: the attempt counts as failed."""
+    code: str = Field("", max_length=100)
+    """For RETURNED: the code of the error."""
 
 
 class GateVerdict(StrEnum):

@@ -277,6 +277,30 @@ class WebhookState(BaseModel):
     """The newest deliveries, oldest first."""
 
 
+MAX_ATTEMPTS_KEPT = 16
+"""The attempts of a job that its record holds: the newest."""
+
+
+class JobAttempt(BaseModel):
+    """One attempt at a job. Times are Unix milliseconds, by the gateways' clock."""
+
+    model_config = ConfigDict(frozen=True, title="Attempt")
+
+    run: int
+    number: int
+    """The number of the attempt in its run. An attempt that a worker returned because it shut down does not count: the next one has its number."""
+    worker: str
+    started_ms: int
+    first_output_ms: int | None = None
+    """When the first output came: a token, for text. None: none came, or the attempt has not completed."""
+    ended_ms: int | None = None
+    """When the attempt ended; for a worker that was lost, when that was noticed. None: it runs."""
+    end: str | None = None
+    """Why it ended: `completed`, `failed`, `cancelled`, `expired`, `returned` (to the queue) or `worker_lost`."""
+    code: str | None = None
+    """The code of the error for which it failed or was returned."""
+
+
 class JobRecord(JobSpec):
     """The record of a durable job in Redis. Its JSON has the API's names; see `encode` and `decode`."""
 
@@ -317,6 +341,8 @@ class JobRecord(JobSpec):
     """The job's content is encrypted, and may be forgotten before its record. None: it is not."""
     traceparent: Traceparent | None = None
     """The span below which the job's trace goes on. None: the job is not traced."""
+    history: tuple[JobAttempt, ...] = ()
+    """The newest attempts of all runs, oldest first: at most `MAX_ATTEMPTS_KEPT`."""
     reserved_tokens: int | None = None
     """Tokens that the run has taken of its limits per minute, by estimate. None: it took none."""
 

@@ -44,6 +44,8 @@ class Outcome(
     """The attempt had a start grant, and a gateway counted it. False: no gateway replied, and `attempts` is the worker's estimate."""
     seconds: float | None = None
     """The duration of the attempt."""
+    first_output_s: float | None = None
+    """Seconds from the start of the attempt to its first output. None: it had none, or the worker did not say."""
     content_type: str = "application/json"
     usage: Usage | None = None
     media: MediaUsage | None = None

@@ -73,6 +73,7 @@ class EventOutbox(Outbox):
         self._granted = True
         """A gateway granted the start; False: none answered."""
         self._began: float | None = None
+        self._first_output: float | None = None
         self._pending_frames: list[bytes] = []
         """Frames of a stream that must be stored before the next chunk."""
 
@@ -81,7 +82,7 @@ class EventOutbox(Outbox):
         self._began = monotonic()
         self.send(FrameKind.STARTED, 0, self._context.started)
 
-    def request(self, kind: FrameKind, on_reply: OnReply, *, counted: bool = True) -> None:
+    def request(self, kind: FrameKind, on_reply: OnReply, *, counted: bool = True, code: str = "") -> None:
         env, context = self.envelope, self._context
         progress = self.progress
         if progress is not None:
@@ -98,6 +99,7 @@ class EventOutbox(Outbox):
             backend=context.backend,
             progress=progress,
             counted=counted,
+            code=code[:100],
             sealed=env.sealed,
         )
         self._job_log.request_gate(request, on_reply)
@@ -117,6 +119,8 @@ class EventOutbox(Outbox):
             self._events.append(encode_frame(*frame[:6]))
 
     def take(self, data: bytes) -> bool:
+        if self._first_output is None:
+            self._first_output = monotonic()
         self._buffered.append(data)
         self._buffered_size += len(data)
         if self.envelope.stream:
@@ -202,7 +206,8 @@ class EventOutbox(Outbox):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETURN_TIMEOUT_S):
                     await self._events.flush()
-        self.request(FrameKind.RETURNED, lambda _: None, counted=counted)
+        code = error.info.code or error.info.type
+        self.request(FrameKind.RETURNED, lambda _: None, counted=counted, code=code)
         self.job.nak(delay_s)
         return "returned"
 
@@ -224,6 +229,9 @@ class EventOutbox(Outbox):
             attempts=self.number,
             granted=self._granted,
             seconds=0.0 if began is None else round(monotonic() - began, 4),
+            first_output_s=None
+            if began is None or self._first_output is None
+            else round(self._first_output - began, 4),
             input_size=self.input_bytes,
             **fields,
         )

@@ -77,4 +77,7 @@ def _run_of(record: JobRecord, changes: dict[str, Any]) -> int:
 
 
 def _changed(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
+    history = changes.get("history")
+    if callable(history):
+        changes = changes | {"history": history(record)}
     return JobRecord.model_validate(record.__dict__ | changes)

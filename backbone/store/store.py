@@ -103,6 +103,8 @@ class Store(Protocol):
         `run` in `changes` is the run that moves; by default the record's own. The timer is set to `due_s` seconds from now, or
         removed where that is None or `to` is terminal. Raises IllegalMove; LimitReached, without a change, when the job does
         not run yet and `max_running` jobs of its key or owner are in status IN_PROGRESS; ValueError for invalid `changes`.
+
+        `history` in `changes` may be a function that returns it for the record before the move.
         """
 
     async def update(self, owner: str, job_id: str, *, due_s: TimerDelay = None, **changes: Any) -> JobRecord | None:

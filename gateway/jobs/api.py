@@ -174,6 +174,12 @@ class JobsApi(Protocol):
     async def replay(self, job_id: str) -> JobRecord:
         """Start a new run of a dead letter's job and delete the dead letter. Raises NotFound, JobNotFailed."""
 
+    async def replay_letter(self, letter: StoredDeadLetter) -> JobRecord:
+        """Start a new run of this dead letter's job and delete the dead letter. Raises JobNotFailed."""
+
+    async def delete_letter(self, letter: StoredDeadLetter) -> None:
+        """Delete this dead letter. Idempotent."""
+
     async def delete_dead_letters(self, job_id: str) -> None:
         """Delete the dead letters of a job. Raises NotFound."""
 

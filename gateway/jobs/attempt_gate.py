@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from time import monotonic
+from functools import partial
 from typing import Any
 
 import structlog
@@ -30,6 +31,7 @@ from backbone.bus.bus import Queue
 from backbone.bus.content_keys import ContentKeys
 from backbone.bus.job_log import JobHistory
 from backbone.store.store import IllegalMove, JobLimit, LimitReached, Store
+from gateway.jobs.attempt_history import RETURNED, begin_attempt, end_attempt, now_ms
 from gateway.jobs.attempts import count_attempts
 from gateway.jobs.records import now, seconds_until_due
 from gateway.jobs.terminator import read_initial_record
@@ -216,6 +218,7 @@ class AttemptGate:
             worker=request.worker,
             started_at=now(),
             progress=None,
+            history=partial(begin_attempt, run=request.run, number=attempt, worker=request.worker, at_ms=now_ms()),
         )
         if record is None:
             return False
@@ -269,6 +272,7 @@ class AttemptGate:
             if request.counted:
                 due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
                 back = {"worker": None, "progress": None, "queued_at": now()}
+            back["history"] = partial(end_attempt, end=RETURNED, at_ms=now_ms(), code=request.code or None)
             with contextlib.suppress(IllegalMove):  # the job has ended in the meantime
                 await self._store.move(request.owner, request.job, JobStatus.QUEUED, due_s=due_s, **back)
 

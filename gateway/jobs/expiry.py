@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
 
 from backbone.bus.job_log import OutcomeStore
 from backbone.store.store import DueJob, IllegalMove, Store
+from gateway.jobs.attempt_history import WORKER_LOST, end_attempt, now_ms
 from gateway.jobs.content_retention import ContentRetention
 from gateway.jobs.records import now, queue_deadline, seconds_until_due
 from gateway.jobs.terminator import JobTerminator
@@ -97,6 +99,7 @@ class ExpiryWatcher:
         """Mark the job of a silent worker as queued: NATS redelivers it to another worker."""
         due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
         back: dict[str, Any] = {"worker": None, "progress": None, "run": record.run, "queued_at": now()}
+        back["history"] = partial(end_attempt, end=WORKER_LOST, at_ms=now_ms())
         with contextlib.suppress(IllegalMove):  # the job has ended in the meantime
             await self._store.move(record.owner, record.job, JobStatus.QUEUED, due_s=due_s, **back)
 

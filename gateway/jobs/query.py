@@ -41,6 +41,7 @@ CLOCK_SLACK_S = 60
 _METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 _ID_PREFIX = re.compile(r"job_[0-9a-f]{0,32}")
 _JOB_ID = re.compile(r"job_[0-9a-f]{32}")
+_REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")
 _DURATION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?", re.ASCII)
 
 
@@ -99,6 +100,8 @@ def _conditions(parameters: Parameters, metadata: dict[str, str], id_slack_s: fl
         # `?model=` filters nothing, as before filters could be repeated.
         given = tuple(value for value in read_values(parameters, name) if value)
         choices = CHOICES.get(name)
+        if name == "request_id" and not all(_REQUEST_ID.fullmatch(value) for value in given):
+            raise InvalidRequest("'request_id' must be an 'x-request-id' of an answer.", param=name)
         for value in given:
             if choices is not None and value not in choices:
                 raise InvalidRequest(f"'{name}' must be one of {', '.join(choices)}.", param=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -9,7 +10,8 @@ import orjson
 
 from backbone.store.job_filter import error_code
 from gateway import clock
-from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus
+from gateway.jobs.attempt_history import end_with_outcome
+from schemas.jobs import TERMINAL_STATUSES, Envelope, JobAttempt, JobRecord, JobStatus
 from schemas.outcome import Outcome
 from schemas.traces import read_trace_context
 
@@ -39,9 +41,10 @@ def new_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) ->
 
 
 def outcome_fields(outcome: Outcome, at: int | None = None) -> dict[str, Any]:
-    """Return the record fields, other than the status, that an outcome stored `at` (None: now) sets."""
+    """Return the record fields, other than the status, that an outcome stored `at` (None: now) sets, as `Store.move` takes them."""
     at = now() if at is None else at
     return {
+        "history": partial(end_with_outcome, outcome=outcome, at=at),
         "run": outcome.run,
         "finished_at": at,
         "progress": 1.0 if outcome.status is JobStatus.COMPLETED else None,
@@ -57,14 +60,21 @@ def record_from_outcome(outcome: Outcome, at: int | None = None) -> JobRecord:
     """Return the record of a job of which only the outcome is known."""
     at = now() if at is None else at
     created_at = id_created_at(outcome.job) or at
-    return JobRecord.of(outcome, status=outcome.status, created_at=created_at, **outcome_fields(outcome, at))
+    record = JobRecord.of(outcome, created_at=created_at)
+    return record.model_copy(update=_fields_of(record, outcome, at))
 
 
 def with_outcome(record: JobRecord, outcome: Outcome, at: int | None = None) -> JobRecord:
     """Return the record as it will be once the outcome is recorded."""
     if record.status in TERMINAL_STATUSES:
         return record
-    return record.model_copy(update={"status": outcome.status, **outcome_fields(outcome, at)})
+    return record.model_copy(update=_fields_of(record, outcome, at))
+
+
+def _fields_of(record: JobRecord, outcome: Outcome, at: int | None) -> dict[str, Any]:
+    at = now() if at is None else at
+    history = end_with_outcome(record, outcome, at)
+    return {**outcome_fields(outcome, at), "status": outcome.status, "history": history}
 
 
 def queue_deadline(record: JobRecord) -> float:
@@ -117,6 +127,8 @@ def job_object(record: JobRecord, *, position: int | None = None, eta_s: float |
         "result_url": f"/v1/jobs/{record.job}/result",
         "events_url": f"/v1/jobs/{record.job}/events",
     }
+    if record.history:
+        out["attempts_detail"] = [attempt_object(attempt) for attempt in record.history]
     if record.adapted:
         out["adapted"] = list(record.adapted)
     if record.webhook_state is not None:
@@ -128,12 +140,26 @@ def job_object(record: JobRecord, *, position: int | None = None, eta_s: float |
     return out
 
 
+def attempt_object(attempt: JobAttempt) -> dict[str, Any]:
+    """Return the API's object for an attempt."""
+    return {
+        "run": attempt.run,
+        "number": attempt.number,
+        "worker": attempt.worker,
+        "started_at": attempt.started_ms / 1000,
+        "first_output_at": None if attempt.first_output_ms is None else attempt.first_output_ms / 1000,
+        "ended_at": None if attempt.ended_ms is None else attempt.ended_ms / 1000,
+        "end": attempt.end,
+        "code": attempt.code,
+    }
+
+
 JOB_FIELDS = (
     "id", "object", "endpoint", "capability", "model", "service_tier", "status", "created_at", "queued_at", "started_at",
     "finished_at", "expires_at", "run", "attempts", "queue_position", "eta_seconds", "progress", "worker", "key", "request_id",
-    "usage", "error", "metadata", "result_url", "events_url", "adapted", "webhook", "batch",
+    "usage", "error", "metadata", "result_url", "events_url", "trace_id", "attempts_detail", "adapted", "webhook", "batch",
 )  # fmt: skip
-"""The fields of the job object. The last three may be missing."""
+"""The fields of the job object. The last five may be missing."""
 PRIVATE = ("metadata", "webhook", "result_url", "events_url", "error")
 """Fields of the job object that hold what callers wrote, or lead to it."""
 
@@ -148,5 +174,7 @@ def job_state_object(record: JobRecord) -> dict[str, Any]:
 
 
 def job_json(record: JobRecord) -> bytes:
-    """Return the API's job object as JSON."""
-    return orjson.dumps(job_object(record))
+    """Return the API's job object as JSON, for events: without the attempts, which a reader that follows live does not know."""
+    job = job_object(record)
+    job.pop("attempts_detail", None)
+    return orjson.dumps(job)

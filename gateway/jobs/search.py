@@ -103,8 +103,8 @@ class JobSearch:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(MAX_WAIT_S):
-                    held = self._slots.hold([Bound(caller, MAX_SEARCHES_OF_ONE)], lambda: None)
-                    await stack.enter_async_context(held)
+                    slot = self._slots.hold([Bound(caller, MAX_SEARCHES_OF_ONE)], lambda: None)
+                    await stack.enter_async_context(slot)
             except TimeoutError:
                 raise RateLimited("Other searches for jobs are still running. Retry when they have ended.") from None
             yield

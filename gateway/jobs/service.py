@@ -249,7 +249,11 @@ class JobService:
 
     async def replay(self, job_id: str) -> JobRecord:
         """See `JobsApi`."""
-        letter = await self.dead_letter(job_id)
+        return await self.replay_letter(await self.dead_letter(job_id))
+
+    async def replay_letter(self, letter: StoredDeadLetter) -> JobRecord:
+        """See `JobsApi`."""
+        job_id = letter.outcome.job
         record = await self._get_or(letter.outcome.owner, job_id, record_from_outcome(letter.outcome, letter.stored_at))
         stored = await self._log.read_outcome(job_id)
         _require_retryable(record, stored)
@@ -262,6 +266,10 @@ class JobService:
         started = await self._start_run(record, letter.message, letter.outcome, stored)
         await self._log.delete_dead_letter(letter.seq)
         return started
+
+    async def delete_letter(self, letter: StoredDeadLetter) -> None:
+        """See `JobsApi`."""
+        await self._log.delete_dead_letter(letter.seq)
 
     async def delete_dead_letters(self, job_id: str) -> None:
         """See `JobsApi`."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
+from gateway.audit.entry import AuditEntry
 from gateway.audit.route import AuditedRoute
-from gateway.dependencies import AdminReader, AuditDep, Operator, PartsDep
+from gateway.dependencies import AdminReader, AuditDep, Operator, Parts, PartsDep
+from gateway.http.request_body import read_json
+from gateway.job_requests import GroupRequest
 from gateway.jobs.api import StoredDeadLetter
+from gateway.jobs.bulk import change_all
+from gateway.jobs.dead_letter_groups import find_letters, group_letters
 from gateway.jobs.records import job_object
 from schemas.jobs import Envelope
 
@@ -33,6 +39,46 @@ async def list_dead_letters(
         "data": [_dead_letter_object(letter) for letter in letters[:limit]],
         "has_more": len(letters) > limit,
     }
+
+
+@router.get("/v1/dlq/groups")
+async def list_dead_letter_groups(parts: PartsDep, _: AdminReader) -> dict[str, Any]:
+    """Group the newest dead letters by error and model."""
+    return await group_letters(parts.jobs)
+
+
+@router.post("/v1/dlq/replay")
+async def replay_dead_letters(request: Request, parts: PartsDep, _: Operator, audit: AuditDep) -> dict[str, Any]:
+    """Start new runs of the jobs of many dead letters."""
+    return await _change(request, parts, audit, parts.jobs.replay, parts.jobs.replay_letter)
+
+
+@router.post("/v1/dlq/delete")
+async def delete_dead_letters(request: Request, parts: PartsDep, _: Operator, audit: AuditDep) -> dict[str, Any]:
+    """Delete many dead letters. Their jobs stay failed."""
+    return await _change(request, parts, audit, parts.jobs.delete_dead_letters, parts.jobs.delete_letter)
+
+
+async def _change(
+    request: Request,
+    parts: Parts,
+    audit: AuditEntry,
+    change_job: Callable[[str], Awaitable[object]],
+    change_letter: Callable[[StoredDeadLetter], Awaitable[object]],
+) -> dict[str, Any]:
+    body = await read_json(request, GroupRequest)
+    body.require_one_form()
+    next_before = None
+    if body.ids is not None:
+        result = await change_all(list(dict.fromkeys(body.ids)), str, change_job)
+    else:
+        audit.details |= {"error": body.error, "model": body.model}
+        letters, next_before = await find_letters(parts.jobs, body)
+        result = await change_all(letters, lambda letter: letter.outcome.job, change_letter)
+    audit.details |= result.details()
+    summary = result.to_object(None)
+    del summary["next_after"]
+    return summary | {"has_more": next_before is not None, "next_before": next_before}
 
 
 @router.get("/v1/dlq/{job_id}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -10,12 +10,15 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from gateway.dependencies import Parts
+from gateway.job_requests import MAX_ITEMS, BulkRequest, TeamBulkRequest
+from gateway.jobs.bulk import BulkOutcome, change_all
 from gateway.jobs.export import CSV, JSON_LINES, MAX_EXPORTED, ToObject, csv_table, json_lines, pick
 from gateway.jobs.query import DEFAULT_LIMIT, MAX_LIMIT, JobQuery, parse_job_query
 from gateway.jobs.records import JOB_FIELDS, JOB_STATE_FIELDS, job_object, job_state_object
 from gateway.jobs.search import LineJobs
 from gateway.usage.query import group_parameters, read_choice
 from schemas.errors import InvalidRequest
+from schemas.jobs import JobStatus
 
 
 class JobLists:
@@ -56,6 +59,26 @@ class JobLists:
         headers = {"content-disposition": f'attachment; filename="jobs.{form}"'}
         return StreamingResponse(_resume(first, pieces), media_type=media_type, headers=headers)
 
+    async def change(
+        self, body: BulkRequest, act: Callable[[str, str], Awaitable[object]], only: Sequence[JobStatus]
+    ) -> tuple[BulkOutcome, str | None]:
+        """Call `act` with the owner and the id of each job that the body names, and return the `after` of the next call.
+
+        `only`: the statuses that a filter finds, unless it names some.
+        """
+        parameters = body.parameters()
+        if body.ids is not None:
+            team = body.team if isinstance(body, TeamBulkRequest) else self._caller
+            return await change_all(list(dict.fromkeys(body.ids)), str, lambda job: act(team, job)), None
+        if not any(name == "status" for name, _ in parameters):
+            parameters += [("status", status) for status in only]
+        query = self.parse(parameters, (MAX_ITEMS, MAX_ITEMS))
+        records, after = await self._parts.job_search.page(
+            self._caller, self._owners(query), query, await self._lines(query)
+        )
+        result = await change_all(records, lambda record: record.job, lambda record: act(record.owner, record.job))
+        return result, after or None
+
     def parse(self, pairs: Sequence[tuple[str, str]], limits: tuple[int, int], *others: str) -> JobQuery:
         """Return a checked query. Raises InvalidRequest."""
         return parse_job_query(
@@ -82,6 +105,10 @@ class JobLists:
         if owners is None or len(owners) != 1:
             raise InvalidRequest("Name the batch's team with 'team'.", param="team")
         return await self._parts.batches.line_jobs(owners[0], query.batch)
+
+
+UNFINISHED = (JobStatus.QUEUED, JobStatus.IN_PROGRESS)
+RETRYABLE = (JobStatus.FAILED,)
 
 
 async def _resume(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

@@ -14,12 +14,14 @@ from fastapi.responses import Response, StreamingResponse
 from gateway.auth.authenticator import Principal
 from gateway.dependencies import JobsCaller, Parts, PartsDep
 from gateway.http.asgi import EXCHANGE, STREAM_HEADERS, HttpExchange, adapted_header
+from gateway.http.request_body import read_json
+from gateway.job_requests import BulkRequest
 from gateway.jobs.api import JobEvent, JobResult
 from gateway.jobs.http_handler import job_with_estimate
 from gateway.jobs.http_response import result_error
 from gateway.jobs.read_ahead import event_size, no_report, read_ahead
 from gateway.limits.followers import HoldingResponse
-from gateway.routes.job_lists import JobLists
+from gateway.routes.job_lists import RETRYABLE, UNFINISHED, JobLists
 from gateway.signed_urls import base_url
 from gateway.sse_frames import EVENT_STREAM, comment_frame
 from schemas.errors import NexusError
@@ -44,6 +46,23 @@ async def export_jobs(request: Request, parts: PartsDep, caller: JobsCaller) -> 
         resources.enter_context(parts.followers.hold(caller.limits))
         exported = await JobLists(parts, caller.owner, for_operator=False).export(request)
         return HoldingResponse(exported, resources.pop_all())
+
+
+@router.post("/v1/jobs/cancel")
+async def cancel_jobs(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """Cancel the caller's jobs with these ids, or those that meet a filter."""
+    body = await read_json(request, BulkRequest)
+    result, after = await JobLists(parts, caller.owner, for_operator=False).change(body, parts.jobs.cancel, UNFINISHED)
+    return result.to_object(after)
+
+
+@router.post("/v1/jobs/retry")
+async def retry_jobs(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """Start new runs of the caller's failed jobs with these ids, or of those that meet a filter."""
+    body = await read_json(request, BulkRequest)
+    await parts.budgets.require_some(caller.limits)
+    result, after = await JobLists(parts, caller.owner, for_operator=False).change(body, parts.jobs.retry, RETRYABLE)
+    return result.to_object(after)
 
 
 @router.get("/v1/jobs/{job_id}/result")

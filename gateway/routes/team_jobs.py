@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
+from gateway.audit.entry import AuditEntry
 from gateway.audit.route import AuditedRoute
-from gateway.dependencies import AdminReader, AuditDep, Operator, PartsDep
+from gateway.auth.authenticator import Principal
+from gateway.dependencies import AdminReader, AuditDep, Operator, Parts, PartsDep
+from gateway.http.request_body import read_json
+from gateway.job_requests import TeamBulkRequest
 from gateway.jobs.records import job_state_object
-from gateway.routes.job_lists import JobLists
+from gateway.routes.job_lists import RETRYABLE, UNFINISHED, JobLists
+from schemas.jobs import JobStatus
 
 router = APIRouter(tags=["operation"], route_class=AuditedRoute)
 
@@ -29,6 +35,33 @@ async def export_team_jobs(request: Request, parts: PartsDep, caller: AdminReade
     """Return the state of the jobs of all teams that meet the filters as JSON lines or CSV."""
     audit.target_team = _one_team(request)
     return await JobLists(parts, caller.owner, for_operator=True).export(request)
+
+
+@router.post("/v1/admin/jobs/cancel")
+async def cancel_team_jobs(request: Request, parts: PartsDep, caller: Operator, audit: AuditDep) -> dict[str, Any]:
+    """Cancel the jobs of all teams that meet a filter."""
+    return await _change(request, parts, caller, audit, parts.jobs.cancel, UNFINISHED)
+
+
+@router.post("/v1/admin/jobs/retry")
+async def retry_team_jobs(request: Request, parts: PartsDep, caller: Operator, audit: AuditDep) -> dict[str, Any]:
+    """Start new runs of the failed jobs of all teams that meet a filter."""
+    return await _change(request, parts, caller, audit, parts.jobs.retry, RETRYABLE)
+
+
+async def _change(
+    request: Request,
+    parts: Parts,
+    caller: Principal,
+    audit: AuditEntry,
+    act: Callable[[str, str], Awaitable[object]],
+    only: Sequence[JobStatus],
+) -> dict[str, Any]:
+    body = await read_json(request, TeamBulkRequest)
+    audit.details["filter"] = body.filter
+    result, after = await JobLists(parts, caller.owner, for_operator=True).change(body, act, only)
+    audit.details |= result.details()
+    return result.to_object(after)
 
 
 @router.get("/v1/admin/jobs/{job_id}")

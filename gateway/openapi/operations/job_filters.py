@@ -35,7 +35,7 @@ _FILTERS: dict[str, JSON] = {
     "person": _texts("Only jobs that these people submitted, in a session or with a key that they made."),
     "worker": _texts("Only jobs that these workers run, or ran last."),
     "error": _texts("Only failed jobs whose error has one of these codes, or one of these types and no code."),
-    "request_id": _texts("Only the jobs of these requests, by their `x-request-id`."),
+    "request_id": _one("Only the jobs of this request, by its `x-request-id`.", pattern="^(req_[0-9a-f]{24})?$"),
     "batch": _one("Only the jobs of this batch. Without this filter, jobs of batches are not found."),
     "id": _one("Only jobs whose id begins with this text.", pattern="^(job_[0-9a-f]{0,32})?$"),
     "created_from": _time("Only jobs that were created at this time or later"),

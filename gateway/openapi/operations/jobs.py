@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, create_model
 
 from gateway.files import MAX_FILES
+from gateway.job_requests import BulkRequest, GroupRequest
 from gateway.openapi.operation import (
     BINARY,
     EVENT,
@@ -23,7 +24,16 @@ from gateway.openapi.operations.common import JOB_ID, MODEL
 from gateway.openapi.operations.inference import HELLO
 from gateway.openapi.operations.messages import DOCUMENTED_REQUEST as DOCUMENTED_MESSAGE
 from gateway.openapi.operations.job_filters import EXPORTED, OWN_EXPORT, OWN_PAGE
-from gateway.openapi.shapes.jobs import DeadLetterDeleted, DeadLetterList, DeadLetterObject, Job, JobList
+from gateway.openapi.shapes.jobs import (
+    BulkResult,
+    DeadLetterDeleted,
+    DeadLetterGroupList,
+    DeadLetterList,
+    DeadLetterObject,
+    DeadLetterResult,
+    Job,
+    JobList,
+)
 from schemas.endpoints import ENDPOINTS, EndpointSpec
 from schemas.openai.speech import SPEECH_CONTENT_TYPES
 from schemas.submission import SubmitRequest
@@ -66,6 +76,9 @@ SUBMISSIONS = tuple(_submissions())
 
 ID = {"job_id": JOB_ID}
 MISSING = {404: "The job does not exist, has been deleted after its retention time, or belongs to another owner."}
+CANCEL_EXAMPLE = {"By filter": {"filter": {"model": MODEL, "metadata[customer]": "42"}}}
+RETRY_EXAMPLE = {"By filter": {"filter": {"error": "worker_lost"}, "limit": 200}}
+GROUP_EXAMPLE = {"A group": {"error": "worker_lost", "model": MODEL}}
 MISSING_BATCH = {404: "The batch does not exist (`batch_not_found`)."}
 EVENTS = EVENT | {
     "description": "One server-sent event: `job.queued`, `job.started`, `job.restarted`, `job.chunk`, `job.adapted` or `job.progress`. "
@@ -118,6 +131,30 @@ OPERATIONS = {
         responses=EXPORTED,
         errors=MISSING_BATCH,
         parameters=OWN_EXPORT,
+    ),
+    "POST /v1/jobs/cancel": Operation(
+        id="cancelJobs",
+        tag="jobs",
+        scope="jobs",
+        summary="Cancel many jobs",
+        description="Cancel the jobs with these ids, or those that meet a filter: without `status` in it, all that wait or run. One call changes at "
+        "most 200 jobs, each on its own; repeat it with `after` while `has_more` is true.",
+        body=BulkRequest,
+        examples=CANCEL_EXAMPLE,
+        responses=json_response(BulkResult, "What was done."),
+        errors=MISSING_BATCH,
+    ),
+    "POST /v1/jobs/retry": Operation(
+        id="retryJobs",
+        tag="jobs",
+        scope="jobs",
+        summary="Retry many failed jobs",
+        description="Start new runs of the jobs with these ids, or of those that meet a filter: without `status` in it, all that failed. One call "
+        "changes at most 200 jobs, each on its own; repeat it with `after` while `has_more` is true.",
+        body=BulkRequest,
+        examples=RETRY_EXAMPLE,
+        responses=json_response(BulkResult, "What was done."),
+        errors=MISSING_BATCH,
     ),
     "GET /v1/jobs/{job_id}": Operation(
         id="getJob",
@@ -214,6 +251,35 @@ OPERATIONS = {
                 "description": "The `seq` of the last dead letter of the previous page. The page begins before it."
             },
         },
+    ),
+    "GET /v1/dlq/groups": Operation(
+        id="listDeadLetterGroups",
+        tag="operation",
+        scope="admin:read",
+        summary="Group dead letters",
+        description="Return the dead letters in groups of one error and one model, the largest group first. At most the newest 5,000 are read.",
+        responses=json_response(DeadLetterGroupList, "The groups."),
+    ),
+    "POST /v1/dlq/replay": Operation(
+        id="replayDeadLetters",
+        tag="operation",
+        scope="admin:operate",
+        summary="Replay many dead letters",
+        description="Start new runs of the jobs with these ids, or of those of a group, and delete their dead letters. Repeat the call with `before` "
+        "while `has_more` is true.",
+        body=GroupRequest,
+        examples=GROUP_EXAMPLE,
+        responses=json_response(DeadLetterResult, "What was done."),
+    ),
+    "POST /v1/dlq/delete": Operation(
+        id="deleteDeadLetters",
+        tag="operation",
+        scope="admin:operate",
+        summary="Delete many dead letters",
+        description="Delete the dead letters of these jobs, or those of a group. The jobs keep the status `failed`.",
+        body=GroupRequest,
+        examples=GROUP_EXAMPLE,
+        responses=json_response(DeadLetterResult, "What was done."),
     ),
     "GET /v1/dlq/{job_id}": Operation(
         id="getDeadLetter",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from gateway.job_requests import TeamBulkRequest
 from gateway.openapi.operation import JSON, JSON_TYPE, TEXT, Operation, SuccessResponse, json_response
 from gateway.openapi.operations.common import MODEL, identifier
 from gateway.openapi.operations.job_filters import EXPORTED, OPERATORS_EXPORT, OPERATORS_PAGE
+from gateway.openapi.shapes.jobs import BulkResult
 from gateway.openapi.shapes.operators import (
     AliasDeleted,
     AliasList,
@@ -314,6 +316,29 @@ OPERATIONS = {
         responses=EXPORTED,
         errors=NO_BATCH,
         parameters=OPERATORS_EXPORT,
+    ),
+    "POST /v1/admin/jobs/cancel": Operation(
+        id="cancelTeamJobs",
+        tag="operation",
+        scope="admin:operate",
+        summary="Cancel many jobs of any team",
+        description="Cancel the jobs of `team` with these ids, or those of all teams that meet a filter: without `status` in it, all that wait or run.",
+        body=TeamBulkRequest,
+        examples={"By filter": {"filter": {"team": "team-a", "model": MODEL}}},
+        responses=json_response(BulkResult, "What was done."),
+        errors=NO_BATCH,
+    ),
+    "POST /v1/admin/jobs/retry": Operation(
+        id="retryTeamJobs",
+        tag="operation",
+        scope="admin:operate",
+        summary="Retry many failed jobs of any team",
+        description="Start new runs of the jobs of `team` with these ids, or of those of all teams that meet a filter: without `status` in it, all "
+        "that failed.",
+        body=TeamBulkRequest,
+        examples={"By filter": {"filter": {"error": "worker_lost"}}},
+        responses=json_response(BulkResult, "What was done."),
+        errors=NO_BATCH,
     ),
     "GET /v1/admin/jobs/{job_id}": Operation(
         id="getTeamJob",

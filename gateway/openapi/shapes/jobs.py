@@ -10,6 +10,24 @@ from gateway.openapi.shapes.errors import ErrorDetail
 from schemas.jobs import Capability, JobStatus, Lane, WebhookState
 
 
+class AttemptDetail(BaseModel):
+    """One attempt at a job."""
+
+    run: int
+    number: int
+    """The number of the attempt in its run. Attempts that a worker returned because it shut down do not count."""
+    worker: str
+    started_at: float
+    first_output_at: float | None
+    """When the first output came: a token, for text. Null: none came, or the attempt has not completed."""
+    ended_at: float | None
+    """When the attempt ended; for a lost worker, when the loss was noticed. Null: it runs."""
+    end: Literal["completed", "failed", "cancelled", "expired", "returned", "worker_lost"] | None
+    """Why it ended. `returned`: the worker gave the job back to its queue."""
+    code: str | None
+    """The code of the error for which the attempt failed or was returned."""
+
+
 class Job(BaseModel):
     """A durable job: a stored request that a worker runs later."""
 
@@ -55,6 +73,8 @@ class Job(BaseModel):
     events_url: str
     trace_id: str | None = None
     """The id of the job's trace; missing if tracing is off."""
+    attempts_detail: list[AttemptDetail] | None = None
+    """The newest attempts of all runs, at most 16, the oldest first."""
     adapted: list[str] | None = None
     """Request parameters that Nexus replaced by their nearest equivalent."""
     webhook: WebhookState | None = None
@@ -114,3 +134,68 @@ class DeadLetterDeleted(BaseModel):
     id: str
     object: Literal["dead_letter"]
     deleted: Literal[True]
+
+
+class DeadLetterGroup(BaseModel):
+    """Dead letters with one error and one model."""
+
+    object: Literal["dead_letter_group"]
+    error: str
+    """The code of the error, or its type where it has no code."""
+    model: str
+    count: int
+    teams: int
+    """The number of teams that have such dead letters."""
+    oldest_at: float
+    """Unix seconds."""
+    newest_at: float
+    newest_id: str
+    """The id of the newest one's job."""
+    message: str | None
+    """The newest one's message."""
+
+
+class DeadLetterGroupList(BaseModel):
+    """The groups of dead letters, the largest first."""
+
+    object: Literal["list"]
+    data: list[DeadLetterGroup]
+    read: int
+    """The number of dead letters that were read."""
+    complete: bool
+    """Whether these are all dead letters and all groups."""
+
+
+class BulkError(BaseModel):
+    """Why one job was not changed."""
+
+    id: str
+    code: str
+    message: str
+
+
+class BulkSummary(BaseModel):
+    """What a call has done to many jobs."""
+
+    object: Literal["bulk_result"]
+    matched: int
+    """The number of jobs that the call tried to change."""
+    succeeded: int
+    failed: int
+    errors: list[BulkError]
+    has_more: bool
+    """Whether more may match: repeat the call from there."""
+
+
+class BulkResult(BulkSummary):
+    """What a call has done to many jobs."""
+
+    next_after: str | None
+    """The `after` of the next call. Null: there is none."""
+
+
+class DeadLetterResult(BulkSummary):
+    """What a call has done to many dead letters."""
+
+    next_before: int | None
+    """The `before` of the next call. Null: there is none."""

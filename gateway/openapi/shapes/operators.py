@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.openapi.shapes.jobs import AttemptDetail
 from schemas.budgets import BudgetPeriod, BudgetUnit
 from schemas.jobs import Capability, JobStatus, Lane
 from schemas.keys import LaneName, Retain, Scope
@@ -399,6 +400,8 @@ class TeamJob(BaseModel):
     """The number of tokens, as the inference server reported it."""
     error_code: str | None
     """The code of the error of a failed job."""
+    attempts_detail: list[AttemptDetail] | None = None
+    """The newest attempts of all runs, at most 16, the oldest first."""
     adapted: list[str] | None = None
     """Parameters that were replaced by their nearest equivalents."""
     batch: str | None = None

@@ -11,6 +11,7 @@ from schemas.errors import InvalidRequest
 from schemas.jobs import JobRecord
 
 DAY_S = 86_400
+REQUEST = "req_" + "0" * 24
 
 
 def parse(*pairs: tuple[str, str], for_operator: bool = False):
@@ -38,7 +39,7 @@ def record(**fields) -> JobRecord:
         ([("created_from", "2020-01-01"), ("created_to", "2100-01-01")], {}, None),
         ([("created_to", "2020-01-01")], None, {}),
         ([("finished_from", "1000"), ("finished_to", "1001")], None, {"finished_at": 1001}),
-        ([("request_id", "req_1"), ("worker", "w")], {"request_id": "req_1", "worker": "w"}, {"worker": "w"}),
+        ([("request_id", REQUEST), ("worker", "w")], {"request_id": REQUEST, "worker": "w"}, {"worker": "w"}),
         ([("id", "job_0")], {}, None),
         ([("id", "job_f")], None, {}),
     ],

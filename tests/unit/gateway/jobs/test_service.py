@@ -116,6 +116,12 @@ class TestFailures:
         events = await rig.events(job)
         record = await rig.ended(job)
         assert (record.status, record.attempts, record.run) == (COMPLETED, 2, 1)
+        first, second = record.history
+        assert (first.end, first.number, second.end, second.number) == ("returned", 1, "completed", 2)
+        assert first.code == "backend_error"
+        assert second.first_output_ms is not None
+        assert first.started_ms <= (first.ended_ms or 0) <= second.started_ms <= second.first_output_ms
+        assert second.first_output_ms <= (second.ended_ms or 0)
         again = next(at for at, event in enumerate(events) if event.kind is JobEventKind.RESTARTED)
         chunks = b"".join(event.data for event in events[again:] if event.kind is JobEventKind.CHUNK)
         assert chunks == (await rig.jobs.result(OWNER, job)).data
@@ -211,6 +217,11 @@ class TestLostWorkers:
             rig.kill_attempts()
         record = await rig.ended(job)
         assert (record.status, record.attempts, (record.error or {})["code"]) == (FAILED, 3, "worker_lost")
+        assert [(one.number, one.end) for one in record.history] == [
+            (1, "worker_lost"),
+            (2, "worker_lost"),
+            (3, "worker_lost"),
+        ]
         letter = await rig.jobs.dead_letter(job)
         assert (letter.outcome.dead, letter.outcome.attempts, len(rig.ran)) == (True, 3, 3)
         assert [event.kind for event in await rig.events(job)][-1] is JobEventKind.FAILED
