@@ -37,6 +37,9 @@ export const screens: Screen[] = [
   { path: "teams/:id", title: strings.teams.title, visible: has("admin:keys"), load: () => import("./screens/teams/Team.svelte") },
   { path: "people", title: strings.people.title, group: "manage", visible: has("admin:keys"), load: () => import("./screens/people/People.svelte") },
   { path: "audit", title: strings.audit.title, group: "manage", visible: has("admin:read"), load: () => import("./screens/audit/Audit.svelte") },
+  { path: "jobs", title: strings.jobs.title, group: "live", visible: () => session.has("jobs") || session.has("admin:read"), load: () => import("./screens/jobs/Jobs.svelte") },
+  { path: "jobs/:id", title: strings.jobs.title, visible: () => session.has("jobs") || session.has("admin:read"), load: () => import("./screens/jobs/Job.svelte") },
+  { path: "dead-letters", title: strings.deadLetters.title, group: "live", visible: has("admin:read"), load: () => import("./screens/dead-letters/DeadLetters.svelte") },
   { path: "services", title: strings.services.title, group: "manage", visible: has("admin:read"), load: () => import("./screens/services/Services.svelte") },
 ];
 

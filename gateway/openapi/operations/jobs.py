@@ -22,8 +22,8 @@ from gateway.openapi.operation import (
 )
 from gateway.openapi.operations.common import JOB_ID, MODEL
 from gateway.openapi.operations.inference import HELLO
-from gateway.openapi.operations.messages import DOCUMENTED_REQUEST as DOCUMENTED_MESSAGE
 from gateway.openapi.operations.job_filters import EXPORTED, OWN_EXPORT, OWN_PAGE
+from gateway.openapi.operations.messages import DOCUMENTED_REQUEST as DOCUMENTED_MESSAGE
 from gateway.openapi.shapes.jobs import (
     BulkResult,
     DeadLetterDeleted,

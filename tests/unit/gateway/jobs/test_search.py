@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+from typing import Any
 
 import orjson
 import pytest
@@ -34,7 +35,7 @@ async def filled(*records: JobRecord) -> JobSearch:
     return JobSearch(store, lambda person: [person, "key_1"], id_slack_s=86_400)
 
 
-def record(number: int, owner: str = "a", **fields) -> JobRecord:
+def record(number: int, owner: str = "a", **fields: Any) -> JobRecord:
     defaults = {"endpoint": "/v1/chat/completions", "model": "m", "public_model": "m", "created_at": number}
     return JobRecord.model_validate(defaults | {"job": f"job_{number:032x}", "owner": owner} | fields)
 
@@ -73,7 +74,7 @@ async def test_a_batchs_jobs_are_found_by_the_batch_alone(order: str) -> None:
 
 
 async def test_exports_hold_every_job_and_no_formula() -> None:
-    lure = {"metadata": {"x": "1"}, "public_model": "=cmd()"}
+    lure: dict[str, Any] = {"metadata": {"x": "1"}, "public_model": "=cmd()"}
     search = await filled(*(record(number, **lure) for number in range(1, 1203)))
     wanted = query(("fields", "id,model,metadata,error"), limit=1_000_000)
     table = b"".join([piece async for piece in csv_table(search.pages("a", ["a"], wanted), job_object, wanted.fields)])
