@@ -36,6 +36,15 @@ def list_jobs(
         str | None, typer.Option("--status", help="queued, in_progress, completed, failed, cancelled or expired.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Only jobs of this model.")] = None,
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Only jobs for this endpoint.")] = None,
+    worker: Annotated[
+        str | None, typer.Option("--worker", help="Only jobs that this worker runs, or ran last.")
+    ] = None,
+    error: Annotated[str | None, typer.Option("--error", help="Only failed jobs with this error code.")] = None,
+    batch: Annotated[str | None, typer.Option("--batch", help="Only the jobs of this batch.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="Only jobs created at this time or later (ISO 8601).")
+    ] = None,
     metadata: Annotated[
         list[str] | None,
         typer.Option("--metadata", metavar="NAME=VALUE", help="Only jobs with this metadata; may be repeated."),
@@ -46,7 +55,8 @@ def list_jobs(
     watch: options.Watch = False,
 ) -> None:
     """List jobs, newest first."""
-    query = {"status": status, "model": model}
+    query = {"status": status, "model": model, "endpoint": endpoint, "worker": worker, "error": error, "batch": batch}
+    query["created_from"] = since
     query |= {f"metadata[{name}]": value for name, value in options.pairs(metadata, "--metadata")}
     filters = {name: value for name, value in query.items() if value is not None}
 
@@ -102,9 +112,9 @@ def fetch_pages(api: ApiClient, query: dict[str, str], limit: int | None) -> dic
         size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(rows))
         page = api.get(f"/v1/jobs?{urlencode({**query, **after, 'limit': str(size)})}")
         rows += page["data"]
-        if not page["has_more"] or not page["last_id"] or (limit is not None and len(rows) >= limit):
+        if not page.get("next_after") or (limit is not None and len(rows) >= limit):
             return {"object": "list", "data": rows, "has_more": page["has_more"]}
-        after = {"after": page["last_id"]}
+        after = {"after": page["next_after"]}
 
 
 def render_jobs(answer: dict[str, Any]) -> RenderableType:

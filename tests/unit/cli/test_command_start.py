@@ -38,6 +38,7 @@ LISTING = {
     "data": [],
     "has_more": False,
     "last_id": None,
+    "next_after": None,
     "status": "ok",
     "parts": {},
     "url": "http://gw",

@@ -70,7 +70,7 @@ def pages(rows: list[dict[str, Any]], key: str = "after", by: str = "id") -> Ans
         start = next((n + 1 for n, row in enumerate(rows) if str(row[by]) == after), 0)
         page = rows[start : start + limit]
         more = start + limit < len(rows)
-        return {"object": "list", "data": page, "has_more": more, "last_id": page[-1]["id"] if page else None}
+        return {"object": "list", "data": page, "has_more": more, "next_after": page[-1]["id"] if more else None}
 
     return answer
 
