@@ -642,6 +642,9 @@ export const strings = {
       returned: "returned to the queue",
       worker_lost: "its worker was lost",
     } as Record<string, string>,
+    input: "Input",
+    rawInput: "Raw request",
+    noInput: "The request is not stored: it was large, encrypted or a line of a batch, or its events have expired.",
     output: "Output",
     streamed: "Streamed text",
     pieces: (count: number) => plural(count, "piece", "pieces"),
@@ -669,7 +672,7 @@ export const strings = {
       usage: "Usage",
     },
     webhook: "Webhook",
-    copy: "Commands",
+    copy: "Run it yourself",
     confirm: { cancel: "Cancel this job?", retry: "Retry this job?" },
   },
   deadLetters: {

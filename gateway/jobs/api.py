@@ -131,6 +131,9 @@ class JobsApi(Protocol):
     async def result(self, owner: str, job_id: str) -> JobResult:
         """Return the result of an ended job. Raises JobNotFound, ResultNotReady, NotFound."""
 
+    async def input(self, owner: str, job_id: str) -> object:
+        """Return the job's request as JSON. Raises JobNotFound, InputNotKept."""
+
     async def confirm_delivery(self, outcome: Outcome) -> None:
         """Note that the caller has received the whole result of a job. What must not be kept is deleted; never raises Unavailable."""
 

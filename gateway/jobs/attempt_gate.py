@@ -21,8 +21,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
-from time import monotonic
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import structlog

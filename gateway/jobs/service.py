@@ -20,6 +20,7 @@ from gateway.jobs.event_stream import JobEventStream, parse_after
 from gateway.jobs.lane_change import LaneChanger
 from gateway.jobs.record_recovery import read_logged_record
 from gateway.jobs.records import new_record, now, record_from_outcome, seconds_until_due, with_outcome
+from gateway.jobs.stored_input import read_input
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.jobs.usage import OutcomeUsage
@@ -117,6 +118,10 @@ class JobService:
             )
         _require_content(stored)
         return _to_result(stored)
+
+    async def input(self, owner: str, job_id: str) -> object:
+        """See `JobsApi`."""
+        return await read_input(self._log, await self.get(owner, job_id))
 
     async def confirm_delivery(self, outcome: Outcome) -> None:
         """See `JobsApi`."""

@@ -26,6 +26,7 @@ from gateway.jobs.records import (
     record_from_outcome,
     seconds_until_due,
 )
+from gateway.jobs.stored_input import encode_queued
 from gateway.jobs.terminator import JobTerminator
 from gateway.limits.budget_limiter import BudgetLimiter, Reservation
 from gateway.limits.rate_limiter import Admission, RateLimiter
@@ -179,7 +180,7 @@ class JobSubmitter:
         await self._open_queue(envelope)
         seq = await self._store_message(envelope, body)
         record = record.model_copy(update={"seq": seq})
-        self._log.append_event_unconfirmed(record.job, _queued_event(record))
+        self._log.append_event_unconfirmed(record.job, _queued_event(record, envelope, body))
         with contextlib.suppress(NexusError, IllegalMove):  # the job is in the queue in any case
             await self._store.update(record.owner, record.job, run=record.run, seq=seq)
         return record
@@ -216,7 +217,7 @@ class JobSubmitter:
         self._metrics.child(self._metrics.jobs_submitted, record.endpoint).inc()
         record = record.model_copy(update={"seq": seq})
         # The job is safely queued, so the caller need not wait for its first event.
-        self._log.append_event_unconfirmed(record.job, _queued_event(record))
+        self._log.append_event_unconfirmed(record.job, _queued_event(record, envelope, body))
         return record
 
     async def _seal(self, envelope: Envelope, body: bytes, submission: Submission) -> tuple[Envelope, bytes]:
@@ -290,5 +291,5 @@ class JobSubmitter:
         return self._queue_s
 
 
-def _queued_event(record: JobRecord) -> bytes:
-    return encode_frame(QUEUED, record.run, 0, 0, NO_TOKEN, record.encode())
+def _queued_event(record: JobRecord, envelope: Envelope, body: bytes) -> bytes:
+    return encode_frame(QUEUED, record.run, 0, 0, NO_TOKEN, encode_queued(record, envelope, body))

@@ -65,6 +65,14 @@ async def retry_jobs(request: Request, parts: PartsDep, caller: JobsCaller) -> d
     return result.to_object(after)
 
 
+@router.get("/v1/jobs/{job_id}/input")
+async def get_input(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """Return the request that the job runs, as long as it is stored."""
+    record = await parts.jobs.get(caller.owner, job_id)
+    body = await parts.jobs.input(caller.owner, job_id)
+    return {"id": job_id, "object": "job.input", "endpoint": record.endpoint, "body": body}
+
+
 @router.get("/v1/jobs/{job_id}/result")
 async def get_result(job_id: str, request: Request, parts: PartsDep, caller: JobsCaller) -> Response:
     """Return the endpoint's response with its content type, or the job's error with the error's status."""

@@ -32,6 +32,7 @@ from gateway.openapi.shapes.jobs import (
     DeadLetterObject,
     DeadLetterResult,
     Job,
+    JobInput,
     JobList,
 )
 from schemas.endpoints import ENDPOINTS, EndpointSpec
@@ -172,6 +173,17 @@ OPERATIONS = {
                 "schema": {"type": "number", "minimum": 0, "default": 0},
             },
         },
+    ),
+    "GET /v1/jobs/{job_id}/input": Operation(
+        id="getJobInput",
+        tag="jobs",
+        scope="jobs",
+        summary="Get a job's request",
+        description="Return the request that the job runs, as JSON. It is stored with the job's events, up to 64 KiB, and not for encrypted jobs and "
+        "lines of batches. Files are not part of it.",
+        responses=json_response(JobInput, "The request."),
+        errors={404: "The job does not exist, or its request is not stored (`input_not_kept`)."},
+        parameters=ID,
     ),
     "GET /v1/jobs/{job_id}/result": Operation(
         id="getJobResult",

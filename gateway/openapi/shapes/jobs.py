@@ -82,6 +82,17 @@ class Job(BaseModel):
     """The id of the batch that the job belongs to."""
 
 
+class JobInput(BaseModel):
+    """The request of a job."""
+
+    id: str
+    object: Literal["job.input"]
+    endpoint: str
+    """The endpoint that the request is for."""
+    body: dict[str, Any]
+    """The request's body; of a form, its fields."""
+
+
 class JobList(BaseModel):
     """A page of jobs, newest first, or in the order that the query asks for. With `fields`, jobs hold only those."""
 

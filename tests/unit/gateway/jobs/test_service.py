@@ -33,6 +33,9 @@ class TestAnswers:
         assert (record.metadata, record.progress, record.error) == ({"a": "b"}, 1.0, None)
         assert record.usage is not None
         assert await rig.text(job) == "hello you"
+        body = await rig.jobs.input(OWNER, job)
+        assert isinstance(body, dict)
+        assert body["messages"][-1]["content"] == "hello you"
         await rig.eventually(lambda: not rig.queued)
         assert rig.gateways[0].counted("jobs_submitted") == 1
         await rig.eventually(lambda: rig.gateways[0].counted("jobs_ended") == 1)
