@@ -41,19 +41,19 @@ async def list_dead_letters(
     }
 
 
-@router.get("/v1/dlq/groups")
+@router.get("/v1/dead-letter-groups")
 async def list_dead_letter_groups(parts: PartsDep, _: AdminReader) -> dict[str, Any]:
     """Group the newest dead letters by error and model."""
     return await group_letters(parts.jobs)
 
 
-@router.post("/v1/dlq/replay")
+@router.post("/v1/dlq/bulk/replay")
 async def replay_dead_letters(request: Request, parts: PartsDep, _: Operator, audit: AuditDep) -> dict[str, Any]:
     """Start new runs of the jobs of many dead letters."""
     return await _change(request, parts, audit, parts.jobs.replay, parts.jobs.replay_letter)
 
 
-@router.post("/v1/dlq/delete")
+@router.post("/v1/dlq/bulk/delete")
 async def delete_dead_letters(request: Request, parts: PartsDep, _: Operator, audit: AuditDep) -> dict[str, Any]:
     """Delete many dead letters. Their jobs stay failed."""
     return await _change(request, parts, audit, parts.jobs.delete_dead_letters, parts.jobs.delete_letter)

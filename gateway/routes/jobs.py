@@ -48,7 +48,7 @@ async def export_jobs(request: Request, parts: PartsDep, caller: JobsCaller) -> 
         return HoldingResponse(exported, resources.pop_all())
 
 
-@router.post("/v1/jobs/cancel")
+@router.post("/v1/jobs/bulk/cancel")
 async def cancel_jobs(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Cancel the caller's jobs with these ids, or those that meet a filter."""
     body = await read_json(request, BulkRequest)
@@ -56,7 +56,7 @@ async def cancel_jobs(request: Request, parts: PartsDep, caller: JobsCaller) -> 
     return result.to_object(after)
 
 
-@router.post("/v1/jobs/retry")
+@router.post("/v1/jobs/bulk/retry")
 async def retry_jobs(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Start new runs of the caller's failed jobs with these ids, or of those that meet a filter."""
     body = await read_json(request, BulkRequest)

@@ -37,13 +37,13 @@ async def export_team_jobs(request: Request, parts: PartsDep, caller: AdminReade
     return await JobLists(parts, caller.owner, for_operator=True).export(request)
 
 
-@router.post("/v1/admin/jobs/cancel")
+@router.post("/v1/admin/jobs/bulk/cancel")
 async def cancel_team_jobs(request: Request, parts: PartsDep, caller: Operator, audit: AuditDep) -> dict[str, Any]:
     """Cancel the jobs of all teams that meet a filter."""
     return await _change(request, parts, caller, audit, parts.jobs.cancel, UNFINISHED)
 
 
-@router.post("/v1/admin/jobs/retry")
+@router.post("/v1/admin/jobs/bulk/retry")
 async def retry_team_jobs(request: Request, parts: PartsDep, caller: Operator, audit: AuditDep) -> dict[str, Any]:
     """Start new runs of the failed jobs of all teams that meet a filter."""
     return await _change(request, parts, caller, audit, parts.jobs.retry, RETRYABLE)

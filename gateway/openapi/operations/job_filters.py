@@ -18,7 +18,8 @@ def _texts(description: str, **items: object) -> JSON:
 
 
 def _time(description: str) -> JSON:
-    return _one(f"{description}: {_TIME}", format="date-time")
+    forms = [{"type": "string", "format": "date-time"}, {"type": "integer", "minimum": 0, "maximum": 253_402_300_800}]
+    return {"in": "query", "description": f"{description}: {_TIME}", "schema": {"anyOf": forms}}
 
 
 def _seconds(description: str) -> JSON:

@@ -133,7 +133,7 @@ OPERATIONS = {
         errors=MISSING_BATCH,
         parameters=OWN_EXPORT,
     ),
-    "POST /v1/jobs/cancel": Operation(
+    "POST /v1/jobs/bulk/cancel": Operation(
         id="cancelJobs",
         tag="jobs",
         scope="jobs",
@@ -145,7 +145,7 @@ OPERATIONS = {
         responses=json_response(BulkResult, "What was done."),
         errors=MISSING_BATCH,
     ),
-    "POST /v1/jobs/retry": Operation(
+    "POST /v1/jobs/bulk/retry": Operation(
         id="retryJobs",
         tag="jobs",
         scope="jobs",
@@ -264,7 +264,7 @@ OPERATIONS = {
             },
         },
     ),
-    "GET /v1/dlq/groups": Operation(
+    "GET /v1/dead-letter-groups": Operation(
         id="listDeadLetterGroups",
         tag="operation",
         scope="admin:read",
@@ -272,7 +272,7 @@ OPERATIONS = {
         description="Return the dead letters in groups of one error and one model, the largest group first. At most the newest 5,000 are read.",
         responses=json_response(DeadLetterGroupList, "The groups."),
     ),
-    "POST /v1/dlq/replay": Operation(
+    "POST /v1/dlq/bulk/replay": Operation(
         id="replayDeadLetters",
         tag="operation",
         scope="admin:operate",
@@ -283,7 +283,7 @@ OPERATIONS = {
         examples=GROUP_EXAMPLE,
         responses=json_response(DeadLetterResult, "What was done."),
     ),
-    "POST /v1/dlq/delete": Operation(
+    "POST /v1/dlq/bulk/delete": Operation(
         id="deleteDeadLetters",
         tag="operation",
         scope="admin:operate",

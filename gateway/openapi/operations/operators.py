@@ -317,7 +317,7 @@ OPERATIONS = {
         errors=NO_BATCH,
         parameters=OPERATORS_EXPORT,
     ),
-    "POST /v1/admin/jobs/cancel": Operation(
+    "POST /v1/admin/jobs/bulk/cancel": Operation(
         id="cancelTeamJobs",
         tag="operation",
         scope="admin:operate",
@@ -328,7 +328,7 @@ OPERATIONS = {
         responses=json_response(BulkResult, "What was done."),
         errors=NO_BATCH,
     ),
-    "POST /v1/admin/jobs/retry": Operation(
+    "POST /v1/admin/jobs/bulk/retry": Operation(
         id="retryTeamJobs",
         tag="operation",
         scope="admin:operate",
