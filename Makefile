@@ -2,7 +2,8 @@
 #
 #   make up            a whole Nexus on this machine; ARGS="--port 9000" passes flags to `nexus up`
 #   make install       what make up needs, without starting it; `make up` calls it by itself
-#   make test          all tests, four files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
+#   make test          the tests, four files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
+#   make test-all      the same, and the long ones of parts that seldom change (EXTENDED in tests/conftest.py)
 #   make test-containers  some of them on containers, by Docker; make test ARGS="--servers containers" runs all of them so
 #   make attack        the attacks of docs/explanation/security.md, against a Nexus of this machine; ARGS passes arguments to pytest
 #   make images        the images gateway, worker, tts and stt, their sizes, and their bills of materials in dist/
@@ -17,7 +18,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up install console test test-containers attack images check check-types check-rules docs bench bench-gate fuzz soak clean
+.PHONY: help up install console test test-all test-containers attack images check check-types check-rules docs bench bench-gate fuzz soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -42,7 +43,7 @@ CONSOLE = $(BIN)/python deploy/console.py --node "$(SYNC) --only-group node"
 STEPS := $(if $(filter-out up install,$(MAKECMDGOALS)),4,3)
 
 help:
-	@sed -n '3,16s/^# *//p' Makefile
+	@sed -n '3,17s/^# *//p' Makefile
 
 up: $(VENV)/.for-up
 	@$(CONSOLE)
@@ -57,6 +58,9 @@ console: $(VENV)/.for-base
 test: $(VENV)/.for-test
 	@$(CONSOLE)
 	@exec $(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
+
+test-all: $(VENV)/.for-test
+	@exec $(BIN)/python -m pytest --extended $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 # The contracts of bus, registry and records, requests on their way, and workers that die: where containers may differ from processes.
 CONTAINER_TESTS := tests/backbone/test_bus.py tests/backbone/test_job_log.py tests/backbone/test_documents.py \

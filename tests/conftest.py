@@ -92,6 +92,21 @@ ATTACKS = (
     "tests/unit/backbone/test_seals.py",
 )
 """Files that hold what docs/explanation/security.md says: they get the marker `attack`."""
+EXTENDED = (
+    "tests/backbone/test_job_log_cluster.py",
+    "tests/backbone/test_snapshots_cluster.py",
+    "tests/deploy/test_accounts_cluster.py",
+    "tests/deploy/test_scripts.py",
+    "tests/deploy/test_scripts_nexus.py",
+    "tests/faults/test_servers_that_wait.py",
+    "tests/scale/",
+    "tests/stack/test_detached.py",
+    "tests/stack/test_killed.py",
+    "tests/stack/test_restarts.py",
+    "tests/stack/test_terminal.py",
+    "tests/stack/test_user_models.py",
+)
+"""Tests that take long, of parts that seldom change: `make test-all` runs them, which CI's workflows call, and so does naming their file."""
 SOURCES = ["embedded", "containers", "external"]
 
 
@@ -99,6 +114,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--servers", choices=SOURCES, default="embedded", help="what NATS, etcd, Redis and Nexus's parts are"
     )
+    parser.addoption("--extended", action="store_true", help="also run the tests of EXTENDED in tests/conftest.py")
 
 
 PARENT_INTERVAL_S = 0.2
@@ -150,11 +166,20 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark attacks. What takes long begins first, so that no worker of a run is left alone with it at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark attacks, and leave out what only `--extended` runs. What takes long begins first, so that no worker of a run is left alone with
+    it at the end.
+    """
     for item in items:
         if item.nodeid.startswith(ATTACKS):
             item.add_marker("attack")
+    if not config.getoption("--extended"):
+        named = tuple(arg.removeprefix("./").partition("::")[0] for arg in config.args if ".py" in arg)
+        left_out = [item for item in items if item.nodeid.startswith(EXTENDED) and not item.nodeid.startswith(named)]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            kept = set(items) - set(left_out)
+            items[:] = [item for item in items if item in kept]
     items.sort(key=lambda item: _place(item.nodeid))
 
 
