@@ -341,7 +341,7 @@ class JobRecord(JobSpec):
     """The job's content is encrypted, and may be forgotten before its record. None: it is not."""
     traceparent: Traceparent | None = None
     """The span below which the job's trace goes on. None: the job is not traced."""
-    history: tuple[JobAttempt, ...] = ()
+    history: tuple[JobAttempt, ...] = Field((), exclude_if=lambda attempts: not attempts)
     """The newest attempts of all runs, oldest first: at most `MAX_ATTEMPTS_KEPT`."""
     reserved_tokens: int | None = None
     """Tokens that the run has taken of its limits per minute, by estimate. None: it took none."""

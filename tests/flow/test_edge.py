@@ -119,6 +119,8 @@ async def test_the_documentation_is_drawn_without_internet(cluster: Cluster, tmp
         page = (await process.communicate())[0].decode()
     assert "Authorize" in page
     for operation in OPERATIONS.values():
+        if operation.id == "getStatus":  # only where PUBLIC_ROUTES has it
+            continue
         assert f'id="operations-{operation.tag}-{operation.id}"' in page
         assert operation.summary in html.unescape(page)
 

@@ -167,8 +167,12 @@ async def test_held_queue(crew: Crew, cluster: Cluster, eventually: Eventually) 
     await cluster.nats.restart()
     await eventually(lambda: _ready(cluster))
     jobs.append(await submit())
-    [row] = [row for row in (await cluster.get("/v1/overview")).json()["models"] if row["model"] == crew.model]
-    assert (row["state"], row["waiting"]["default"], row["running"]) == ("held", len(jobs), 0)
+
+    async def all_wait() -> bool:
+        [row] = [row for row in (await cluster.get("/v1/overview")).json()["models"] if row["model"] == crew.model]
+        return (row["state"], row["waiting"]["default"], row["running"]) == ("held", len(jobs), 0)
+
+    await eventually(all_wait)
     assert await statuses(jobs) == ["queued"] * len(jobs)
     jobs += [await submit(tier) for tier in ("flex", "priority", "flex")]
     listed = await pages_of(cluster, f"{queue}/jobs")

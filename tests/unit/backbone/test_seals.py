@@ -56,7 +56,7 @@ def test_every_field_of_an_outcome_is_the_jobs_or_the_attempts() -> None:
     """A new field of outcomes is one or the other: say which."""
     attempts = {
         *("status", "token", "delivery", "events", "worker", "attempts", "seconds", "content_type", "usage", "size", "blob"),
-        *("error", "dead", "granted", "seal", "adapted", "media", "input_size", "sealed"),
+        *("error", "dead", "granted", "seal", "adapted", "media", "input_size", "sealed", "first_output_s", "traceparent"),
     }  # fmt: skip
     assert set(CHANGED) | attempts == set(Outcome.model_fields)
 

@@ -88,7 +88,7 @@ def test_the_page_loads_nothing_and_runs_nothing() -> None:
     """Its policy allows its own style, by its hash, and an empty icon."""
     made = LandingPage().page(scope(), ready=True)
     found = page(LandingPage(), scope())
-    assert found.links == ["data:,"]
+    assert found.links == ["data:,", "ui/"]
     assert not {"script", "img", "form", "iframe", "object"} & set(found.elements)
     assert " style=" not in made
     style = made.split("<style>")[1].split("</style>")[0]
@@ -98,14 +98,14 @@ def test_the_page_loads_nothing_and_runs_nothing() -> None:
 
 def test_where_the_documentation_is() -> None:
     """On this port, where PUBLIC_ROUTES has it; on the observability port, for readers on this machine alone."""
-    assert page(LandingPage(documented=True), scope()).links[1:] == ["docs", "openapi.json"]
+    assert page(LandingPage(documented=True), scope()).links[2:] == ["docs", "openapi.json"]
     here = LandingPage(observability_port=8801)
     for host in ("127.0.0.1", "localhost", "[::1]"):
-        links = page(here, scope(f"{host}:8800", client="127.0.0.1")).links[1:]
+        links = page(here, scope(f"{host}:8800", client="127.0.0.1")).links[2:]
         assert links == [f"http://{host}:8801/docs", f"http://{host}:8801/openapi.json"]
     for stranger in (scope("127.0.0.1:8800"), scope(client="127.0.0.1")):
         found = page(here, stranger)
-        assert found.links == ["data:,"]
+        assert found.links == ["data:,", "ui/"]
         assert "8801" not in found.text
         assert "/docs" in found.text
 

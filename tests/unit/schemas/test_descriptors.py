@@ -18,7 +18,7 @@ from schemas.descriptors import (
     digest_of,
     parse_descriptor,
 )
-from schemas.endpoints import CAPABILITIES, SERVED
+from schemas.endpoints import CAPABILITIES, INPUT_TOKENS, SERVED
 from schemas.parameters.standard import standard_descriptor
 
 
@@ -26,7 +26,9 @@ def test_every_endpoint_has_usual_parameters() -> None:
     """They are valid JSON Schema, their examples pass them, and they are accepted as any worker's."""
     usual = standard_descriptor(CAPABILITIES)
     assert usual is not None
-    assert set(usual.endpoints) == {spec.path for spec in SERVED}
+    assert set(usual.endpoints) == {
+        spec.path for spec in SERVED if spec is not INPUT_TOKENS
+    }  # it counts what chat is told
     for path, endpoint in usual.endpoints.items():
         jsonschema.Draft202012Validator.check_schema(endpoint.parameters)
         jsonschema.validate(endpoint.example, endpoint.parameters, cls=jsonschema.Draft202012Validator)
