@@ -11,6 +11,7 @@ import orjson
 from backbone.store.job_filter import error_code
 from gateway import clock
 from gateway.jobs.attempt_history import end_with_outcome
+from schemas.job_fields import PRIVATE
 from schemas.jobs import TERMINAL_STATUSES, Envelope, JobAttempt, JobRecord, JobStatus
 from schemas.outcome import Outcome
 from schemas.traces import read_trace_context
@@ -152,19 +153,6 @@ def attempt_object(attempt: JobAttempt) -> dict[str, Any]:
         "end": attempt.end,
         "code": attempt.code,
     }
-
-
-JOB_FIELDS = (
-    "id", "object", "endpoint", "capability", "model", "service_tier", "status", "created_at", "queued_at", "started_at",
-    "finished_at", "expires_at", "run", "attempts", "queue_position", "eta_seconds", "progress", "worker", "key", "request_id",
-    "usage", "error", "metadata", "result_url", "events_url", "trace_id", "attempts_detail", "adapted", "webhook", "batch",
-)  # fmt: skip
-"""The fields of the job object. The last five may be missing."""
-PRIVATE = ("metadata", "webhook", "result_url", "events_url", "error")
-"""Fields of the job object that hold what callers wrote, or lead to it."""
-
-
-JOB_STATE_FIELDS = (*(name for name in JOB_FIELDS if name not in PRIVATE), "team", "error_code")
 
 
 def job_state_object(record: JobRecord) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from gateway.job_requests import MAX_ITEMS, BulkRequest, TeamBulkRequest
 from gateway.jobs.bulk import BulkOutcome, change_all
 from gateway.jobs.export import CSV, JSON_LINES, MAX_EXPORTED, ToObject, csv_table, json_lines, pick
 from gateway.jobs.query import DEFAULT_LIMIT, MAX_LIMIT, JobQuery, parse_job_query
-from gateway.jobs.records import JOB_FIELDS, JOB_STATE_FIELDS, job_object, job_state_object
+from gateway.jobs.records import job_object, job_state_object
 from gateway.jobs.search import LineJobs
 from gateway.usage.query import group_parameters, read_choice
 from schemas.errors import InvalidRequest
+from schemas.job_fields import JOB_FIELDS, JOB_STATE_FIELDS
 from schemas.jobs import JobStatus
 
 

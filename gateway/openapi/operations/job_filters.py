@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gateway.openapi.operation import JSON, TEXT, SuccessResponse
+from schemas.job_fields import JOB_FIELDS, JOB_STATE_FIELDS
 from schemas.jobs import Capability, JobStatus, Lane
 
 _TIME = "ISO 8601 (without a zone: UTC) or Unix seconds."
@@ -26,6 +29,11 @@ def _seconds(description: str) -> JSON:
     return _one(description, pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})?$")
 
 
+def _fields(names: Sequence[str]) -> JSON:
+    name = f"(?:{'|'.join(names)})"
+    return _texts("Return only these fields of each job. May be a list with commas.", pattern=f"^{name}(?:,{name})*$")
+
+
 _FILTERS: dict[str, JSON] = {
     "status": _texts("Only jobs with one of these statuses.", enum=list(JobStatus)),
     "model": _texts("Only jobs of these models, by the names in the requests."),
@@ -46,7 +54,6 @@ _FILTERS: dict[str, JSON] = {
     "min_duration": _seconds("Only ended jobs whose last attempt took at least this many seconds."),
     "max_duration": _seconds("Only ended jobs whose last attempt took at most this many seconds."),
     "order": _one("`desc`: the newest job first. `asc`: the oldest.", enum=["desc", "asc"], default="desc"),
-    "fields": _texts("Return only these fields of each job. May be a list with commas."),
     "after": _one("The `next_after` of the previous page.", pattern="^(job_[0-9a-f]{32})?$"),
 }
 _METADATA: JSON = {
@@ -70,8 +77,10 @@ def _limit(default: int, most: int) -> JSON:
 
 
 _FORMAT = _one("JSON lines, or CSV with a head.", enum=["jsonl", "csv"], default="jsonl")
-OWN_PAGE = {**_FILTERS, "metadata": _METADATA, "limit": _limit(20, 100)}
-OWN_EXPORT = {**_FILTERS, "metadata": _METADATA, "limit": _limit(1_000_000, 1_000_000), "format": _FORMAT}
-OPERATORS_PAGE = {"team": _TEAM, **_FILTERS, "limit": _limit(20, 100)}
-OPERATORS_EXPORT = {"team": _TEAM, **_FILTERS, "limit": _limit(1_000_000, 1_000_000), "format": _FORMAT}
+_OWN: dict[str, JSON] = {**_FILTERS, "fields": _fields(JOB_FIELDS), "metadata": _METADATA}
+_OPERATORS: dict[str, JSON] = {"team": _TEAM, **_FILTERS, "fields": _fields(JOB_STATE_FIELDS)}
+OWN_PAGE = {**_OWN, "limit": _limit(20, 100)}
+OWN_EXPORT = {**_OWN, "limit": _limit(1_000_000, 1_000_000), "format": _FORMAT}
+OPERATORS_PAGE = {**_OPERATORS, "limit": _limit(20, 100)}
+OPERATORS_EXPORT = {**_OPERATORS, "limit": _limit(1_000_000, 1_000_000), "format": _FORMAT}
 EXPORTED = {200: SuccessResponse("The jobs.", {"application/jsonl": TEXT, "text/csv": TEXT}, ("Content-Disposition",))}

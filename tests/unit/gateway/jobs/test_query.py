@@ -6,8 +6,9 @@ import pytest
 
 from backbone.ids import new_job_id
 from gateway.jobs.query import parse_job_query
-from gateway.jobs.records import JOB_FIELDS, id_created_at
+from gateway.jobs.records import id_created_at
 from schemas.errors import InvalidRequest
+from schemas.job_fields import JOB_FIELDS
 from schemas.jobs import JobRecord
 
 DAY_S = 86_400

@@ -17,9 +17,10 @@ from gateway.jobs.bulk import change_all
 from gateway.jobs.dead_letter_groups import find_letters, group_letters
 from gateway.jobs.export import csv_table, json_lines
 from gateway.jobs.query import parse_job_query
-from gateway.jobs.records import JOB_FIELDS, job_object
+from gateway.jobs.records import job_object
 from gateway.jobs.search import JobSearch
 from schemas.errors import InvalidRequest
+from schemas.job_fields import JOB_FIELDS
 from schemas.jobs import JobRecord, JobStatus
 from tests.unit.gateway.jobs.rig import OWNER, Rig
 
