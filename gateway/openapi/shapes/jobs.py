@@ -93,11 +93,17 @@ class JobInput(BaseModel):
     """The request's body; of a form, its fields."""
 
 
+class JobFields(BaseModel):
+    """A job of a list whose request has `fields`: these fields alone."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class JobList(BaseModel):
     """A page of jobs, newest first, or in the order that the query asks for. With `fields`, jobs hold only those."""
 
     object: Literal["list"]
-    data: list[Job]
+    data: list[Job | JobFields]
     first_id: str | None
     last_id: str | None
     has_more: bool

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.openapi.shapes.jobs import AttemptDetail
+from gateway.openapi.shapes.jobs import AttemptDetail, JobFields
 from schemas.budgets import BudgetPeriod, BudgetUnit
 from schemas.jobs import Capability, JobStatus, Lane
 from schemas.keys import LaneName, Retain, Scope
@@ -412,7 +412,7 @@ class TeamJobList(BaseModel):
     """A page of jobs, newest first, or in the order that the query asks for. With `fields`, jobs hold only those."""
 
     object: Literal["list"]
-    data: list[TeamJob]
+    data: list[TeamJob | JobFields]
     first_id: str | None
     last_id: str | None
     has_more: bool
