@@ -25,7 +25,7 @@ class RerankRequest(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=256)]
     query: Annotated[str, Field(min_length=1)]
     documents: Annotated[list[str | RerankDocument], Field(min_length=1)]
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    top_n: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     """None: all documents."""
     return_documents: bool | None = None
     """None: false, only their indexes are returned."""

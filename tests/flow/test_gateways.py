@@ -169,8 +169,9 @@ async def test_held_queue(crew: Crew, cluster: Cluster, eventually: Eventually) 
     jobs.append(await submit())
 
     async def all_wait() -> bool:
-        [row] = [row for row in (await cluster.get("/v1/overview")).json()["models"] if row["model"] == crew.model]
-        return (row["state"], row["waiting"]["default"], row["running"]) == ("held", len(jobs), 0)
+        rows = (await cluster.get("/v1/overview")).json()["models"]
+        seen = [(row["state"], row["waiting"]["default"], row["running"]) for row in rows if row["model"] == crew.model]
+        return seen == [("held", len(jobs), 0)]
 
     await eventually(all_wait)
     assert await statuses(jobs) == ["queued"] * len(jobs)

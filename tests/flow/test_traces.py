@@ -85,7 +85,7 @@ async def test_a_stream_is_one_trace(
     assert PROMPT.encode() not in collector.received
     [line] = [line for line in cluster.requests() if line.get("trace_id") == trace.id]
     assert line["model"] == crew.model
-    assert [line["trace_id"] for line in cluster.attempts(worker)] == [trace.id]
+    await eventually(lambda: [line["trace_id"] for line in cluster.attempts(worker)] == [trace.id])
     assert trace.id in await exemplars(cluster)
 
 
