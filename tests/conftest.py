@@ -95,6 +95,8 @@ ATTACKS = (
 EXTENDED = (
     "tests/backbone/test_job_log_cluster.py",
     "tests/backbone/test_snapshots_cluster.py",
+    # Beside three busy processes, a line that was cancelled has an answer with an error; the reason is not known yet.
+    "tests/clients/test_batches_python.py::TestEnds::test_cancel",
     "tests/deploy/test_accounts_cluster.py",
     "tests/deploy/test_scripts.py",
     "tests/deploy/test_scripts_nexus.py",
